@@ -1,0 +1,153 @@
+"""The data dictionary: every dimension, variable, unit and mask bit, with its section of the source document.
+
+A name is defined here once. `validate` refuses a Dataset that breaks the dictionary.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import InconsistentGeometry, UnitsError
+
+__all__ = ["DIMS", "MASK_BITS", "VARIABLES", "Variable", "attributes", "mask_attributes", "validate"]
+
+DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
+"""Dimension names, singular, in the order they have in every array."""
+
+MASK_BITS: Final = {
+    "NO_DATA": 1,  # padding, missing detector, dead amplifier: takes part in nothing
+    "BAD": 2,  # §3, unusable pixel
+    "SUSPECT": 4,  # §3 and Sec. 3.2, flagged but usable
+    "SATURATED": 8,  # §4
+    "COSMIC_RAY": 16,  # Sec. 2.7
+    "INTERPOLATED": 32,  # Sec. 3.5
+    "CROSSTALK": 64,  # Sec. 3.3
+    "EDGE": 128,  # Sec. 2.11, outer pixels of a sensor
+}
+"""Bits of a ``mask``; pixels without any bit are good."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One entry of the data dictionary."""
+
+    dims: tuple[str, ...]
+    kind: str  # numpy dtype kinds allowed: "u", "i", "f", "b", "O", "U", "M"
+    units: tuple[str, ...]  # units allowed; "" where the quantity has none
+    prose: str
+
+
+_PIXELS = ("amplifier", "y", "x")
+_AMPLIFIER = ("detector", "amplifier")
+_IMAGE_UNITS = ("adu", "electron", "electron/s")
+
+VARIABLES: Final[dict[str, Variable]] = {
+    # Coordinates of a set of exposures (¶1, ¶4, ¶8-¶10; header table)
+    "exposure": Variable(("exposure",), "OUT", ("",), "exposure id"),
+    "detector": Variable(("detector",), "OUT", ("",), "detector name, as R22_S11"),
+    "amplifier": Variable(("amplifier",), "OUT", ("",), "amplifier name, as C10"),
+    "exposure_type": Variable(("exposure",), "OUT", ("",), "bias, dark, flat, fe55, science, cbp ..."),
+    "time": Variable(("exposure",), "M", ("",), "UTC of the start of readout or of the exposure"),
+    "exposure_time": Variable(("exposure",), "f", ("s",), "time the shutter or lamp was open"),
+    "dark_time": Variable(("exposure",), "f", ("s",), "time over which dark charge gathered (Sec. 2.7)"),
+    "filter": Variable(("exposure",), "OUT", ("",), "filter in the beam; 'none' without one"),
+    "wavelength": Variable(("exposure",), "f", ("nm",), "vacuum wavelength of a monochromatic source (¶9)"),
+    "photodiode": Variable(("exposure",), "f", ("C",), "charge of the monitoring photodiode (¶3)"),
+    "present": Variable(("exposure", "detector"), "b", ("",), "the frame of this detector was ingested"),
+    # Images
+    "counts": Variable(("exposure", "detector", *_PIXELS), "iu", ("adu",), "raw counts, readout orientation"),
+    "image": Variable(("exposure", "detector", *_PIXELS), "f", _IMAGE_UNITS, "pixel values"),
+    "variance": Variable(
+        ("exposure", "detector", *_PIXELS),
+        "f",
+        ("adu**2", "electron**2", "(electron/s)**2"),
+        "variance of `image`, without the part common to a row",
+    ),
+    "mask": Variable(("exposure", "detector", *_PIXELS), "u", ("",), "bit flags, see MASK_BITS"),
+    "row_variance": Variable(
+        ("exposure", "detector", "amplifier", "y"),
+        "f",
+        ("adu**2", "electron**2", "(electron/s)**2"),
+        "variance common to the pixels of a row, left by its overscan level (Sec. 3.1)",
+    ),
+    "frames": Variable(
+        ("detector", *_PIXELS), "iu", ("",), "exposures that entered a pixel: its degrees of freedom + 1"
+    ),
+    "overscan": Variable(("exposure", "detector", "amplifier", "y"), "f", ("adu",), "overscan level of a row"),
+    "level": Variable(
+        ("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"
+    ),
+    "level_error": Variable(
+        ("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "standard error of `level`"
+    ),
+    "accepted": Variable(("exposure", "detector", "amplifier"), "b", ("",), "the frame entered the stack"),
+    # Amplifier properties (¶2)
+    "gain": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain in use (Sec. 2.2)"),
+    "gain_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain`"),
+    "gain_fe55": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain from 55Fe X-rays (Sec. 2.2a)"),
+    "gain_fe55_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_fe55`"),
+    "gain_pair": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain from pairs of flats (Sec. 2.2b)"),
+    "gain_pair_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_pair`"),
+    "read_noise": Variable(_AMPLIFIER, "f", ("adu", "electron"), "read noise from the overscan"),
+    "read_noise_error": Variable(_AMPLIFIER, "f", ("adu", "electron"), "standard error of `read_noise`"),
+}
+
+
+def attributes(name: str, units: str = "") -> dict[str, str]:
+    """Attributes of a registered variable: its prose and its unit.
+
+    Raises
+    ------
+    UnitsError
+        ``units`` is not one this variable may have.
+
+    Examples
+    --------
+    >>> attributes("exposure_time", "s")["units"]
+    's'
+    """
+    entry = VARIABLES[name]
+    unit = units or entry.units[0]
+    if unit not in entry.units:
+        raise UnitsError(f"{name}: unit {unit!r} is not one of {entry.units}")
+    found = {"long_name": entry.prose}
+    return {**found, "units": unit} if unit else found
+
+
+def mask_attributes() -> dict[str, object]:
+    """CF attributes that name the bits of a mask."""
+    return {
+        **attributes("mask"),
+        "flag_masks": list(MASK_BITS.values()),
+        "flag_meanings": " ".join(MASK_BITS),
+    }
+
+
+def validate(dataset: xr.Dataset) -> xr.Dataset:
+    """Return ``dataset`` unchanged if its variables keep to the dictionary.
+
+    Dimensions may be missing (one detector, one exposure) but not reordered;
+    names that are not registered are left alone.
+
+    Raises
+    ------
+    InconsistentGeometry
+        A variable has other dimensions, in another order, or another kind of dtype.
+    UnitsError
+        A variable has no unit, or one it may not have.
+    """
+    for name, array in dataset.variables.items():
+        entry = VARIABLES.get(str(name))
+        if entry is None:
+            continue
+        expected = tuple(dim for dim in entry.dims if dim in array.dims)
+        if array.dims != expected:
+            raise InconsistentGeometry(f"{name}: dimensions {array.dims}, expected {entry.dims}")
+        if np.dtype(array.dtype).kind not in entry.kind:
+            raise InconsistentGeometry(f"{name}: dtype {array.dtype}, expected a kind of {entry.kind!r}")
+        if entry.units != ("",) and array.attrs.get("units") not in entry.units:
+            found = array.attrs.get("units", "none")
+            raise UnitsError(f"{name}: unit {found!r}, expected one of {entry.units}")
+    return dataset
