@@ -7,6 +7,7 @@ __all__ = [
     "InsufficientInputs",
     "StaleCalibration",
     "UnitsError",
+    "WorkerLost",
 ]
 
 
@@ -36,3 +37,7 @@ class DegenerateSolution(CalibrationError):
 
 class StaleCalibration(CalibrationError):
     """No product of the wanted kind is valid for this detector and time."""
+
+
+class WorkerLost(CalibrationError):
+    """A worker died while it worked on this: nothing is wrong with the data, and a re-run resumes."""

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lsstcal_dask.errors import InconsistentGeometry, UnitsError
 
-__all__ = ["DIMS", "MASK_BITS", "VARIABLES", "Variable", "attributes", "mask_attributes", "validate"]
+__all__ = ["DIMS", "MASK_BITS", "VARIABLES", "Variable", "attributes", "mask_attributes", "nights", "validate"]
 
 DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
 """Dimension names, singular, in the order they have in every array."""
@@ -56,6 +56,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "wavelength": Variable(("exposure",), "f", ("nm",), "vacuum wavelength of a monochromatic source (¶9)"),
     "photodiode": Variable(("exposure",), "f", ("C",), "charge of the monitoring photodiode (¶3)"),
     "present": Variable(("exposure", "detector"), "b", ("",), "the frame of this detector was ingested"),
+    "pixels": Variable(("exposure", "detector"), "S", ("",), "hash of the raw counts; empty if missing"),
     # Images
     "counts": Variable(("exposure", "detector", *_PIXELS), "iu", ("adu",), "raw counts, readout orientation"),
     "image": Variable(("exposure", "detector", *_PIXELS), "f", _IMAGE_UNITS, "pixel values"),
@@ -151,3 +152,8 @@ def validate(dataset: xr.Dataset) -> xr.Dataset:
             found = array.attrs.get("units", "none")
             raise UnitsError(f"{name}: unit {found!r}, expected one of {entry.units}")
     return dataset
+
+
+def nights(raw: xr.Dataset) -> np.ndarray:
+    """Night (exposure,) datetime64[D] of each exposure: the date of the noon (UTC) before its ``time``."""
+    return (raw["time"].values - np.timedelta64(12, "h")).astype("datetime64[D]")

@@ -3,7 +3,7 @@
 A camera is data: a YAML file shipped in ``cameras/`` or written by the user.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Amplifier", "Box", "Camera", "Detector"]
 
@@ -48,7 +48,7 @@ class Amplifier:
 
 @dataclass(frozen=True)
 class Detector:
-    """One CCD."""
+    """One CCD. The centre of its first pixel is CCD pixel (0, 0); x runs along the serial direction."""
 
     name: str
     id: int
@@ -73,11 +73,15 @@ class Camera:
     image_shape: tuple[int, int]
     dtype: str  # of raw counts: uint16 or int32
     plate_scale: float  # arcsec/mm
-    radial: tuple[float, ...]  # field-angle radius = sum_i radial[i] * (plate_scale * r)**i, radians
+    radial: tuple[float, ...]  # field-angle radius = plate_scale * sum_i radial[i] * r**i, r in mm
     temperature: float  # nominal, K
     file_format: str  # "amplifiers" (one extension each) or "taps" (one image)
-    headers: dict[str, object]  # how the header table is read: see cameras/README
+    headers: dict[str, object] = field(hash=False)  # how the header table is read: see cameras/README
+    mirrored: bool = False  # field angle x runs against focal plane x
 
     def detector(self, name: str) -> Detector:
         """Detector of that name; KeyError if the camera has none."""
-        return {d.name: d for d in self.detectors}[name]
+        for detector in self.detectors:
+            if detector.name == name:
+                return detector
+        raise KeyError(name)

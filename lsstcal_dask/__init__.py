@@ -1,0 +1,1 @@
+"""Make and apply the calibration products of a CCD mosaic telescope (Lupton 2016)."""

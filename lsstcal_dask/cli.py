@@ -1,0 +1,250 @@
+"""The command ``lsstcal``: arguments in, lines and JSON out; everything else is in `lsstcal_dask.pipeline`."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lsstcal_dask.errors import CalibrationError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="lsstcal",
+    help="Make and apply the calibration products of a CCD mosaic telescope.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or bucket (s3://...) of the store.")]
+SchedulerOption = Annotated[
+    str, typer.Option(help="threads, local, slurm, pbs, sge, htcondor, or the address tcp://... of a scheduler.")
+]
+WorkersOption = Annotated[int | None, typer.Option(help="Number of workers; as many as cores by default.")]
+MemoryOption = Annotated[str | None, typer.Option(help="Memory of each worker, as '4GiB'.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
+
+
+def main() -> None:
+    """Run the command line; errors end in one line and exit status 1 (2 for wrong use)."""
+    try:
+        app()
+    except CalibrationError as error:
+        print(f"lsstcal: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("lsstcal: interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _compute(scheduler: str, workers: int | None, memory: str | None) -> Iterator[Any]:
+    from lsstcal_dask.compute import cluster  # noqa: PLC0415
+
+    with cluster(scheduler, workers, memory_limit=memory) as compute:
+        yield compute
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _finish(result: dict[str, Any], errors: list[str], as_json: bool) -> None:
+    """Print errors, one line each, and the result; exit 1 if there were errors."""
+    for error in errors:
+        _say(f"error: {error}")
+    if as_json:
+        print(json.dumps({**result, "errors": errors}, indent=1))
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")] = Path("lsstcal-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the simulated night.")] = 1,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a small camera's raw frames, calibrate them, and say how well the truth was recovered."""
+    from lsstcal_dask.pipeline.demo import run_demo  # noqa: PLC0415
+
+    with _compute(scheduler, workers, None) as compute:
+        result = run_demo(folder, seed, compute, say=_say)
+    _finish(result, result.pop("failures"), as_json)
+
+
+@app.command()
+def ingest(
+    store: StoreArgument,
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Raw FITS files.")],
+    camera: Annotated[
+        str | None, typer.Option(help="Camera by name, or a YAML file that describes it; for a new store.")
+    ] = None,
+    exposure_type: Annotated[
+        str | None, typer.Option("--type", help="bias, dark, flat, fe55, science ... where headers do not say.")
+    ] = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy raw FITS files into the store; what is wrong with one is said, the others go in."""
+    from lsstcal_dask.pipeline.ingest import ingest as run  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import create_store, open_store  # noqa: PLC0415
+
+    opened = create_store(store, camera) if camera else open_store(store)
+    with _compute(scheduler, workers, memory) as compute:
+        report = run(opened, files, compute, exposure_type=exposure_type, progress=_shows_progress())
+    _say(f"{opened.url}: {len(report.ingested)} frames ingested, {len(report.unchanged)} already there")
+    counts = {"ingested": len(report.ingested), "unchanged": len(report.unchanged)}
+    _finish({"store": opened.url, **counts}, report.errors, as_json)
+
+
+def _shows_progress() -> bool:
+    return sys.stderr.isatty()
+
+
+@app.command()
+def build(
+    store: StoreArgument,
+    products: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRODUCTS]...", help="bias, gain, dark; all of them by default.")
+    ] = None,
+    exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
+    by_night: Annotated[bool, typer.Option(help="One product for each night of exposures.")] = False,
+    valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the first exposure.")] = "",
+    valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build products in the order in which they depend on each other; a build that was killed goes on."""
+    from lsstcal_dask.pipeline import build as module  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.recipes import RECIPES  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    names = products or []
+    if unknown := sorted(set(names) - set(RECIPES)):
+        raise typer.BadParameter(f"unknown product {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+    settings, opened = read_config(config), open_store(store)
+    validity = module.Validity(_iso(valid_from), _iso(valid_until))
+    with _compute(scheduler, workers, memory) as compute:
+        built = module.build(
+            opened,
+            names,
+            settings,
+            compute,
+            exposures=exposure,
+            validity=validity,
+            by_night=by_night,
+            progress=_shows_progress(),
+        )
+        _report(opened.url, built, as_json)
+
+
+def _iso(text: str) -> str:
+    """A time as products hold it."""
+    import numpy as np  # noqa: PLC0415
+
+    if not text:
+        return ""
+    try:
+        return str(np.datetime_as_string(np.datetime64(text), unit="s"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time: write it as 2026-07-01T12:00:00") from None
+
+
+def _report(url: str, built: Iterator[tuple[str, Any]], as_json: bool) -> None:
+    """Say what became of each product as it is done, its remarks in brief."""
+    rows, errors = [], []
+    for name, one in built:
+        errors += one.errors
+        if one.note:
+            _say(f"{one.note} (skipped)")
+        if one.pointer is None:
+            continue
+        pointer = one.pointer
+        state = "built" if one.new else "is up to date"
+        _say(f"{name} {pointer.version} {state}: {len(pointer.detectors)} detectors, {pointer.verdict}")
+        for remark in pointer.remarks[:5]:
+            _say(f"  {remark}")
+        if len(pointer.remarks) > 5:
+            _say(f"  ... and {len(pointer.remarks) - 5} more remarks: see 'lsstcal ls {url} --remarks'")
+        rows.append({"product": name, "version": pointer.version, "verdict": pointer.verdict, "new": one.new})
+    _finish({"store": url, "products": rows}, errors, as_json)
+
+
+@app.command()
+def calibrate(
+    store: StoreArgument,
+    exposures: Annotated[
+        list[str] | None, typer.Argument(metavar="[EXPOSURES]...", help="Exposure ids; all science exposures by default.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave out a correction: bias, gain or dark.")] = None,
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply the products to exposures: image in electrons, variance and mask."""
+    from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config).calibrate, open_store(store)
+    with _compute(scheduler, workers, memory) as compute:
+        built = run(opened, exposures or [], settings, compute, skip=skip or [], progress=_shows_progress())
+        _report(opened.url, built, as_json)
+
+
+@app.command("ls")
+def list_store(
+    store: StoreArgument,
+    remarks: Annotated[bool, typer.Option(help="Show every remark of every product.")] = False,
+    check: Annotated[bool, typer.Option(help="Read every product again and compare with its hashes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List exposures and products."""
+    from lsstcal_dask.pipeline.listing import list_contents, print_contents  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    found = list_contents(open_store(store), check=check)
+    if not as_json:
+        print_contents(found, remarks=remarks)
+    _finish(found, found.pop("damaged"), as_json)
+
+
+@app.command()
+def show(
+    store: StoreArgument,
+    what: Annotated[str, typer.Argument(help="A product (bias, gain, dark) or an exposure id.")],
+    variable: Annotated[str | None, typer.Option(help="Variable, as variance or gain_pair; the main one by default.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of a product; the latest by default.")] = None,
+    detector: Annotated[str | None, typer.Option(help="One CCD; the focal plane by default.")] = None,
+    amplifier: Annotated[str | None, typer.Option(help="One amplifier of the CCD.")] = None,
+    raw: Annotated[bool, typer.Option(help="Of an exposure, the raw counts, not the calibrated image.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write.")] = None,
+) -> None:
+    """Write a picture (PNG) of a product or an exposure."""
+    from lsstcal_dask.pipeline.listing import show_picture  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    if amplifier and not detector:
+        raise typer.BadParameter("--amplifier needs --detector")
+    choice = {"variable": variable, "version": version, "detector": detector, "amplifier": amplifier, "raw": raw}
+    print(show_picture(open_store(store), what, output, choice))

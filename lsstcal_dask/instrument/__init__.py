@@ -1,0 +1,28 @@
+"""What a camera is, and its raw frames in and out."""
+
+from lsstcal_dask.instrument.assembly import assemble, bin_ccd, mosaic, no_data, split, trim
+from lsstcal_dask.instrument.camera import Amplifier, Box, Camera, Detector
+from lsstcal_dask.instrument.description import camera_names, from_mapping, load_camera, to_mapping
+from lsstcal_dask.instrument.rawfits import Frame, FrameHeader, read_frame, read_header, write_frame
+
+__all__ = [
+    "Amplifier",
+    "Box",
+    "Camera",
+    "Detector",
+    "Frame",
+    "FrameHeader",
+    "assemble",
+    "bin_ccd",
+    "camera_names",
+    "from_mapping",
+    "load_camera",
+    "mosaic",
+    "no_data",
+    "read_frame",
+    "read_header",
+    "split",
+    "to_mapping",
+    "trim",
+    "write_frame",
+]

@@ -1,0 +1,184 @@
+"""The electronic offset of each row, from the serial overscan (Lupton 2016, Sec. 3.1).
+
+Row means of the reference pixels are made robust against cosmic rays and bleeding
+charge, and smoothed by a penalised cubic spline in the row direction. Where the
+rows jitter by more than their noise, the level moves from the spline towards the
+row mean by the fraction that minimises its variance.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numba import njit
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.interpolate import BSpline
+
+__all__ = ["OverscanConfig", "RowLevels", "row_levels"]
+
+
+class OverscanConfig(BaseModel):
+    """How the level of each row is found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["spline", "row", "mean", "none"] = "spline"
+    skip: int = Field(3, ge=0, description="reference columns next to the data left out: deferred charge")
+    clip: float = Field(5.0, gt=2, description="pixels and rows further off than this many sigma are left out")
+    knots: int = Field(100, ge=8, description="rows between the knots of the spline")
+
+
+@dataclass(frozen=True)
+class RowLevels:
+    """Levels of the rows of n frames of one amplifier."""
+
+    level: np.ndarray  # (n, y) float32, adu; NaN where a frame has no usable row
+    variance: np.ndarray  # (n, y) float32, adu**2, of the level: common to the pixels of a row
+    read_noise: np.ndarray  # (n,) float64, adu, from the scatter within rows (rounding included)
+    rejected: np.ndarray  # (n,) int, rows left out
+
+
+@njit(nogil=True, cache=True)
+def _row_moments(pixels, centre, reach):  # type: ignore[no-untyped-def]
+    """Mean, sum of squared deviations and number of the pixels of each row within ``reach`` of ``centre``."""
+    n, ny, nx = pixels.shape
+    mean = np.empty((n, ny))
+    squares = np.empty((n, ny))
+    used = np.empty((n, ny), np.int64)
+    for i in range(n):
+        for y in range(ny):
+            total, total2, count = 0.0, 0.0, 0
+            for x in range(nx):
+                deviation = pixels[i, y, x] - centre[i, y]
+                if abs(deviation) <= reach[i]:
+                    total += deviation
+                    total2 += deviation * deviation
+                    count += 1
+            used[i, y] = count
+            mean[i, y] = centre[i, y] + total / count if count else np.nan
+            squares[i, y] = total2 - total * total / count if count else np.nan
+    return mean, squares, used
+
+
+def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Row means (n, y) free of outliers, pixels used (n, y), noise of a pixel and its clean rows' count (n,)."""
+    n, _, nx = pixels.shape
+    start = pixels[:, :, nx // 2].astype(np.float64)
+    everything = np.full(n, np.inf)
+    mean, squares, used = _row_moments(pixels, start, everything)
+    nu = nx - 1
+    # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
+    sigma = np.sqrt(np.median(squares / nu, axis=1) / (1 - 2 / (9 * nu)) ** 3)
+    dirty = squares > sigma[:, None] ** 2 * (nu + clip * np.sqrt(2 * nu))
+    centre = mean.copy()
+    centre[dirty] = np.median(pixels[dirty], axis=-1)
+    for _ in range(2):
+        clipped, _, kept = _row_moments(pixels, centre, clip * sigma + 0.5)
+        centre = np.where(dirty & (kept > 0), clipped, mean)
+    used = np.where(dirty, kept, used)
+    clean = ~dirty
+    rows = np.maximum(clean.sum(axis=1), 1)
+    sigma = np.sqrt((squares * clean).sum(axis=1) / (rows * nu))
+    return np.where(dirty, clipped, mean), used, sigma, clean.sum(axis=1)
+
+
+@lru_cache(maxsize=8)
+def _basis(ny: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cubic B-splines (ny, nb), their products (ny, nb * nb) and their roughness (nb, nb).
+
+    Knots are denser at the first rows, where amplifiers settle.
+    """
+    inner = [k for k in (3, 8, 20, 50) if k < min(spacing, ny / 2)]
+    inner += list(np.linspace(0, ny - 1, max(2, round(ny / spacing) + 1))[1:-1])
+    knots = np.concatenate([[0.0] * 4, inner, [float(ny - 1)] * 4])
+    basis = BSpline.design_matrix(np.arange(ny, dtype=float), knots, 3).toarray()
+    second = np.diff(np.eye(basis.shape[1]), 2, axis=0)
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(ny, -1)
+    return basis, products, second.T @ second
+
+
+def _spline(mean: np.ndarray, weight: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Penalised weighted spline through the row means: its values and variances (n, y), and its freedom."""
+    basis, products, rough = _basis(mean.shape[1], spacing)
+    freedom = basis.shape[1]
+    normal = (weight @ products).reshape(-1, freedom, freedom)
+    # A penalty a thousandth of the data's weight only bridges rows that have none.
+    strength = 1e-3 * np.trace(normal, axis1=1, axis2=2) / freedom + 1e-300
+    inverse = np.linalg.inv(normal + strength[:, None, None] * rough)
+    coefficients = np.einsum("nbc,nc->nb", inverse, (weight * mean) @ basis)
+    return coefficients @ basis.T, inverse.reshape(-1, freedom**2) @ products.T, freedom
+
+
+def _usable_rows(mean: np.ndarray, weight: np.ndarray, config: OverscanConfig) -> np.ndarray:
+    """Rows (n, y) that lie on a smooth curve; those under bleeding charge or a cosmic ray do not.
+
+    Starts from the median row and down-weights by Cauchy's law, so that a minority of
+    rows, however far off and however many side by side, cannot drag the curve.
+    """
+    usable = _inliers(mean, weight, _spline(mean, weight, config.knots)[0], config.clip)
+    doubtful = np.flatnonzero((~usable).any(axis=1))
+    if len(doubtful):
+        some, heavy = mean[doubtful], weight[doubtful]
+        fit = np.broadcast_to(np.median(some, axis=1)[:, None], some.shape)
+        for _ in range(8):
+            pull2, spread = _pulls(some, heavy, fit)
+            fit = _spline(some, heavy / (1 + pull2 / (4 * spread)), config.knots)[0]
+        usable[doubtful] = _inliers(some, heavy, fit, config.clip)
+    return usable
+
+
+def _pulls(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared pulls (n, y) and their robust scale (n, 1): jitter common to every row must not reject rows."""
+    pull2 = (mean - fit) ** 2 * weight
+    return pull2, np.maximum(1.0, np.median(pull2, axis=1) / 0.455)[:, None]
+
+
+def _inliers(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, clip: float) -> np.ndarray:
+    pull2, spread = _pulls(mean, weight, fit)
+    return (weight > 0) & (pull2 <= clip**2 * spread)
+
+
+def _smooth(mean: np.ndarray, used: np.ndarray, sigma: np.ndarray, config: OverscanConfig) -> RowLevels:
+    mean = np.where(used >= 2, mean, 0.0)
+    own = np.maximum(sigma[:, None], 1e-6) ** 2 / np.maximum(used, 1)
+    good = _usable_rows(mean, (used >= 2) / own, config)
+    fit, variance, freedom = _spline(mean, good / own, config.knots)
+    rows = good.sum(axis=1)
+    chi2 = ((mean - fit) ** 2 * good / own).sum(axis=1) / np.maximum(rows - freedom, 1)
+    excess = np.where(chi2 > 1 + 4 * np.sqrt(2 / np.maximum(rows, 1)), chi2 - 1, 0.0)[:, None]
+    share = excess / (1 + excess) * good
+    level = fit + share * (mean - fit)
+    # Jitter of variance `excess * own`: what the row's own mean leaves of it, or all of it without one.
+    variance = (1 - share) ** 2 * variance + share * own + excess * own * ~good
+    level[rows < freedom] = np.nan
+    return RowLevels(level.astype(np.float32), variance.astype(np.float32), sigma, mean.shape[1] - rows)
+
+
+def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) -> RowLevels:
+    """Level of every row of a stack of frames of one amplifier (Sec. 3.1).
+
+    Parameters
+    ----------
+    pixels : (n, y, x) counts of the reference pixels, adu; no columns where the sensor has none.
+    config : method and limits.
+
+    Returns
+    -------
+    RowLevels; zero levels with NaN noise where there are no reference pixels or the method is ``none``.
+    """
+    n, ny, nx = pixels.shape
+    skip = config.skip if nx > 4 * config.skip else 0
+    pixels = pixels[:, :, skip:]
+    if nx < 2 or config.method == "none":
+        zero = np.zeros((n, ny), np.float32)
+        return RowLevels(zero, zero, np.full(n, np.nan), np.zeros(n, int))
+    mean, used, sigma, _ = _robust_rows(pixels, config.clip)
+    if config.method == "spline" and ny > 8:
+        return _smooth(mean, used, sigma, config)
+    own = sigma[:, None] ** 2 / np.maximum(used, 1)
+    if config.method == "mean" or ny <= 8:
+        mean = np.broadcast_to(np.nanmedian(mean, axis=1)[:, None], mean.shape)
+        own = np.broadcast_to(1.57 * own.mean(axis=1, keepdims=True) / ny, mean.shape)
+    rejected = np.zeros(n, int)
+    return RowLevels(mean.astype(np.float32), own.astype(np.float32), sigma, rejected)

@@ -1,0 +1,1 @@
+"""Laws that more than one room needs."""

@@ -1,0 +1,262 @@
+"""Build products in dependency order: one task per detector, written as it comes, published last."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import dask
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WorkerLost
+from lsstcal_dask.mapping import AmplifierResults, Opaque
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.storage.products import (
+    Pointer,
+    Template,
+    create_template,
+    finished,
+    list_products,
+    lookup,
+    open_product,
+    publish,
+    write_detector,
+)
+from lsstcal_dask.storage.provenance import digest, software
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.variables import nights
+
+__all__ = ["Built", "Validity", "build", "run_version"]
+
+
+@dataclass(frozen=True)
+class Validity:
+    """When a product may be used: from the noon (UTC) before its first exposure on, unless said otherwise.
+
+    So the exposures of one afternoon may be taken, and their products built, in any order.
+    """
+
+    valid_from: str = ""
+    valid_until: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one product."""
+
+    pointer: Pointer | None  # None where it could not be published
+    new: bool = False  # False if this very product was there already
+    errors: list[str] = field(default_factory=list)
+    note: str = ""  # why nothing was attempted
+
+
+def build(
+    store: Store,
+    names: Sequence[str],
+    config: Config,
+    compute: Compute,
+    *,
+    exposures: Sequence[str] | None = None,
+    validity: Validity = Validity(),
+    by_night: bool = False,
+    progress: bool = False,
+) -> Iterator[tuple[str, Built]]:
+    """Build products; yields each as it is done.
+
+    Parameters
+    ----------
+    names : products to build; all of them if empty, those without inputs with a note.
+    exposures : use only these.
+    by_night : one product per night of exposures, each valid from its night on.
+    """
+    for name in [name for name in RECIPES if not names or name in names]:
+        try:
+            sets = list(_input_sets(store, RECIPES[name], exposures, by_night))
+            if not sets:
+                raise InsufficientInputs(
+                    f"{name}: no exposures of type {' or '.join(RECIPES[name].types)}: ingest some (--type)"
+                )
+            for raw in sets:
+                yield name, _build_one(store, RECIPES[name], raw, config, compute, validity, progress)
+        except CalibrationError as error:
+            unasked = isinstance(error, InsufficientInputs) and not names
+            yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
+
+
+def _input_sets(
+    store: Store, recipe: Recipe, exposures: Sequence[str] | None, by_night: bool
+) -> Iterator[xr.Dataset]:
+    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
+    raw = raw.isel(exposure=np.flatnonzero(np.isin(raw["exposure_type"].values.astype(str), recipe.types)))
+    if not raw.sizes["exposure"]:
+        return
+    if not by_night:
+        yield raw
+        return
+    for night in np.unique(nights(raw)):
+        yield raw.isel(exposure=np.flatnonzero(nights(raw) == night))
+
+
+def _build_one(
+    store: Store,
+    recipe: Recipe,
+    raw: xr.Dataset,
+    config: Config,
+    compute: Compute,
+    validity: Validity,
+    progress: bool,
+) -> Built:
+    raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
+    start = validity.valid_from or np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s")
+    settings = getattr(config, recipe.name)
+    upstream, failed, remarks = _upstream(store, recipe, raw, start)
+    recipe.check(raw, settings, all("bias" in found for found in upstream.values()))
+    inputs: dict[str, Any] = {
+        "exposures": [str(name) for name in raw["exposure"].values],
+        "pixels": _pixel_digests(raw),
+        "upstream": {
+            det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()
+        },
+    }
+    pointer = Pointer(
+        name=recipe.name,
+        valid_from=start,
+        valid_until=validity.valid_until,
+        failed=failed,
+        remarks=remarks,
+        inputs=inputs,
+        configuration=settings.model_dump(mode="json"),
+        software=software(),
+    )
+    names = [str(name) for name in raw["detector"].values if str(name) not in failed]
+    if not names:
+        return Built(None, errors=[f"{recipe.name}: {det}: {why}" for det, why in failed.items()])
+    raw = raw.sel(detector=names)
+    sizes = {**recipe.sizes(raw, store.camera), "detector": len(names)}
+    template = Template(recipe.outputs, sizes, _coordinates(raw, recipe), {"product": recipe.name})
+    arguments = {
+        det: (store.url, recipe.name, store.camera.detector(det), settings, _versions(upstream.get(det, {})))
+        for det in names
+    }
+    shared = dask.delayed(Opaque(raw), name=f"raw-{digest(inputs)}", pure=False)
+    work = {det: (_results, (shared, det, recipe.context(store.camera), *arguments[det])) for det in names}
+    return run_version(store.url, pointer, template, work, compute, progress)
+
+
+def _pixel_digests(raw: xr.Dataset) -> dict[str, str]:
+    """Hash of the frames of each detector that enter, in order."""
+    hashes = raw["pixels"].values
+    return {str(det): digest([h.decode() for h in hashes[:, j]]) for j, det in enumerate(raw["detector"].values)}
+
+
+def _coordinates(raw: xr.Dataset, recipe: Recipe) -> dict[str, tuple[tuple[str, ...], Any]]:
+    found = {name: ((name,), raw[name].values) for name in ("detector", "amplifier")}
+    if any(output.per_exposure for output in recipe.outputs.values()):
+        for name in ("exposure", "time", "exposure_time", "dark_time"):
+            found[name] = (("exposure",), raw[name].values)
+    return found
+
+
+def _upstream(
+    store: Store, recipe: Recipe, raw: xr.Dataset, time: str
+) -> tuple[dict[str, dict[str, Pointer]], dict[str, str], list[str]]:
+    """Products each detector uses; the detectors that lack a required one, with the reason; remarks."""
+    pointers = list_products(store.url)
+    found: dict[str, dict[str, Pointer]] = {}
+    failed: dict[str, str] = {}
+    without: dict[str, list[str]] = {}
+    for det in (str(name) for name in raw["detector"].values):
+        found[det] = {}
+        for name in (*recipe.needs, *recipe.uses):
+            try:
+                found[det][name] = lookup(pointers, name, det, time)
+            except CalibrationError as error:
+                if name in recipe.needs:
+                    failed[det] = str(error)
+                else:
+                    without.setdefault(name, []).append(str(error))
+    remarks = [f"made without {name} for {len(why)} detectors: {why[0]}" for name, why in without.items()]
+    return found, failed, remarks
+
+
+def _versions(found: Mapping[str, Pointer]) -> dict[str, str]:
+    return {name: pointer.version for name, pointer in found.items()}
+
+
+def _results(
+    source: Opaque, det: str, context: Any, url: str, name: str, detector: Any, settings: Any, versions: dict[str, str]
+) -> AmplifierResults:
+    """What a worker does for one detector: open what it needs lazily and stream its amplifiers."""
+    raw = source.dataset.sel(detector=det)
+    products = {k: open_product(url, k, v, chunked=False).sel(detector=det) for k, v in versions.items()}
+    return RECIPES[name].make(raw, detector, context, settings, products)
+
+
+def run_version(
+    url: str,
+    pointer: Pointer,
+    template: Template,
+    work: Mapping[str, tuple[Any, tuple]],
+    compute: Compute,
+    progress: bool,
+) -> Built:
+    """Make every detector of a version that is not there yet, and publish it when all are.
+
+    Parameters
+    ----------
+    pointer : everything about the version but its results; its version is found here.
+    work : by detector, a function that returns its `AmplifierResults` in the worker, and its arguments.
+    """
+    identity = {
+        "name": pointer.name,
+        "inputs": pointer.inputs,
+        "configuration": pointer.configuration,
+        "software": pointer.software,
+        "valid": [pointer.valid_from, pointer.valid_until],
+    }
+    pointer = replace(pointer, version=digest(identity))
+    for known in list_products(url, pointer.name):
+        if known.version == pointer.version:
+            return Built(known)
+    create_template(url, pointer.name, pointer.version, template)
+    done = finished(url, pointer.name, pointer.version)
+    order = list(work)
+    todo = [det for det in order if det not in done]
+    task = dask.delayed(_make_detector, pure=False)
+    tasks = [task(url, pointer.name, pointer.version, (order.index(det), det), *work[det]) for det in todo]
+    failed, errors = dict(pointer.failed), []
+    for det, result in compute.run(tasks, labels=todo, describe=pointer.name, progress=progress):
+        if isinstance(result, CalibrationError) and not isinstance(result, WorkerLost):
+            failed[str(det)] = str(result)
+        elif isinstance(result, Exception):
+            errors.append(f"{pointer.name}: {det}: {result}")
+        else:
+            done[str(det)] = result
+    if errors:
+        return Built(None, errors=[*errors, f"{pointer.name}: not published; run the same command to resume"])
+    return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
+
+
+def _make_detector(
+    url: str, name: str, version: str, place: tuple[int, str], function: Any, args: tuple
+) -> dict[str, Any]:
+    return write_detector(url, name, version, place, function(*args))
+
+
+def _publish(url: str, pointer: Pointer, done: dict[str, dict[str, Any]], failed: dict[str, str]) -> Built:
+    remarks = pointer.remarks + [remark for marker in done.values() for remark in marker["remarks"]]
+    verdict = "FAIL" if not done else "WARN" if remarks or failed else "PASS"
+    pointer = replace(
+        pointer,
+        detectors={det: marker["hash"] for det, marker in done.items()},
+        failed=failed,
+        verdict=verdict,
+        remarks=remarks,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f"),
+    )
+    publish(url, pointer)
+    return Built(pointer, new=True, errors=[f"{pointer.name}: {det}: {why}" for det, why in failed.items()])

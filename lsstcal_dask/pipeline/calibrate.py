@@ -1,0 +1,174 @@
+"""Apply the products to exposures: one task per detector, written as it comes, published per exposure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import dask
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.instrument import Detector
+from lsstcal_dask.isr.frame import Frame, new_frame
+from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
+from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
+from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.config import CalibrateConfig
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.storage.products import Pointer, Template, list_products, lookup, open_product
+from lsstcal_dask.storage.provenance import software
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.variables import MASK_BITS
+
+__all__ = ["calibrate", "find_calibrated"]
+
+_NAME = "calibrated"
+
+
+def calibrate(
+    store: Store,
+    exposures: Sequence[str],
+    config: CalibrateConfig,
+    compute: Compute,
+    *,
+    skip: Sequence[str] = (),
+    progress: bool = False,
+) -> Iterator[tuple[str, Built]]:
+    """Correct exposures; yields each as it is done.
+
+    Parameters
+    ----------
+    exposures : ids; every science exposure if empty.
+    skip : corrections left out: bias, gain or dark.
+
+    Raises
+    ------
+    CalibrationError
+        An unknown order, correction or exposure.
+    """
+    if config.order not in ORDERS:
+        raise CalibrationError(f"unknown order of corrections {config.order!r}: choose from {sorted(ORDERS)}")
+    if unknown := sorted(set(skip) - set(NEEDED)):
+        raise CalibrationError(f"unknown correction {unknown[0]!r} to skip: choose from {sorted(NEEDED)}")
+    chosen = {"exposures": exposures} if exposures else {"exposure_type": "science"}
+    raw = open_raw(store.url, store.camera, chunked=False, **chosen)  # type: ignore[arg-type]
+    if not raw.sizes["exposure"]:
+        raise CalibrationError("there are no science exposures: name the exposures to calibrate, or ingest some")
+    pointers = list_products(store.url)
+    for i, name in enumerate(str(value) for value in raw["exposure"].values):
+        yield name, _calibrate_one(store, raw.isel(exposure=i), config, compute, (pointers, skip, progress))
+
+
+def _calibrate_one(
+    store: Store,
+    raw: xr.Dataset,
+    config: CalibrateConfig,
+    compute: Compute,
+    extra: tuple[list[Pointer], Sequence[str], bool],
+) -> Built:
+    pointers, skip, progress = extra
+    raw = raw.isel(detector=np.flatnonzero(raw["present"].values))
+    exposure, time = str(raw["exposure"].values), np.datetime_as_string(raw["time"].values, unit="s")
+    steps = [step for step in ORDERS[config.order] if step in NEEDED and step not in skip]
+    found: dict[str, dict[str, Pointer]] = {}
+    failed: dict[str, str] = {}
+    for det in (str(name) for name in raw["detector"].values):
+        try:
+            found[det] = {step: lookup(pointers, NEEDED[step], det, time) for step in steps}
+        except CalibrationError as error:
+            failed[det] = f"exposure {exposure}: {error}"
+    if not found:
+        return Built(None, errors=list(failed.values()))
+    raw = raw.sel(detector=list(found))
+    pixels = zip(raw["detector"].values, raw["pixels"].values, strict=True)
+    pointer = Pointer(
+        name=_NAME,
+        valid_from=time,
+        failed=failed,
+        remarks=[f"without {', '.join(sorted(skip))}"] if skip else [],
+        inputs={
+            "exposure": exposure,
+            "pixels": {str(det): value.decode() for det, value in pixels},
+            "upstream": {d: {k: f"{p.version}/{p.hash}" for k, p in use.items()} for d, use in found.items()},
+        },
+        configuration=config.model_dump(mode="json"),
+        software=software(),
+    )
+    template = _template(store, raw, "electron" if "gain" in steps else "adu", config.order)
+    shared = dask.delayed(Opaque(raw), pure=False)
+    context = (store.url, store.camera.image_shape, config)
+    work = {}
+    for det, use in found.items():
+        versions = {step: (p.name, p.version) for step, p in use.items()}
+        work[det] = (_results, (shared, context, store.camera.detector(det), versions))
+    return run_version(store.url, pointer, template, work, compute, progress)
+
+
+def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:
+    ny, nx = store.camera.image_shape
+    return Template(
+        outputs={
+            "image": Output("float32", units),
+            "variance": Output("float32", f"{units}**2"),
+            "row_variance": Output("float32", f"{units}**2"),
+            "mask": Output("uint16"),
+        },
+        sizes={"detector": raw.sizes["detector"], "amplifier": raw.sizes["amplifier"], "y": ny, "x": nx},
+        coords={name: ((name,), raw[name].values) for name in ("detector", "amplifier")},
+        attrs={"exposure": str(raw["exposure"].values), "order": order},
+    )
+
+
+def _results(
+    source: Opaque,
+    context: tuple[str, tuple[int, int], CalibrateConfig],
+    detector: Detector,
+    versions: Mapping[str, tuple[str, str]],
+) -> AmplifierResults:
+    """What a worker does for one detector."""
+    url, shape, config = context
+    raw = source.dataset.sel(detector=detector.name)
+    products: dict[str, xr.Dataset] = {
+        step: open_product(url, name, version, chunked=False).sel(detector=detector.name)
+        for step, (name, version) in versions.items()
+    }
+    exposure, dark_time = str(raw["exposure"].values), float(raw["dark_time"])
+    for amplifier in detector.amplifiers:
+        counts = raw["counts"].sel(amplifier=[amplifier.name]).values
+        # No correction yet couples amplifiers, so each goes alone and a worker holds one at a time.
+        frame = new_frame(exposure, replace(detector, amplifiers=(amplifier,)), dark_time, counts, shape)
+        yield amplifier.name, _dataset(correct(frame, products, config.overscan, config.order))
+
+
+def _dataset(frame: Frame) -> xr.Dataset:
+    """The only amplifier of a frame; NaN wherever it has NO_DATA."""
+    mask = frame.mask[0]
+    lost = mask & MASK_BITS["NO_DATA"] > 0
+    good = frame.image[0][mask == 0]
+    return xr.Dataset(
+        {
+            "image": (("y", "x"), np.where(lost, np.float32(np.nan), frame.image[0])),
+            "variance": (("y", "x"), np.where(lost, np.float32(np.nan), frame.variance[0])),
+            "row_variance": ("y", frame.row_variance[0]),
+            "mask": (("y", "x"), mask),
+        },
+        attrs={
+            "remarks": [] if good.size else ["no usable pixel"],
+            "summary": {"median": float(np.median(good)) if good.size else None},
+        },
+    )
+
+
+def find_calibrated(store: Store, exposure: str) -> Pointer:
+    """The calibrated frame of an exposure that was made last.
+
+    Raises
+    ------
+    CalibrationError
+        There is none.
+    """
+    found = [p for p in list_products(store.url, _NAME) if p.inputs["exposure"] == exposure]
+    if not found:
+        raise CalibrationError(f"exposure {exposure} is not calibrated: run 'lsstcal calibrate {store.url} {exposure}'")
+    return max(found, key=lambda p: p.created)

@@ -1,0 +1,55 @@
+"""The configuration of a run: what a TOML file may say, with its defaults."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.products.gain import GainConfig
+from lsstcal_dask.products.stack import StackConfig
+
+__all__ = ["CalibrateConfig", "Config", "read_config"]
+
+
+class CalibrateConfig(BaseModel):
+    """How science frames are corrected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: str = "lupton2016"
+    overscan: OverscanConfig = OverscanConfig()
+
+
+class Config(BaseModel):
+    """Every table of the configuration file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bias: StackConfig = StackConfig()
+    gain: GainConfig = GainConfig()
+    dark: StackConfig = StackConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
+
+
+def read_config(path: str | Path | None) -> Config:
+    """Read a TOML file; without one, the defaults.
+
+    Raises
+    ------
+    CalibrationError
+        The file cannot be read, or an entry is unknown or has a value it may not have.
+    """
+    if path is None:
+        return Config()
+    try:
+        return Config.model_validate(tomllib.loads(Path(path).read_text()))
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise CalibrationError(f"{path}: is not TOML ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CalibrationError(f"{path}: {place}: {first['msg']}") from error

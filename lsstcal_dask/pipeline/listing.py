@@ -1,0 +1,159 @@
+"""What is in a store: lists and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.instrument import trim
+from lsstcal_dask.pipeline.calibrate import find_calibrated
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.storage.products import Pointer, check_product, list_products, open_product
+from lsstcal_dask.storage.raw import open_raw, read_records
+from lsstcal_dask.verify.display import picture
+
+__all__ = ["list_contents", "print_contents", "show_picture"]
+
+_MAIN = {"gain": "gain"}
+"""The variable that a product is shown by, where it is not ``image``."""
+
+
+def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
+    """Exposures and products of a store; ``damaged`` has a line for every detector whose pixels have changed."""
+    exposures: dict[str, dict[str, Any]] = {}
+    for (name, _), record in sorted(read_records(store.url).items()):
+        row = exposures.setdefault(name, {"exposure": name, **record.header, "detectors": 0})
+        row["detectors"] += 1
+    for row in exposures.values():
+        row.update({k: None for k, v in row.items() if isinstance(v, float) and not np.isfinite(v)})
+    products, damaged = [], []
+    for pointer in list_products(store.url):
+        if check:
+            damaged += [
+                f"{pointer.name} {pointer.version}: {det}: its values changed on disk: delete "
+                f"products/{pointer.name}/published/{pointer.version}.json and products/{pointer.name}/"
+                f"{pointer.version}, then build it again"
+                for det in check_product(store.url, pointer)
+            ]
+        products.append(_product_row(pointer))
+    ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
+    return {
+        "store": store.url,
+        "camera": store.camera.name,
+        "exposures": ordered,
+        "products": products,
+        "damaged": damaged,
+    }
+
+
+def _product_row(pointer: Pointer) -> dict[str, Any]:
+    return {
+        "product": pointer.name,
+        "version": pointer.version,
+        "exposure": pointer.inputs.get("exposure", ""),
+        "valid_from": pointer.valid_from,
+        "valid_until": pointer.valid_until,
+        "detectors": len(pointer.detectors),
+        "verdict": pointer.verdict,
+        "created": pointer.created,
+        "remarks": pointer.remarks,
+    }
+
+
+def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
+    """Print the lists as tables."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console()
+    console.print(f"{found['store']}  camera {found['camera']}", soft_wrap=True, highlight=False)
+    table = Table("exposure", "type", "time (UTC)", "exposure s", "dark s", "filter", "nm", "CCDs", box=None)
+    for row in found["exposures"]:
+        numbers = [_number(row[key]) for key in ("exposure_time", "dark_time")]
+        time = row["time"].replace("T", " ")[:19]
+        nm = _number(row["wavelength"])
+        table.add_row(row["exposure"], row["exposure_type"], time, *numbers, row["filter"], nm, str(row["detectors"]))
+    console.print(table if found["exposures"] else "no exposures")
+    table = Table("product", "version", "valid from", "until", "CCDs", "verdict", "remarks", box=None)
+    for row in found["products"]:
+        name = f"{row['product']} {row['exposure']}".strip()
+        until = row["valid_until"] or "open"
+        row_remarks = str(len(row["remarks"]) or "")
+        table.add_row(
+            name, row["version"], row["valid_from"], until, str(row["detectors"]), row["verdict"], row_remarks
+        )
+        if remarks:
+            for remark in row["remarks"]:
+                table.add_row("", "", f"  {remark}")
+    console.print()
+    console.print(table if found["products"] else "no products")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def show_picture(store: Store, what: str, output: Path | None, choice: dict[str, Any]) -> Path:
+    """Write a picture of a product or an exposure.
+
+    Parameters
+    ----------
+    what : name of a product, or an exposure id.
+    output : path; named after what is shown by default.
+    choice : ``variable``, ``version``, ``detector``, ``amplifier`` (str or None) and ``raw`` (bool).
+
+    Raises
+    ------
+    CalibrationError
+        There is no such product, exposure or variable.
+    """
+    if what in {record[0] for record in read_records(store.url)}:
+        dataset, title = _exposure(store, what, choice["raw"])
+    else:
+        dataset, title = _product(store, what, choice["version"])
+    name = choice["variable"] or next(v for v in (_MAIN.get(what, "image"), "counts") if v in dataset)
+    if name not in dataset or not {"detector", "amplifier"} <= set(dataset[name].dims) <= _SHOWN:
+        good = [str(v) for v in dataset.data_vars if {"detector", "amplifier"} <= set(dataset[v].dims) <= _SHOWN]
+        raise CalibrationError(f"{title} has no picture of {name!r}: choose --variable from {', '.join(good)}")
+    parts = [what, None if name == "image" else name, choice["detector"], choice["amplifier"]]
+    path = output or Path("_".join(str(part) for part in parts if part) + ".png")
+    return picture(
+        dataset[name],
+        store.camera,
+        path,
+        title=f"{title}, {name}",
+        detector=choice["detector"],
+        amplifier=choice["amplifier"],
+    )
+
+
+_SHOWN = {"detector", "amplifier", "y", "x"}
+
+
+def _product(store: Store, name: str, version: str | None) -> tuple[xr.Dataset, str]:
+    found = [p for p in list_products(store.url, name) if version in (None, p.version)]
+    if not found:
+        raise CalibrationError(f"{store.url} has no product or exposure {name!r}: see 'lsstcal ls {store.url}'")
+    pointer = max(found, key=lambda p: p.created)
+    dataset = open_product(store.url, name, pointer.version, chunked=False)
+    dataset = dataset.sel(detector=list(pointer.detectors))
+    if "mask" in dataset and version is None:
+        dataset = dataset.drop_vars("level", errors="ignore")
+    return dataset, f"{name} {pointer.version} ({pointer.verdict}), valid from {pointer.valid_from}"
+
+
+def _exposure(store: Store, exposure: str, raw: bool) -> tuple[xr.Dataset, str]:
+    if not raw:
+        pointer = find_calibrated(store, exposure)
+        dataset = open_product(store.url, pointer.name, pointer.version, chunked=False)
+        return dataset.sel(detector=list(pointer.detectors)), f"{exposure}, calibrated"
+    frames = open_raw(store.url, store.camera, exposures=[exposure], chunked=False).isel(exposure=0)
+    frames = frames.isel(detector=np.flatnonzero(frames["present"].values))
+    parts = []
+    for name in (str(value) for value in frames["detector"].values):
+        counts = frames["counts"].sel(detector=name).astype(np.float32)
+        parts.append(trim(counts, store.camera.detector(name), store.camera))
+    counts = xr.concat(parts, "detector").assign_attrs(frames["counts"].attrs)
+    return xr.Dataset({"counts": counts}), f"{exposure}, {frames['exposure_type'].values}, raw"

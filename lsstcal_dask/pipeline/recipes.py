@@ -1,0 +1,82 @@
+"""What each product needs and how one detector of it is made; the order of this table is the build order."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import xarray as xr
+
+from lsstcal_dask.instrument import Camera
+from lsstcal_dask.mapping import AmplifierResults, Output
+from lsstcal_dask.products import bias, dark, gain
+from lsstcal_dask.products.stack import stack_sizes
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one product is made."""
+
+    name: str
+    types: tuple[str, ...]  # exposure types it is made from
+    needs: tuple[str, ...]  # products without which it cannot be made
+    uses: tuple[str, ...]  # products that improve it
+    outputs: Mapping[str, Output]
+    check: Callable[[xr.Dataset, Any, bool], None]  # exposures, settings, every detector has a bias
+    make: Callable[..., AmplifierResults]  # exposures of one detector, detector, context, settings, products
+    context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
+    sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
+
+
+def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, products: Any) -> AmplifierResults:
+    return bias.bias_amplifiers(raw, detector, shape, settings)
+
+
+def _amplifier_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
+    return {"amplifier": raw.sizes["amplifier"]}
+
+
+def _image_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
+    return stack_sizes(raw, camera.image_shape)
+
+
+RECIPES: Final = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="bias",
+            types=("bias",),
+            needs=(),
+            uses=(),
+            outputs=bias.OUTPUTS,
+            check=lambda raw, settings, has_bias: bias.check_biases(raw, settings),
+            make=_make_bias,
+            context=lambda camera: camera.image_shape,
+            sizes=_image_sizes,
+        ),
+        Recipe(
+            name="gain",
+            types=("fe55", "flat"),
+            needs=(),
+            uses=("bias",),
+            outputs=gain.OUTPUTS,
+            check=lambda raw, settings, has_bias: gain.check_gains(raw, settings),
+            make=gain.gain_amplifiers,
+            context=lambda camera: camera.temperature,
+            sizes=_amplifier_sizes,
+        ),
+        Recipe(
+            name="dark",
+            types=("dark",),
+            needs=("gain",),
+            uses=("bias",),
+            outputs=dark.OUTPUTS,
+            check=lambda raw, settings, has_bias: dark.check_darks(raw, settings, has_bias=has_bias),
+            make=dark.dark_amplifiers,
+            context=lambda camera: camera.image_shape,
+            sizes=_image_sizes,
+        ),
+    )
+}
+"""Every product, in the order in which they depend on each other."""

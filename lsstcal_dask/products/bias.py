@@ -1,0 +1,129 @@
+"""Master bias: what an amplifier reads without light or time, above its overscan (Lupton 2016, Sec. 2.1; §1)."""
+
+import itertools
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import InsufficientInputs, UnitsError
+from lsstcal_dask.instrument.camera import Camera, Detector
+from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
+from lsstcal_dask.products.stack import (
+    StackConfig,
+    Transform,
+    combine_amplifier,
+    dead_amplifier,
+    stack_dataset,
+    stack_outputs,
+    stack_sizes,
+)
+from lsstcal_dask.variables import nights
+
+__all__ = ["OUTPUTS", "bias_amplifiers", "check_biases", "master_bias"]
+
+OUTPUTS = stack_outputs("adu") | {
+    "read_noise": Output("float64", "adu"),
+    "read_noise_error": Output("float64", "adu"),
+}
+
+
+def check_biases(raw: xr.Dataset, config: StackConfig) -> None:
+    """Refuse exposures that cannot be biases, by their headers alone.
+
+    Raises
+    ------
+    InsufficientInputs
+        Fewer than ``config.minimum`` exposures.
+    UnitsError
+        An exposure has an exposure time other than zero.
+    """
+    if raw.sizes["exposure"] < config.minimum:
+        raise InsufficientInputs(
+            f"bias: {raw.sizes['exposure']} bias exposures, at least {config.minimum} are needed: ingest more"
+        )
+    for name, seconds in zip(raw["exposure"].values, raw["exposure_time"].values, strict=True):
+        if not abs(seconds) < 0.01:  # some controllers report their shortest exposure instead of zero
+            raise UnitsError(
+                f"exposure {name} is of type bias but its exposure time is {seconds:g} s: "
+                f"ingest it with its true type (--type)"
+            )
+
+
+def bias_amplifiers(
+    raw: xr.Dataset, detector: Detector, shape: tuple[int, int], config: StackConfig
+) -> AmplifierResults:
+    """Bias of each amplifier of one detector, one after the other.
+
+    Parameters
+    ----------
+    raw : ``counts`` (exposure, amplifier, y, x), adu, and ``present`` (exposure,) of one detector.
+    shape : (ny, nx) of the padded image.
+
+    Yields
+    ------
+    Name and Dataset (`OUTPUTS`) of an amplifier; a dead one is NaN with a remark. One
+    amplifier's stack, raw and trimmed, is in memory at a time.
+    """
+    present = raw["present"].values
+    names = [str(name) for name in raw["exposure"].values]
+    counts = raw["counts"].isel(exposure=np.flatnonzero(present))
+    for amplifier in detector.amplifiers:
+        transform = Transform(np.ones(int(present.sum())))
+        try:
+            pixels = counts.sel(amplifier=amplifier.name).values
+            stack = combine_amplifier(pixels, amplifier, transform, config)
+        except InsufficientInputs as error:
+            yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
+            continue
+        result = stack_dataset(stack, present, shape, names)
+        result.attrs["remarks"] += _drift(raw.isel(exposure=np.flatnonzero(present)), stack.level, stack.level_error)
+        result.attrs["summary"] = {"read_noise": stack.read_noise, "method": stack.method}
+        yield amplifier.name, result
+
+
+def _drift(raw: xr.Dataset, level: np.ndarray, error: np.ndarray) -> list[str]:
+    """A remark where the level of the frames differs between nights by more than its scatter explains."""
+    found = []
+    groups = [(night, nights(raw) == night) for night in np.unique(nights(raw))]
+    groups = [(night, here) for night, here in groups if here.sum() > 1]
+    for (before, a), (after, b) in itertools.pairwise(groups):
+        change = level[b].mean() - level[a].mean()
+        sigma = float(np.hypot(*(_mean_error(level[here], error[here]) for here in (a, b))))
+        if abs(change) > 4 * sigma:
+            found.append(
+                f"level changed by {change:+.3f} +- {sigma:.3f} adu from the night of {before} to "
+                f"{after}: build one bias per night with --by-night"
+            )
+    return found
+
+
+def _mean_error(level: np.ndarray, error: np.ndarray) -> float:
+    """Error of a mean level: from the scatter of the frames, but not less than their own errors say."""
+    return float(max(level.std(ddof=1), error.mean()) / np.sqrt(len(level)))
+
+
+def master_bias(raw: xr.Dataset, camera: Camera, config: StackConfig = StackConfig()) -> xr.Dataset:
+    """Combine biases, lazily: one task per detector.
+
+    Parameters
+    ----------
+    raw : ``counts`` (exposure, detector, amplifier, y, x), adu, readout orientation; ``present``.
+    camera : its camera.
+    config : method, clip, overscan.
+
+    Returns
+    -------
+    Dataset with `OUTPUTS`: ``image`` (detector, amplifier, y, x), adu above the overscan,
+    readout orientation, and its ``variance``, ``mask``, ``frames`` and ``row_variance``;
+    the ``level`` of each exposure and whether it was ``accepted``; ``read_noise``.
+
+    Raises
+    ------
+    InsufficientInputs, UnitsError
+        See `check_biases`.
+    """
+    check_biases(raw, config)
+    sizes = stack_sizes(raw, camera.image_shape)
+    return map_detectors(
+        bias_amplifiers, raw, OUTPUTS, sizes, lambda name: (camera.detector(name), camera.image_shape, config)
+    )

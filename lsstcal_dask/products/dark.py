@@ -1,0 +1,127 @@
+"""Master dark: the charge that gathers in one second without light (Lupton 2016, Sec. 2.7; §6)."""
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import InsufficientInputs, UnitsError
+from lsstcal_dask.instrument.camera import Camera, Detector
+from lsstcal_dask.mapping import AmplifierResults, map_detectors
+from lsstcal_dask.products.stack import (
+    StackConfig,
+    Transform,
+    combine_amplifier,
+    dead_amplifier,
+    stack_dataset,
+    stack_outputs,
+    stack_sizes,
+)
+
+__all__ = ["OUTPUTS", "check_darks", "dark_amplifiers", "master_dark"]
+
+OUTPUTS = stack_outputs("electron/s")
+
+
+def check_darks(raw: xr.Dataset, config: StackConfig, *, has_bias: bool = True) -> None:
+    """Refuse exposures that cannot be darks, by their headers alone.
+
+    Raises
+    ------
+    InsufficientInputs
+        Fewer than ``config.minimum`` exposures, or unequal dark times and no bias.
+    UnitsError
+        A dark time is missing, zero or negative.
+    """
+    if raw.sizes["exposure"] < config.minimum:
+        raise InsufficientInputs(
+            f"dark: {raw.sizes['exposure']} dark exposures, at least {config.minimum} are needed: ingest more, "
+            f"or lower [dark] minimum"
+        )
+    times = raw["dark_time"].values
+    for name, seconds in zip(raw["exposure"].values, times, strict=True):
+        if not seconds > 0:
+            raise UnitsError(f"exposure {name} is of type dark but its dark time is {seconds:g} s: correct its header")
+    if not has_bias and np.ptp(times) > 0.01 * times.max():
+        raise InsufficientInputs(
+            f"dark: without a bias all dark times must be equal, but they go from {times.min():g} to "
+            f"{times.max():g} s: ingest bias exposures and build bias first"
+        )
+
+
+def dark_amplifiers(
+    raw: xr.Dataset,
+    detector: Detector,
+    shape: tuple[int, int],
+    config: StackConfig,
+    products: dict[str, xr.Dataset],
+) -> AmplifierResults:
+    """Dark of each amplifier of one detector, one after the other.
+
+    Parameters
+    ----------
+    raw : ``counts`` (exposure, amplifier, y, x), adu, ``present`` and ``dark_time`` (exposure,).
+    shape : (ny, nx) of the padded image.
+    products : ``bias`` (may be absent) and ``gain`` of this detector, read lazily.
+
+    Yields
+    ------
+    Name and Dataset (`OUTPUTS`) of an amplifier; one without gain or signal is NaN with a remark.
+    """
+    present = raw["present"].values
+    names = [str(name) for name in raw["exposure"].values]
+    there = raw.isel(exposure=np.flatnonzero(present))
+    for amplifier in detector.amplifiers:
+        gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
+        try:
+            if not gain > 0:
+                raise InsufficientInputs("no gain for this amplifier: see the remarks of 'gain'")
+            transform = Transform(gain / there["dark_time"].values, _plane(products, amplifier.name, detector), gain)
+            pixels = there["counts"].sel(amplifier=amplifier.name).values
+            stack = combine_amplifier(pixels, amplifier, transform, config)
+        except InsufficientInputs as error:
+            yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
+            continue
+        result = stack_dataset(stack, present, shape, names).drop_vars(["read_noise", "read_noise_error"])
+        good = result["image"].values[result["mask"].values == 0]
+        result.attrs["summary"] = {"median_rate": float(np.median(good)), "method": stack.method}
+        yield amplifier.name, result
+
+
+def _plane(products: dict[str, xr.Dataset], name: str, detector: Detector) -> np.ndarray | None:
+    if "bias" not in products:
+        return None
+    ny, nx = next(a for a in detector.amplifiers if a.name == name).data.shape
+    plane = products["bias"]["image"].sel(amplifier=name).values[:ny, :nx]
+    if not np.isfinite(plane).any():
+        raise InsufficientInputs("no bias for this amplifier: see the remarks of 'bias'")
+    return np.ascontiguousarray(plane, dtype=np.float32)
+
+
+def master_dark(
+    raw: xr.Dataset, camera: Camera, products: dict[str, xr.Dataset], config: StackConfig = StackConfig()
+) -> xr.Dataset:
+    """Combine darks, lazily: one task per detector.
+
+    Parameters
+    ----------
+    raw : ``counts`` (exposure, detector, amplifier, y, x), adu; ``present``; ``dark_time`` (exposure,), s.
+    camera : its camera.
+    products : ``gain`` and, unless all dark times are equal, ``bias``, with a detector dim.
+    config : method, clip, overscan.
+
+    Returns
+    -------
+    Dataset with `OUTPUTS`: ``image`` (detector, amplifier, y, x), electron/s, readout orientation,
+    with its errors as for `master_bias`. Cosmic rays are only clipped between exposures.
+
+    Raises
+    ------
+    InsufficientInputs, UnitsError
+        See `check_darks`.
+    """
+    check_darks(raw, config, has_bias="bias" in products)
+
+    def arguments(name: str) -> tuple:
+        parts = {key: product.sel(detector=name) for key, product in products.items()}
+        return camera.detector(name), camera.image_shape, config, parts
+
+    return map_detectors(dark_amplifiers, raw, OUTPUTS, stack_sizes(raw, camera.image_shape), arguments)

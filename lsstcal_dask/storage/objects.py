@@ -1,0 +1,136 @@
+"""Small objects and Zarr arrays in a folder or a bucket, through the same few functions.
+
+Every write of a small object is atomic: a reader sees the old object, the new
+one or none, never a part. `create` writes only where nothing stands yet, which
+is all that publishing needs: published objects are never changed.
+"""
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import zarr
+import zarr.abc.store
+from obstore import exceptions
+from obstore.store import LocalStore, ObjectStore, from_url
+from zarr.errors import ContainsArrayError
+from zarr.storage import LocalStore as ZarrLocalStore
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from lsstcal_dask.errors import CalibrationError
+
+__all__ = [
+    "create",
+    "create_or_open",
+    "exists",
+    "is_remote",
+    "list_names",
+    "normalise",
+    "read_json",
+    "write_json",
+    "zarr_store",
+]
+
+
+def normalise(url: str | os.PathLike[str]) -> str:
+    """Absolute path of a folder, or the address of a bucket (``s3://bucket/prefix``) without a last slash."""
+    text = os.fspath(url)
+    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve())
+
+
+def is_remote(url: str) -> bool:
+    """Whether the store is a bucket."""
+    return "://" in url
+
+
+@lru_cache(maxsize=16)
+def _connect(url: str) -> ObjectStore:
+    # Credentials and endpoint of a bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ...).
+    if not is_remote(url):
+        return LocalStore(url)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    options: dict[str, Any] = {"client_options": {"allow_http": True}} if endpoint.startswith("http:") else {}
+    try:
+        return from_url(url, **options)
+    except Exception as error:
+        raise CalibrationError(f"{url}: cannot open this store ({_first_line(error)}); check its address") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def write_json(url: str, path: str, value: object) -> None:
+    """Write one small object, whole or not at all, over what may stand there."""
+    _put(url, path, value, "overwrite")
+
+
+def create(url: str, path: str, value: object) -> bool:
+    """Write one small object unless it exists; False if it did. Exactly one of several writers succeeds."""
+    try:
+        _put(url, path, value, "create")
+    except exceptions.AlreadyExistsError:
+        return False
+    return True
+
+
+def _put(url: str, path: str, value: object, mode: Any) -> None:
+    if not is_remote(url):
+        Path(url).mkdir(parents=True, exist_ok=True)
+    _connect(url).put(path, json.dumps(value, indent=1, sort_keys=True).encode(), mode=mode)
+
+
+def read_json(url: str, path: str) -> Any:
+    """Read one small object.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    if not is_remote(url) and not Path(url, path).is_file():
+        raise FileNotFoundError(f"{url}/{path}")
+    return json.loads(bytes(_connect(url).get(path).bytes()))
+
+
+def exists(url: str, path: str) -> bool:
+    """Whether a small object is there."""
+    if not is_remote(url):
+        return Path(url, path).is_file()
+    try:
+        _connect(url).head(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def list_names(url: str, path: str) -> list[str]:
+    """Names of the objects and folders directly under a path, sorted; empty where there is no such path."""
+    if not is_remote(url):
+        folder = Path(url, path)
+        return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    found = _connect(url).list_with_delimiter(path)
+    objects = [str(item["path"]) for item in found["objects"]]
+    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in [*objects, *found["common_prefixes"]])
+
+
+def zarr_store(url: str, path: str, *, read_only: bool = False) -> zarr.abc.store.Store:
+    """Zarr store rooted at a path of the folder or bucket."""
+    if not is_remote(url):
+        return ZarrLocalStore(Path(url, path), read_only=read_only)
+    return ZarrObjectStore(_connect(f"{url}/{path}"), read_only=read_only)
+
+
+def create_or_open(store: zarr.abc.store.Store, **settings: Any) -> zarr.Array:
+    """Create a Zarr array, or open the one an earlier or another writer created with the same settings.
+
+    Never deletes: a second writer of the same content cannot take away what the first has written.
+    """
+    try:
+        return zarr.create_array(store, overwrite=False, **settings)
+    except ContainsArrayError:
+        found = zarr.open_array(store, path=settings.get("name"), mode="r+")
+        assert isinstance(found, zarr.Array)
+        return found

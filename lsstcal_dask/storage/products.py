@@ -1,0 +1,270 @@
+"""Calibration products in Zarr: immutable versions, resumed after a kill, published by one small pointer (§1-§13).
+
+    products/<name>/<version>/data/           Zarr group of the whole product, one chunk per amplifier
+    products/<name>/<version>/done/<det>.json a detector is whole: hashes of its values, its QA record
+    products/<name>/published/<version>.json  the pointer: validity, provenance, verdict
+
+The version is a hash of everything that determines the bits (inputs,
+configuration, software), so a build that was killed finds its own half-finished
+version again and completes it. Nothing is visible before the pointer is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+import zarr.abc.store
+from zarr.codecs import BloscCodec
+
+from lsstcal_dask.errors import CalibrationError, StaleCalibration
+from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_attributes, output_dims
+from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.provenance import digest, hash_arrays
+from lsstcal_dask.variables import VARIABLES, attributes
+
+__all__ = [
+    "Pointer",
+    "Template",
+    "check_product",
+    "create_template",
+    "finished",
+    "list_products",
+    "lookup",
+    "open_product",
+    "publish",
+    "write_detector",
+]
+
+_PIXEL_CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Shape of a product before any of it is computed."""
+
+    outputs: Mapping[str, Output]
+    sizes: Mapping[str, int]
+    coords: Mapping[str, tuple[tuple[str, ...], Sequence[Any]]]  # name: (dims, values)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What is published of a product: everything about it but the pixels."""
+
+    name: str
+    valid_from: str  # ISO, UTC
+    inputs: dict[str, Any]  # exposures and upstream products with their hashes
+    configuration: dict[str, Any]
+    software: dict[str, str]
+    failed: dict[str, str]  # detectors that could not be made, with the reason
+    remarks: list[str]  # what a person should know, one line each
+    valid_until: str = ""  # ISO, UTC, exclusive; empty while open-ended
+    version: str = ""
+    detectors: dict[str, str] = field(default_factory=dict)  # name: hash of its values
+    verdict: str = "PASS"  # PASS, WARN or FAIL
+    created: str = ""
+    origin: str = "remeasured"
+
+    @property
+    def hash(self) -> str:
+        """Hash of the values: what a product made from this one records."""
+        return digest(self.detectors)
+
+
+def _base(name: str, version: str) -> str:
+    return f"products/{name}/{version}"
+
+
+def create_template(url: str, name: str, version: str, template: Template) -> None:
+    """Create the empty arrays of a version; does nothing where they exist already."""
+    base = _base(name, version)
+    if objects.exists(url, f"{base}/template.json"):
+        return
+    store = objects.zarr_store(url, f"{base}/data")
+    zarr.open_group(store, mode="a", attributes=dict(template.attrs))
+    for var, output in template.outputs.items():
+        _create_variable(store, var, output, template.sizes)
+    for coord, (dims, values) in template.coords.items():
+        array = np.asarray(values)
+        text = array.dtype.kind in "OU"
+        if array.dtype.kind == "M":
+            array = array.astype("datetime64[ns]").astype(np.int64)
+        target = objects.create_or_open(
+            store,
+            name=coord,
+            shape=array.shape,
+            dtype="string" if text else array.dtype,
+            dimension_names=dims,
+            attributes=_coordinate_attributes(coord, np.asarray(values)),
+        )
+        target[...] = array.astype(object) if text else array
+    objects.write_json(url, f"{base}/template.json", {"variables": sorted(template.outputs)})
+
+
+def _coordinate_attributes(coord: str, values: np.ndarray) -> dict[str, Any]:
+    if values.dtype.kind == "M":
+        return {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
+    return attributes(coord) if coord in VARIABLES else {}
+
+
+def _create_variable(store: zarr.abc.store.Store, var: str, output: Output, sizes: Mapping[str, int]) -> None:
+    dims = output_dims(var, output, sizes)
+    single = {"detector", "amplifier"} if "x" in dims else {"detector"}
+    objects.create_or_open(
+        store,
+        name=var,
+        shape=tuple(sizes[dim] for dim in dims),
+        chunks=tuple(1 if dim in single else max(sizes[dim], 1) for dim in dims),
+        dtype=output.dtype,
+        fill_value=empty_values(var, output, ()).item(),
+        compressors=[_PIXEL_CODEC] if "x" in dims else "auto",
+        dimension_names=dims,
+        attributes=output_attributes(var, output),
+    )
+
+
+def finished(url: str, name: str, version: str) -> dict[str, dict[str, Any]]:
+    """Records of the detectors of a version that are whole."""
+    found = {}
+    for marker in objects.list_names(url, f"{_base(name, version)}/done"):
+        found[marker.removesuffix(".json")] = objects.read_json(url, f"{_base(name, version)}/done/{marker}")
+    return found
+
+
+def write_detector(
+    url: str, name: str, version: str, place: tuple[int, str], results: AmplifierResults
+) -> dict[str, Any]:
+    """Write one detector, amplifier by amplifier as they come, and then its marker.
+
+    Parameters
+    ----------
+    place : position and name of the detector along the product's detector axis.
+    results : name and values of each amplifier; the attrs ``remarks`` (list of str) and
+        ``summary`` (dict of numbers) of each are kept in the marker.
+
+    Returns
+    -------
+    The marker: ``hash`` of the values, ``remarks`` and ``summary`` by amplifier.
+    """
+    index, detector = place
+    group = zarr.open_group(objects.zarr_store(url, f"{_base(name, version)}/data"), mode="r+")
+    amplifiers = [str(amplifier) for amplifier in _array(group, "amplifier")[...]]
+    small: dict[str, np.ndarray] = {}
+    hashes, remarks, summary = {}, [], {}
+    for amplifier, result in results:
+        arrays = {}
+        at = amplifiers.index(amplifier)
+        for var in sorted(str(v) for v in result.data_vars):
+            target = _array(group, var)
+            dims = _dims(target)
+            values = np.asarray(result[var].values, dtype=target.dtype)
+            arrays[var] = values
+            if "x" in dims:
+                target[_key(dims, index, at)] = values[None, None]
+            else:  # amplifiers share a chunk: written once, at the end
+                part = small.setdefault(var, np.array(target[_key(dims, index)]))
+                part[_key(dims, 0, at)] = values.reshape(part[_key(dims, 0, at)].shape)
+        hashes[amplifier] = hash_arrays(arrays)
+        remarks += [f"{detector} {amplifier}: {remark}" for remark in result.attrs.get("remarks", [])]
+        summary[amplifier] = result.attrs.get("summary", {})
+    for var, values in small.items():
+        target = _array(group, var)
+        target[_key(_dims(target), index)] = values
+    marker = {"hash": digest(hashes), "remarks": remarks, "summary": summary}
+    objects.write_json(url, f"{_base(name, version)}/done/{detector}.json", marker)
+    return marker
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    found = group[name]
+    assert isinstance(found, zarr.Array)
+    return found
+
+
+def _dims(array: zarr.Array) -> tuple[str, ...]:
+    return tuple(str(dim) for dim in array.metadata.dimension_names)  # type: ignore[union-attr]
+
+
+def _key(dims: Sequence[str], detector: int, amplifier: int | None = None) -> tuple[slice, ...]:
+    """Index of one detector, or one amplifier of it; no dim is dropped."""
+    places = {"detector": slice(detector, detector + 1)}
+    if amplifier is not None:
+        places["amplifier"] = slice(amplifier, amplifier + 1)
+    return tuple(places.get(dim, slice(None)) for dim in dims)
+
+
+def publish(url: str, pointer: Pointer) -> bool:
+    """Make a version visible; False if it already was."""
+    return objects.create(url, f"products/{pointer.name}/published/{pointer.version}.json", asdict(pointer))
+
+
+def list_products(url: str, name: str | None = None) -> list[Pointer]:
+    """Published products, by name, start of validity and time of creation."""
+    names = [name] if name else objects.list_names(url, "products")
+    found = []
+    for product in names:
+        for pointer in objects.list_names(url, f"products/{product}/published"):
+            found.append(Pointer(**objects.read_json(url, f"products/{product}/published/{pointer}")))
+    return sorted(found, key=lambda p: (p.name, p.valid_from, p.created, p.version))
+
+
+def lookup(pointers: Sequence[Pointer], name: str, detector: str, time: str) -> Pointer:
+    """The product to use for a detector at a time: of those valid then, the one that starts and was made last.
+
+    Parameters
+    ----------
+    pointers : what `list_products` found.
+    time : ISO, UTC.
+
+    Raises
+    ------
+    StaleCalibration
+        None is valid; the message says what there is.
+    """
+    candidates = [p for p in pointers if p.name == name and detector in p.detectors and p.verdict != "FAIL"]
+    valid = [p for p in candidates if p.valid_from <= time and (not p.valid_until or time < p.valid_until)]
+    if valid:
+        return valid[-1]
+    if not candidates:
+        raise StaleCalibration(f"{detector}: there is no {name}: build it, or leave it out with --skip {name}")
+    spans = ", ".join(f"{p.valid_from} to {p.valid_until or 'open'}" for p in candidates)
+    raise StaleCalibration(
+        f"{detector}: no {name} is valid at {time} (there is {spans}): build one for that time, or widen "
+        f"one with --valid-from"
+    )
+
+
+def open_product(url: str, name: str, version: str, *, chunked: bool = True) -> xr.Dataset:
+    """Open a published product lazily, one chunk per amplifier (or, not ``chunked``, read when indexed).
+
+    Raises
+    ------
+    CalibrationError
+        That version was never published.
+    """
+    path = f"products/{name}/published/{version}.json"
+    if not objects.exists(url, path):
+        raise CalibrationError(f"{name} {version} is not published in {url}: see 'lsstcal ls'")
+    pointer = objects.read_json(url, path)
+    store = objects.zarr_store(url, f"{_base(name, version)}/data", read_only=True)
+    found = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None)
+    return found.assign_attrs({key: pointer[key] for key in ("name", "version", "valid_from", "verdict")})
+
+
+def check_product(url: str, pointer: Pointer) -> list[str]:
+    """Detectors whose stored values no longer have the hash they were published with."""
+    dataset = open_product(url, pointer.name, pointer.version, chunked=False)
+    bad = []
+    for detector, expected in pointer.detectors.items():
+        amplifiers = objects.read_json(url, f"{_base(pointer.name, pointer.version)}/done/{detector}.json")["summary"]
+        hashes = {}
+        for amplifier in amplifiers:
+            part = dataset.sel(detector=detector, amplifier=amplifier)
+            hashes[amplifier] = hash_arrays({str(var): part[var].values for var in part.data_vars})
+        if digest(hashes) != expected:
+            bad.append(detector)
+    return bad

@@ -1,0 +1,1 @@
+"""Looking at what was made: pictures now, acceptance metrics to come."""

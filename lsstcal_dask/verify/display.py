@@ -1,0 +1,168 @@
+"""Pictures of an amplifier, a CCD or the whole focal plane, in field orientation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.instrument import Camera, Detector, assemble, bin_ccd, mosaic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["picture", "robust_limits"]
+
+_SIDE = 1500  # binned pixels along the longer side of a picture, at most
+_MISSING = "#d9d9d9"
+
+
+def robust_limits(values: np.ndarray) -> tuple[float, float]:
+    """Limits of a colour scale that a few wild pixels do not move: the 0.5 and 99.5 percentiles, widened a little.
+
+    Examples
+    --------
+    >>> low, high = robust_limits(np.append(np.arange(1000.0), 1e9))
+    >>> high < 1100
+    True
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, [0.5, 99.5])
+    margin = 0.05 * (high - low) or max(abs(low) * 1e-3, 0.5)
+    return float(low - margin), float(high + margin)
+
+
+def picture(
+    data: xr.DataArray,
+    camera: Camera,
+    path: str | Path,
+    *,
+    title: str,
+    detector: str | None = None,
+    amplifier: str | None = None,
+) -> Path:
+    """Write a PNG of one amplifier, one assembled CCD or the whole focal plane.
+
+    Parameters
+    ----------
+    data : (detector, amplifier, y, x) pixels or (detector, amplifier) values; detectors may be missing.
+    title : first line above the picture.
+    detector, amplifier : what to show; the focal plane without a detector, the CCD without an amplifier.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    CalibrationError
+        No such detector or amplifier in ``data``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    present = [str(name) for name in data["detector"].values]
+    if detector is not None and detector not in present:
+        raise CalibrationError(f"{title} has no detector {detector}: it has {', '.join(present[:9])} ...")
+    figure = Figure(figsize=(9, 8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor(_MISSING)
+    if detector is None:
+        values, text = _draw_focal_plane(axes, data, camera)
+    elif amplifier is None:
+        values, text = _draw_ccd(axes, data.sel(detector=detector), camera)
+    else:
+        values, text = _draw_amplifier(axes, data.sel(detector=detector), camera, amplifier)
+    _finish(figure, axes, values, data)
+    axes.set_title(f"{title}\n{text}", fontsize=11)
+    figure.savefig(path)
+    return Path(path)
+
+
+def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArray) -> None:
+    image = axes.images[0]
+    image.set_cmap("viridis")
+    image.set_clim(*robust_limits(values))
+    units = data.attrs.get("units", "")
+    label = str(data.attrs.get("long_name", data.name))
+    bar = figure.colorbar(image, ax=axes, shrink=0.85, extend="both", label=f"{label} [{units}]" if units else label)
+    bar.formatter.set_useOffset(False)  # type: ignore[attr-defined]
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        spread = 1.4826 * np.median(np.abs(finite - np.median(finite)))
+        axes.set_xlabel(
+            f"{axes.get_xlabel()}\nmedian {np.median(finite):.5g}, robust sigma {spread:.3g}, "
+            f"from {finite.min():.5g} to {finite.max():.5g} {units}"
+        )
+
+
+def _assembled(data: xr.DataArray, detector: Detector, camera: Camera) -> np.ndarray:
+    """CCD image (y, x), NaN where there are no data; values of whole amplifiers are spread over their pixels."""
+    values = np.asarray(data.values, dtype=float)
+    if "y" not in data.dims:
+        values = np.broadcast_to(values[:, None, None], (*values.shape, *camera.image_shape))
+    names = [str(name) for name in data["amplifier"].values]
+    return np.asarray(assemble(values, detector, camera, names))
+
+
+def _draw_amplifier(axes: "Axes", data: xr.DataArray, camera: Camera, amplifier: str) -> tuple[np.ndarray, str]:
+    detector = camera.detector(str(data["detector"].values))
+    names = [a.name for a in detector.amplifiers]
+    if amplifier not in names:
+        raise CalibrationError(f"{detector.name} has no amplifier {amplifier}: it has {', '.join(names)}")
+    if "y" not in data.dims:
+        raise CalibrationError(f"{data.name} has one value for each amplifier: show it without --amplifier")
+    values = np.asarray(data.sel(amplifier=amplifier).values, dtype=float)
+    ny, nx = next(a for a in detector.amplifiers if a.name == amplifier).data.shape
+    values = values[:ny, :nx] if values.shape == camera.image_shape else values
+    axes.imshow(values, origin="lower", interpolation="nearest", aspect="equal")
+    axes.set_xlabel("x, pixels from the readout corner")
+    axes.set_ylabel("y, pixels from the readout corner")
+    return values, f"{detector.name} {amplifier}, readout orientation"
+
+
+def _draw_ccd(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple[np.ndarray, str]:
+    detector = camera.detector(str(data["detector"].values))
+    bin = max(1, -(-max(detector.shape) // _SIDE))
+    values = bin_ccd(_assembled(data, detector, camera), bin)
+    ny, nx = detector.shape
+    axes.imshow(values, origin="lower", interpolation="nearest", extent=(0, nx, 0, ny))
+    for amplifier in detector.amplifiers:
+        (x0, y0), (height, width) = amplifier.position, amplifier.data.shape
+        axes.text(
+            x0 + width / 2, y0 + height / 2, amplifier.name, ha="center", va="center", color="white", fontsize=7
+        ).set_path_effects(_outline())
+    axes.set_xlabel("x, pixels")
+    axes.set_ylabel("y, pixels")
+    return values, f"{detector.name} ({detector.vendor}), {nx} x {ny} pixels" + (f", binned {bin}" if bin > 1 else "")
+
+
+def _draw_focal_plane(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple[np.ndarray, str]:
+    width = max(d.shape[1] for d in camera.detectors) * len({d.center_mm[0] for d in camera.detectors})
+    bin = max(1, -(-width // _SIDE))
+    images = {}
+    for name in (str(value) for value in data["detector"].values):
+        images[name] = bin_ccd(_assembled(data.sel(detector=name), camera.detector(name), camera), bin)
+    values, extent = mosaic(images, camera, bin)
+    axes.imshow(values, origin="lower", interpolation="nearest", extent=extent)
+    size = max(3.0, min(8.0, 60.0 / np.sqrt(len(camera.detectors)) / 2))
+    for detector in camera.detectors:
+        axes.text(
+            *detector.center_mm, detector.name, ha="center", va="center", color="white", fontsize=size
+        ).set_path_effects(_outline())
+    axes.set_xlabel("focal plane x, mm")
+    axes.set_ylabel("focal plane y, mm")
+    return values, f"{camera.name}, {len(images)} of {len(camera.detectors)} CCDs" + (
+        f", binned {bin}" if bin > 1 else ""
+    )
+
+
+def _outline() -> list[Any]:
+    from matplotlib.patheffects import withStroke  # noqa: PLC0415
+
+    return [withStroke(linewidth=1.5, foreground="black")]
