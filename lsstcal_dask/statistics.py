@@ -1,3 +1,5 @@
+# ruff: noqa: PLR0917 - kernels take arrays one by one
+# mypy: allow-untyped-defs
 """Robust combination of a stack of exposures of one amplifier (Secs. 2.1, 2.7 and 2.8).
 
 A pixel's N values are combined by their median, by a clipped mean, or by the median of sums of
@@ -19,7 +21,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 import xarray as xr
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import ArrayLike, NDArray
@@ -109,8 +111,8 @@ def median_of_sums(
     The exposures used are cut into ``n // group`` runs of equal length; a remainder makes some runs one
     or more longer, so that no exposure is left out and no step is coarser than 1/group. A NaN takes its
     whole run out. Each offset is subtracted from its counts before they are added, an exact difference
-    of float32 wherever counts and offset agree within a factor of two, so that the fraction of every offset is
-    carried into the sum (Sec. 2.1). ``rms**2 = 1.57 sigma**2/n + 0.083/group**2``.
+    of float32 wherever counts and offset agree within a factor of two, so that the fraction of every
+    offset is carried into the sum (Sec. 2.1). ``rms**2 = 1.57 sigma**2/n + 0.083/group**2``.
 
     Parameters
     ----------
@@ -190,7 +192,7 @@ def clip_variance_factor(k: float) -> float:
 
 
 def robust_sigma(a: ArrayLike, axis: int | None = None) -> NDArray[np.float64]:
-    """Standard deviation from the median absolute deviation, 1.4826 MAD; NaN takes no part.
+    """Estimate a standard deviation by 1.4826 times the median absolute deviation; NaN takes no part.
 
     Parameters
     ----------
@@ -200,7 +202,9 @@ def robust_sigma(a: ArrayLike, axis: int | None = None) -> NDArray[np.float64]:
     return _MAD_TO_SIGMA * _nanmedian(np.abs(values - _nanmedian(values, axis, keepdims=True)), axis)
 
 
-def robust_mean(a: ArrayLike, sigma: ArrayLike, k: float = 4.0, axis: int | None = None) -> NDArray[np.float64]:
+def robust_mean(
+    a: ArrayLike, sigma: ArrayLike, k: float = 4.0, axis: int | None = None
+) -> NDArray[np.float64]:
     """Mean of the values within ``k`` sigma of their median; NaN takes no part.
 
     Parameters
@@ -227,6 +231,130 @@ def _nanmedian(values: NDArray[np.float64], axis: int | None, keepdims: bool = F
     if not keepdims:
         return result
     return result.reshape((1,) * values.ndim) if axis is None else np.expand_dims(result, axis)
+
+
+_TERMS: Final = {
+    "overscan": ("exposure", "y"),
+    "plane": ("y", "x"),
+    "scale": ("exposure",),
+    "read_variance": ("exposure",),
+    "poisson": (),
+    "accepted": ("exposure",),
+}
+
+
+def combine(
+    counts: xr.DataArray,
+    method: str = "clipmean",
+    terms: xr.Dataset | None = None,
+    units: str = "adu",
+    **options: Any,
+) -> xr.Dataset:
+    """Combine exposures of any number of amplifiers, lazily where ``counts`` is.
+
+    Crosses exposures: each task takes all of them, for the amplifiers of one chunk.
+
+    Parameters
+    ----------
+    counts : (exposure, ..., y, x), adu; if chunked, only over the other dimensions.
+    method : "clipmean" (`clipped_mean`), "median" or "sums" (`median_of_sums`).
+    terms : any of ``overscan`` (exposure, ..., y) adu, ``plane`` (..., y, x) adu, ``scale`` (exposure, ...)
+        ``units`` per adu, ``read_variance`` (exposure, ...) adu**2, ``poisson`` (...,) adu per electron and
+        ``accepted`` (exposure, ...) bool; further dimensions as those of ``counts``.
+    units : unit of the calibrated counts.
+    options : ``k`` and ``iterations`` of `clipped_mean`, ``group`` of `median_of_sums`.
+
+    Returns
+    -------
+    ``image`` (..., y, x) float32, ``variance`` float32 and ``frames`` uint16. The variance of a median of
+    N values of variance v is ``pi/2 v / (N + pi/2 - 1)`` plus, for integers, that of its steps,
+    ``(scale/group)**2 / 12``; without ``read_variance`` it is not known: NaN.
+
+    Raises
+    ------
+    InsufficientInputs, InconsistentGeometry
+        As the kernels do; or no dimension ``exposure``, split pixels or exposures, an unknown method, term
+        or option.
+    """
+    given = {} if terms is None else {str(name): terms[name] for name in terms.data_vars}
+    if method not in _METHODS:
+        raise InconsistentGeometry(f"method {method!r}: use one of {', '.join(_METHODS)}")
+    if unknown := set(given) - set(_TERMS):
+        raise InconsistentGeometry(f"terms {sorted(unknown)} are not known: use {', '.join(_TERMS)}")
+    if unknown := set(options) - _METHODS[method]:
+        raise InconsistentGeometry(f"options {sorted(unknown)} are not known to method {method!r}")
+    core = {"counts": ("exposure", "y", "x"), **{name: _TERMS[name] for name in given}}
+    arrays = {"counts": counts, **given}
+    for name, array in arrays.items():
+        if missing := set(core[name]) - set(array.dims):
+            raise InconsistentGeometry(f"{name} lacks dimensions {sorted(missing)}: it has {array.dims}")
+        for dim in core[name]:
+            if len(dict(array.chunksizes).get(dim, (0,))) > 1:
+                remedy = ", ".join(f"{each}=-1" for each in core[name])
+                raise InconsistentGeometry(f"{name} is split along {dim}: call .chunk({remedy}) first")
+    results = xr.apply_ufunc(
+        _combine_amplifiers,
+        *arrays.values(),
+        input_core_dims=list(core.values()),
+        output_core_dims=[("y", "x")] * 3,
+        dask="parallelized",
+        output_dtypes=[np.float32, np.float32, np.uint16],
+        kwargs={"names": tuple(given), "method": method, "options": options},
+    )
+    square = f"({units})**2" if "/" in units else f"{units}**2"
+    kinds = {"image": units, "variance": square, "frames": ""}
+    return xr.Dataset(
+        {
+            name: result.assign_attrs(attributes(name, unit))
+            for (name, unit), result in zip(kinds.items(), results, strict=True)
+        }
+    )
+
+
+_METHODS: Final = {"clipmean": {"k", "iterations"}, "median": set(), "sums": {"group"}}
+
+
+def _combine_amplifiers(
+    counts: NDArray[Any], *terms: NDArray[Any], names: tuple[str, ...], method: str, options: dict[str, Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
+    """Run the kernel on every (exposure, y, x) of ``counts`` (..., exposure, y, x)."""
+    *lead, n, ny, nx = counts.shape
+    sizes = {"exposure": n, "y": ny, "x": nx}
+    broad = {
+        name: np.broadcast_to(array, (*lead, *(sizes[dim] for dim in _TERMS[name])))
+        for name, array in zip(names, terms, strict=True)
+    }
+    image, variance = (np.empty((*lead, ny, nx), np.float32) for _ in range(2))
+    frames = np.empty((*lead, ny, nx), np.uint16)
+    for at in np.ndindex(*lead):
+        here = {name: array[at] for name, array in broad.items()}
+        image[at], variance[at], frames[at] = _combine_one(counts[at], here, method, options)
+    return image, variance, frames
+
+
+def _combine_one(
+    stack: NDArray[Any], terms: dict[str, NDArray[Any]], method: str, options: dict[str, Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
+    n, ny, _ = stack.shape
+    scale = terms.get("scale", np.ones(n, np.float32))
+    offset = terms.get("overscan", np.zeros((n, ny), np.float32))
+    calibration = Calibration(offset, terms.get("plane"), scale)
+    noise = None
+    if "read_variance" in terms:
+        noise = Noise(terms["read_variance"], float(terms.get("poisson", np.float64(0))))
+    use = terms.get("accepted")
+    if method == "clipmean":
+        return clipped_mean(stack, calibration, noise, use=use, **options)
+    group = options.get("group", 3 if method == "sums" else 1)
+    value, frames = median_of_sums(stack, group, calibration, use=use)
+    kept = scale if use is None else scale[use]
+    if noise is None or kept.size == 0:
+        return value, np.full_like(value, np.nan), frames
+    read = np.mean(noise.read_variance if use is None else noise.read_variance[use])
+    typical = np.mean(kept)
+    single = (read + noise.poisson * np.maximum(value / typical, 0)) * typical**2 / group
+    step = (typical / group) ** 2 / 12 if stack.dtype.kind in "iu" else 0.0
+    return value, (np.pi / 2 * single / (frames / group + np.pi / 2 - 1) + step).astype(np.float32), frames
 
 
 def _combine(
@@ -265,9 +393,14 @@ def _combine(
     shrink = clip_variance_factor(reach) if k else 1.0
     flat, starts = _flatten(stack)
     _run(
-        *(flat, starts[kept], edges, _f4(terms.offset)[kept], _f4(plane).reshape(-1), scale, _network(runs), model),
-        *(method, np.float32(reach), rounds, np.float32(1 / shrink), nx),
-        *(array.reshape(-1) for array in (value, variance, frames)),
+        (flat, starts[kept], edges),
+        (_f4(terms.offset)[kept], _f4(plane).reshape(-1), scale),
+        _network(runs),
+        model,
+        method,
+        (np.float32(reach), rounds, np.float32(1 / shrink)),
+        nx,
+        (value.reshape(-1), variance.reshape(-1), frames.reshape(-1)),
     )
     return value, variance, frames
 
@@ -317,7 +450,7 @@ def _flatten(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 @cache
 def _network(n: int) -> NDArray[np.uint64]:
-    """Comparators of Batcher's odd-even merge sort that decide the middle of n rows sorted by eights."""
+    """List the comparators of Batcher's merge sort that decide the middle of n rows sorted by eights."""
     pairs: list[tuple[int, int]] = []
     block = _SORTED
     while block < n:
@@ -344,18 +477,18 @@ def _merge(pairs: list[tuple[int, int]], low: int, length: int, step: int) -> No
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, once per machine where a cache folder is writable, once per process elsewhere.
+    """Compile at the first call: once per machine if a cache folder is writable, else once per process.
 
     Division by zero gives inf or NaN, as in numpy: a check per pixel would prevent vectors.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's own can be written
         return numba.njit(**options)(function)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _prefetch(context: Any, array: types.Array, index: types.Integer) -> Any:
     """Ask for the cache line of ``array[index]``, which may lie beyond its end."""
 
@@ -380,34 +513,31 @@ _LOW, _HIGH, _SIGN, _PIVOT, _COUNT, _SUM, _SQUARES = (np.uint64(_W * row) for ro
 
 
 @_jit
-def _low(a, b):  # type: ignore[no-untyped-def]
+def _low(a, b):
     return a if a < b else b
 
 
 @_jit
-def _high(a, b):  # type: ignore[no-untyped-def]
+def _high(a, b):
     return b if a < b else a
 
 
 @_jit
-def _fill(v, sign, count, size):  # type: ignore[no-untyped-def]
+def _fill(v, sign, count, size):
     """Replace NaN by an infinity of alternating sign, so that they cancel out of the median."""
-    good = v == v
+    good = not np.isnan(v)
     return v if good else sign, sign if good else -sign, count + (size if good else _F(0))
 
 
 @_jit
-def _load(flat, starts, edges, offset, planes, scale, y, nx, strip, rows):  # type: ignore[no-untyped-def]
+def _load(flat, starts, edges, offset, planes, scale, y, nx, strip, rows):
     """Calibrate a strip of row ``y`` of every exposure into ``rows``, adding the exposures of a run."""
-    width, line, ahead = _U(min(_STRIP, nx - strip)), 64 // flat.itemsize, _U(_STRIP)
-    first = y * nx + strip
+    width, first = _U(min(_STRIP, nx - strip)), y * nx + strip
     p = _U(first if planes.size > nx else strip)
     for run in range(len(edges) - 1):
         at = _U(run * _STRIDE)
         for i in range(edges[run], edges[run + 1]):
             f, o, c = _U(starts[i] + first), offset[i, y], scale[i]
-            for x in range(0, _STRIP, line):
-                _prefetch(flat, f + ahead + _U(x))
             if i == edges[run]:
                 for x in range(width):
                     rows[at + x] = ((_F(flat[f + x]) - o) - planes[p + x]) * c
@@ -417,7 +547,7 @@ def _load(flat, starts, edges, offset, planes, scale, y, nx, strip, rows):  # ty
 
 
 @_jit
-def _presort(rows, at, sizes, work, s):  # type: ignore[no-untyped-def]
+def _presort(rows, at, sizes, work, s):
     """Copy a block, its NaN filled and its rows sorted by eights (19 comparators, 6 steps)."""
     s[_SIGN : _SIGN + _U(_W)] = np.inf
     s[_COUNT : _COUNT + _U(_W)] = 0
@@ -452,7 +582,7 @@ def _presort(rows, at, sizes, work, s):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _middle(work, n, network, s):  # type: ignore[no-untyped-def]
+def _middle(work, n, network, s):
     """Run the network; the middle value, or the mean of the middle two of an even number of values."""
     for pair in range(len(network)):
         i, j = network[pair, 0] * _U(_W), network[pair, 1] * _U(_W)
@@ -468,14 +598,14 @@ def _middle(work, n, network, s):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _add(v, low, high, pivot, count, total, squares):  # type: ignore[no-untyped-def]
+def _add(v, low, high, pivot, count, total, squares):
     kept = (low <= v) & (v <= high)
     d = v - pivot if kept else _F(0)
     return count + (_F(1) if kept else _F(0)), total + d, squares + d * d
 
 
 @_jit
-def _moments(rows, at, n, s):  # type: ignore[no-untyped-def]
+def _moments(rows, at, n, s):
     """Move the pivots to the mean of what lies in the interval; whether a pivot was too far for float32.
 
     Afterwards ``s[_SQUARES]`` is the sum of squares about the mean.
@@ -504,7 +634,7 @@ def _moments(rows, at, n, s):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _clip_sample(rows, at, n, k, rounds, s):  # type: ignore[no-untyped-def]
+def _clip_sample(rows, at, n, k, rounds, s):
     """Clip at ``k`` sample deviations about the mean, ``rounds`` times; leaves the mean in ``s``."""
     for x in range(_U(_W)):
         a, b, c = rows[at + x], rows[at + _U(_STRIDE) + x], rows[at + _U(2 * _STRIDE) + x]
@@ -527,7 +657,7 @@ def _clip_sample(rows, at, n, k, rounds, s):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _clip_model(rows, at, model, k, rounds, s):  # type: ignore[no-untyped-def]
+def _clip_model(rows, at, model, k, rounds, s):
     """Weighted mean within ``k`` model sigma of ``s[_PIVOT]``, then of that mean; 1/variance in _SQUARES."""
     for _ in range(rounds + 1):
         s[_COUNT : _SQUARES + _U(_W)] = 0
@@ -548,7 +678,7 @@ def _clip_model(rows, at, model, k, rounds, s):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _store(s, method, unclip, nx, y, first, value, variance, frames):  # type: ignore[no-untyped-def]
+def _store(s, method, unclip, nx, y, first, value, variance, frames):
     """Write a block's centre, variance of the mean and survivors."""
     width, out = _U(min(_W, nx - first)), _U(y * nx + first)
     for x in range(width):
@@ -566,10 +696,12 @@ def _store(s, method, unclip, nx, y, first, value, variance, frames):  # type: i
 
 
 @_jit
-def _run(  # type: ignore[no-untyped-def]
-    flat, starts, edges, offset, plane, scale, network, model, method, k, rounds, unclip, nx, value, variance, frames
-):
+def _run(counts, calibration, network, model, method, clip, nx, results):
     """Combine one amplifier, strip by strip; see `_combine` for the arguments."""
+    flat, starts, edges = counts
+    offset, plane, scale = calibration
+    k, rounds, unclip = clip
+    value, variance, frames = results
     n, padded = len(edges) - 1, model.shape[1]
     rows = np.full(_STRIDE * padded, np.inf, np.float32)  # exposures from n on stay +inf
     work = np.empty(_W * padded, np.float32)
@@ -582,6 +714,9 @@ def _run(  # type: ignore[no-untyped-def]
             _load(flat, starts, edges, offset, plane, scale, y, nx, strip, rows)
             for x in range(strip, min(strip + _STRIP, nx), _W):
                 at = _U(x - strip)
+                for i in range(starts.size):  # the next strip comes in while this block is worked on
+                    for ahead in range(_STRIP, _STRIP + _W, 64 // flat.itemsize):
+                        _prefetch(flat, _U(starts[i] + y * nx + x + ahead))
                 if method == _SAMPLE:
                     _clip_sample(rows, at, n, k, rounds, s)
                 else:

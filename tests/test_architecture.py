@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = "lsstcal_dask"
-ROOT = Path(importlib.util.find_spec(PACKAGE).origin).parent
+ROOT = Path(__file__).parents[1] / PACKAGE
 
 # Each room sees itself and those before it.
 TOWER = (

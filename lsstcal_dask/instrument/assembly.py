@@ -1,6 +1,6 @@
 """Trim raw amplifiers, assemble them into CCDs and CCDs into the focal plane (Secs. 2.1 and 3.1).
 
-`trim`, `assemble` and `split` take and return NumPy arrays, Dask arrays or DataArrays; the last two stay lazy.
+`trim`, `assemble` and `split` take and return NumPy arrays, Dask arrays or DataArrays; what is lazy stays so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Array = Any  # numpy.ndarray, dask.array.Array or xarray.DataArray
 
 
 def _layout(detector: Detector, names: Sequence[str]) -> list[Amplifier | None]:
-    """The detector's amplifiers in that order; None where it has none of the name."""
+    """Amplifiers of the detector in that order; None where it has none of the name."""
     by_name = {a.name: a for a in detector.amplifiers}
     return [by_name.get(str(name)) for name in names]
 
@@ -69,7 +69,7 @@ def _footprint(amplifier: Amplifier) -> Box:
 
 
 def _unpack(array: Array, dims: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
-    """Data of an array and, of a DataArray, its other dims."""
+    """Bare array and, of a DataArray, its other dims."""
     if not isinstance(array, xr.DataArray):
         return array, ()
     if array.dims[-len(dims) :] != dims:

@@ -39,8 +39,8 @@ class _Channel(_Strict):
     data: _BoxRow | None = None
     overscan: _BoxRow | None = None
     parallel_overscan: _BoxRow | None = None
-    gain: float | None = Field(None, gt=0)
-    read_noise: float | None = Field(None, ge=0)
+    gain: float | None = Field(default=None, gt=0)
+    read_noise: float | None = Field(default=None, ge=0)
 
 
 class _Row(_Strict):
@@ -290,7 +290,7 @@ def _check_amplifier(where: str, amplifier: Amplifier, shape: tuple[int, int], f
     for key, box in boxes.items():
         if not _inside(box, amplifier.raw_shape):
             raise InconsistentGeometry(
-                f"{where}: its {key} box leaves the raw amplifier (ny, nx) = {amplifier.raw_shape}: correct `{key}`"
+                f"{where}: its {key} box leaves the raw pixels (ny, nx) = {amplifier.raw_shape}: correct it"
             )
     for a, b in combinations(boxes, 2):
         if _overlap(boxes[a], boxes[b]):
@@ -321,7 +321,7 @@ def _check_camera(source: str, camera: Camera) -> None:
         near = math.dist(a.center_mm, b.center_mm) < reach[i] + reach[j]
         if near and _touch(_corners(a), _corners(b)):
             raise InconsistentGeometry(
-                f"{source}: detectors {a.name} and {b.name} overlap on the focal plane: correct a `center` or `yaw`"
+                f"{source}: detectors {a.name} and {b.name} overlap on the focal plane: correct their places"
             )
 
 

@@ -1,6 +1,7 @@
 """Pixel of an amplifier <-> pixel of its CCD <-> focal plane (mm) <-> field angle (rad).
 
-Every function takes and returns a pair (x, y) of arrays that broadcast; the centre of the first pixel is (0, 0).
+Every function takes and returns a pair (x, y) of arrays that broadcast.
+The centre of the first pixel of an amplifier or CCD is (0, 0).
 """
 
 from typing import Any
@@ -32,7 +33,7 @@ def amplifier_to_ccd(amplifier: Amplifier, x: Any, y: Any) -> Pair:
 
 
 def ccd_to_amplifier(amplifier: Amplifier, x: Any, y: Any) -> Pair:
-    """Pixel of the amplifier's data box, in readout orientation, of a CCD pixel; beyond the box if not its own."""
+    """Pixel of the amplifier's data box, in readout orientation, of a CCD pixel (outside if not its own)."""
     ny, nx = amplifier.data.shape
     x, y = np.asarray(x) - amplifier.position[0], np.asarray(y) - amplifier.position[1]
     return (nx - 1 - x if amplifier.flip_x else x), (ny - 1 - y if amplifier.flip_y else y)
@@ -57,7 +58,7 @@ def ccd_to_focal(detector: Detector, x: Any, y: Any) -> Pair:
 
 
 def focal_to_ccd(detector: Detector, x: Any, y: Any) -> Pair:
-    """CCD pixel (not rounded) of a focal plane position in mm; beyond the CCD's edges where it is not on it."""
+    """CCD pixel (not rounded) of a focal plane position in mm; outside the CCD if it is not on it."""
     ny, nx = detector.shape
     u, v = np.asarray(x) - detector.center_mm[0], np.asarray(y) - detector.center_mm[1]
     cos, sin = _turn(detector.yaw_deg)

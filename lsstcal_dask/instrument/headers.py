@@ -13,7 +13,8 @@ from lsstcal_dask.instrument.blocks import CardValue
 
 __all__ = ["HeaderRules", "exposure_table", "fill_template", "table_cards"]
 
-_MJD_ZERO: Final = np.datetime64("1858-11-17", "us")
+_MJD_ZERO: Final[np.datetime64] = np.datetime64("1858-11-17", "us")
+_NO_TIME: Final[np.datetime64] = np.datetime64("NaT", "us")
 _FIELD: Final = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 Cards = dict[str, CardValue]
 
@@ -140,7 +141,7 @@ def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: 
 
 
 def _first(sources: list[_Source], cards: Cards) -> tuple[_Source, CardValue] | None:
-    """The first source whose card is there and not empty."""
+    """First source whose card is there and not empty."""
     for source in sources:
         value = cards.get(source.card)
         if value is not None and value != "":
@@ -184,11 +185,11 @@ def _time(sources: list[_Source], cards: Cards, where: str) -> str:
     value = found[1]
     try:
         if isinstance(value, str):
-            time = np.datetime64(value.strip().removesuffix("Z"), "us")
+            time: np.datetime64 = np.datetime64(value.strip().removesuffix("Z"), "us")
         else:
-            time = _MJD_ZERO + np.timedelta64(round(float(value) * 86400e6), "us")  # type: ignore[arg-type]
+            time = _MJD_ZERO + round(float(value) * 86400e6)  # type: ignore[arg-type]
     except (ValueError, OverflowError):
-        time = np.datetime64("NaT", "us")
+        time = _NO_TIME
     if np.isnat(time):
         raise CalibrationError(
             f"{where}: time of observation (card {names}) is {value!r}, neither ISO text in UTC nor a "
@@ -245,7 +246,7 @@ def table_cards(
 
 
 def _undivide(value: float, divide: float) -> float:
-    """Number that gives ``value`` when divided, to the last bit where one exists."""
+    """Multiply, to a number that gives ``value`` to the last bit when divided, where one exists."""
     near = value * divide
     choices = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
     return next((c for c in choices if c / divide == value), near)

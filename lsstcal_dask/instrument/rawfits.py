@@ -213,12 +213,16 @@ def _check_section(section: CardValue, data: Box, where: str, detector: Detector
         return
     match = _SECTION.fullmatch(str(section).replace(" ", ""))
     numbers = tuple(int(n) for n in match.groups()) if match else ()
-    expected = (data.x0 + 1, data.x1, data.y0 + 1, data.y1)
-    if numbers != expected:
+    if numbers != (data.x0 + 1, data.x1, data.y0 + 1, data.y1):
         raise InconsistentGeometry(
-            f"{where}: DATASEC {section} is not the [{expected[0]}:{expected[1]},{expected[2]}:{expected[3]}] of a "
-            f"{detector.vendor} CCD of type {detector.type}: correct the camera description or the file"
+            f"{where}: DATASEC {section} is not the {_section(data)} of an amplifier of a {detector.vendor} "
+            f"CCD of type {detector.type}: correct the camera description or the file"
         )
+
+
+def _section(box: Box) -> str:
+    """FITS section, from 1 and with its ends, of a box."""
+    return f"[{box.x0 + 1}:{box.x1},{box.y0 + 1}:{box.y1}]"
 
 
 def _shaped(pixels: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
@@ -345,7 +349,7 @@ def _check_frame(camera: Camera, frame: Frame, where: str) -> Detector:
 
 
 def _fits_header(cards: dict[str, CardValue]) -> fits.Header:
-    """Header with these cards; floats are written with all their digits, which astropy cuts at 20 characters."""
+    """Header with these cards; floats keep the digits that astropy cuts at 20 characters."""
     header = fits.Header()
     for keyword, value in cards.items():
         if isinstance(value, float) and np.isfinite(value) and len(keyword) <= 8:
@@ -365,7 +369,7 @@ def _amplifier_units(header: fits.Header, detector: Detector, planes: dict[str, 
             planes[a.name][:ny, :nx], name=a.hdu, compression_type="RICE_1", tile_shape=(1, nx)
         )
         unit.header["EXTNAME"] = a.hdu  # astropy turns it into capitals
-        unit.header["DATASEC"] = f"[{a.data.x0 + 1}:{a.data.x1},{a.data.y0 + 1}:{a.data.y1}]"
+        unit.header["DATASEC"] = _section(a.data)
         units.append(unit)
     return units
 

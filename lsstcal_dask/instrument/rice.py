@@ -19,7 +19,19 @@ _SIZES: Final = {8: np.uint8, 16: np.int16, 32: np.int32}
 
 
 @njit(nogil=True)
-def _decode(heap, starts, lengths, tiles, block, bits, code_bits, verbatim, leading):  # type: ignore[no-untyped-def]
+def _refill(heap, window, held, at, end):  # type: ignore[no-untyped-def]
+    """Fill the window with whole bytes below the bits it holds."""
+    while held <= 56 and at < end:
+        window |= np.uint64(heap[at]) << np.uint64(56 - held)
+        held += 8
+        at += 1
+    return window, held, at
+
+
+@njit(nogil=True)
+def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917 (helpers would hide the one state)
+    heap, starts, lengths, tiles, block, bits, code_bits, verbatim, leading
+):
     """Fill ``tiles`` (tile, pixel) from the bytes of each tile; index of the first damaged one, or -1.
 
     ``window`` holds the next ``held`` bits, first bit on top. A zero code is a run of equal pixels.
@@ -38,10 +50,7 @@ def _decode(heap, starts, lengths, tiles, block, bits, code_bits, verbatim, lead
             at += 1
         window, held = np.uint64(0), 0
         for first in range(0, n_pixels, block):
-            while held <= 56 and at < end:
-                window |= np.uint64(heap[at]) << np.uint64(56 - held)
-                held += 8
-                at += 1
+            window, held, at = _refill(heap, window, held, at, end)
             code = np.int64(window >> np.uint64(64 - code_bits)) - 1
             window <<= np.uint64(code_bits)
             held -= code_bits
@@ -51,10 +60,7 @@ def _decode(heap, starts, lengths, tiles, block, bits, code_bits, verbatim, lead
             for i in range(first, last):
                 if code >= 0:
                     if held < 40:  # a pixel takes up to 32 bits, or 7 zeros, a one and 25; eight zeros refill
-                        while held <= 56 and at < end:
-                            window |= np.uint64(heap[at]) << np.uint64(56 - held)
-                            held += 8
-                            at += 1
+                        window, held, at = _refill(heap, window, held, at, end)
                     if code == verbatim:
                         folded = window >> np.uint64(64 - bits)
                         window <<= np.uint64(bits)
@@ -68,10 +74,7 @@ def _decode(heap, starts, lengths, tiles, block, bits, code_bits, verbatim, lead
                             held -= 8
                             if held <= 0 and at >= end:
                                 return t
-                            while held <= 56 and at < end:
-                                window |= np.uint64(heap[at]) << np.uint64(56 - held)
-                                held += 8
-                                at += 1
+                            window, held, at = _refill(heap, window, held, at, end)
                             step = np.int64(leading[window >> np.uint64(56)])
                         zeros += step
                         window <<= np.uint64(step + 1)

@@ -30,7 +30,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import nights
 
-__all__ = ["Built", "Validity", "build", "run_version"]
+__all__ = ["Built", "Validity", "build", "failures", "run_version"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _build_one(
     )
     names = [str(name) for name in raw["detector"].values if str(name) not in failed]
     if not names:
-        return Built(None, errors=[f"{recipe.name}: {det}: {why}" for det, why in failed.items()])
+        return Built(None, errors=failures(recipe.name, failed))
     raw = raw.sel(detector=names)
     sizes = {**recipe.sizes(raw, store.camera), "detector": len(names)}
     template = Template(recipe.outputs, sizes, _coordinates(raw, recipe), {"product": recipe.name})
@@ -179,7 +179,7 @@ def _upstream(
                     failed[det] = str(error)
                 else:
                     without.setdefault(name, []).append(str(error))
-    remarks = [f"made without {name} for {len(why)} detectors: {why[0]}" for name, why in without.items()]
+    remarks = [f"made without {name} for {len(why)} detectors ({why[0]})" for name, why in without.items()]
     return found, failed, remarks
 
 
@@ -241,6 +241,23 @@ def run_version(
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
 
 
+def failures(what: str, failed: Mapping[str, str]) -> list[str]:
+    """One line for each reason, with the detectors it stopped.
+
+    Examples
+    --------
+    >>> failures("dark", {"R01": "there is no gain", "R02": "there is no gain"})
+    ['dark: R01 and 1 more: there is no gain']
+    """
+    reasons: dict[str, list[str]] = {}
+    for det, why in failed.items():
+        reasons.setdefault(why, []).append(det)
+    return [
+        f"{what}: {dets[0]}{f' and {len(dets) - 1} more' if len(dets) > 1 else ''}: {why}"
+        for why, dets in reasons.items()
+    ]
+
+
 def _make_detector(
     url: str, name: str, version: str, place: tuple[int, str], function: Any, args: tuple
 ) -> dict[str, Any]:
@@ -259,4 +276,4 @@ def _publish(url: str, pointer: Pointer, done: dict[str, dict[str, Any]], failed
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f"),
     )
     publish(url, pointer)
-    return Built(pointer, new=True, errors=[f"{pointer.name}: {det}: {why}" for det, why in failed.items()])
+    return Built(pointer, new=True, errors=failures(pointer.name, failed))

@@ -13,7 +13,7 @@ from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.frame import Frame, new_frame
 from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
 from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
-from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.build import Built, failures, run_version
 from lsstcal_dask.pipeline.config import CalibrateConfig
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage.products import Pointer, Template, list_products, lookup, open_product
@@ -77,9 +77,9 @@ def _calibrate_one(
         try:
             found[det] = {step: lookup(pointers, NEEDED[step], det, time) for step in steps}
         except CalibrationError as error:
-            failed[det] = f"exposure {exposure}: {error}"
+            failed[det] = f"{error}, or leave it out with --skip"
     if not found:
-        return Built(None, errors=list(failed.values()))
+        return Built(None, errors=failures(f"exposure {exposure}", failed))
     raw = raw.sel(detector=list(found))
     pixels = zip(raw["detector"].values, raw["pixels"].values, strict=True)
     pointer = Pointer(

@@ -53,7 +53,7 @@ MINIMUM: Final = 50
 
 _RANGE: Final = (0.75, 1.22)  # part of the spectrum fitted, in units of K-alpha: above the Si escape peak
 _PARAMETERS: Final = 5  # y0, x0, sigma, charge, background
-_SIGMA_BOUNDS: Final = (0.08, 2.5)  # px; below the lower one a cloud is a single pixel wherever it fell
+_BOUNDS: Final = ((-1.5, -1.5, 0.08), (1.5, 1.5, 2.5))  # px; narrower clouds are one pixel wherever they fell
 
 # The likelihood is told what a spectrum looks like only where the hits say nothing (no tail, no background):
 # logit K-beta fraction, logit tail fraction, log(tail length / sigma), logit background fraction.
@@ -236,7 +236,7 @@ def _charge(data: Floats, parameters: Floats) -> tuple[Floats, Floats, Floats]:
     unit[:, 3:] = 1.0, 0.0
     share = _cloud(unit)[0]
     inner, pixels = np.s_[:, HALF - 1 : HALF + 2, HALF - 1 : HALF + 2], 9
-    others = data[0].size - pixels
+    others = (2 * HALF + 1) ** 2 - pixels
     ratio = pixels / others
     sum_in, share_in = data[inner].sum(axis=(1, 2)), share[inner].sum(axis=(1, 2))
     sum_out, share_out = data.sum(axis=(1, 2)) - sum_in, share.sum(axis=(1, 2)) - share_in
@@ -290,10 +290,11 @@ def _minimise(data: Floats, variance: Floats, start: Floats) -> Floats:
     cost = np.sum((data - _cloud(best)[0]) ** 2 / variance, axis=(1, 2))
     active = np.arange(len(start))
     for _ in range(60):
+        if len(active) == 0:
+            break
         pixels, weights = data[active], 1 / variance[active]
         trial = best[active] + _step(pixels, weights, best[active], damping[active])
-        trial[:, :2] = np.clip(trial[:, :2], -1.5, 1.5)
-        trial[:, 2] = np.clip(trial[:, 2], *_SIGMA_BOUNDS)
+        trial[:, :3] = np.clip(trial[:, :3], *_BOUNDS)
         new = np.sum((pixels - _cloud(trial)[0]) ** 2 * weights, axis=(1, 2))
         gained = cost[active] - new
         better = gained >= 0
@@ -489,12 +490,12 @@ def fe55_gain(
     rough = electrons / _find_peak(np.concatenate([_sums(_windows(*frame))[1] for frame in frames]))
     fitted = [fit_hits(image, peaks, read_noise, gain=rough) for image, peaks in frames]
     clean = [hits[select_hits(hits, diffusion_px)] for hits in fitted]
-    charge, error, width = (
+    charge, noise, width = (
         np.concatenate([getattr(hits, name) for hits in clean])
         for name in ("charge", "charge_error", "sigma")
     )
-    blur = rough * np.median(error) if len(error) else 0.0
+    blur = rough * np.median(noise) if len(noise) else 0.0
     spectrum = fit_spectrum(charge, resolution=float(np.hypot(np.sqrt(FANO * electrons), blur) / electrons))
     gain = electrons / spectrum.peak
-    relative = spectrum.peak_error / spectrum.peak
-    return XrayGain(gain, gain * relative, gain * SCALE_ERROR, float(np.median(width)), spectrum)
+    error = gain * spectrum.peak_error / spectrum.peak
+    return XrayGain(gain, error, gain * SCALE_ERROR, float(np.median(width)), spectrum)

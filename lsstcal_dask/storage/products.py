@@ -230,11 +230,10 @@ def lookup(pointers: Sequence[Pointer], name: str, detector: str, time: str) -> 
     if valid:
         return valid[-1]
     if not candidates:
-        raise StaleCalibration(f"{detector}: there is no {name}: build it, or leave it out with --skip {name}")
+        raise StaleCalibration(f"there is no {name}: build it first")
     spans = ", ".join(f"{p.valid_from} to {p.valid_until or 'open'}" for p in candidates)
     raise StaleCalibration(
-        f"{detector}: no {name} is valid at {time} (there is {spans}): build one for that time, or widen "
-        f"one with --valid-from"
+        f"no {name} is valid at {time} (there is {spans}): build one for that time, or widen one with --valid-from"
     )
 
 

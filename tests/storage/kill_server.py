@@ -1,0 +1,139 @@
+"""Builds a product again and again in forked children and kills each at another moment.
+
+Run as a script: ``kill_server.py URL OUT``. It prints one JSON line per kill with
+what a reader saw afterwards. Forking keeps each attempt to milliseconds: the parent
+imports and compiles everything and never touches storage, so it has no threads.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+
+import numpy as np
+
+from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.products.stack import StackConfig, Transform, combine_amplifier
+
+
+def compile_kernels():
+    amplifier = load_camera("mini1").detectors[0].amplifiers[0]
+    counts = np.random.default_rng(1).normal(1000, 4, (5, *amplifier.raw_shape)).astype(np.uint16)
+    combine_amplifier(counts, amplifier, Transform(np.ones(5)), StackConfig())
+
+
+def build(url, kill_at):
+    """Build the bias; at its ``kill_at``-th write to storage the process kills itself."""
+    from lsstcal_dask.compute import cluster
+    from lsstcal_dask.pipeline.build import build as run
+    from lsstcal_dask.pipeline.config import Config
+    from lsstcal_dask.pipeline.store import open_store
+
+    if kill_at:
+        arm(kill_at)
+    with cluster("threads", 1) as compute:
+        for _, built in run(open_store(url), ["bias"], Config(), compute):
+            assert not built.errors, built.errors
+
+
+def arm(kill_at):
+    from zarr.storage import LocalStore
+
+    from lsstcal_dask.storage import objects
+
+    count = [0]
+
+    def tick():
+        count[0] += 1
+        if count[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    put, store_set = objects._put, LocalStore.set
+
+    def counted_put(*args):
+        tick()
+        put(*args)
+        tick()
+
+    async def counted_set(self, key, value, *args, **kwargs):
+        tick()
+        await store_set(self, key, value, *args, **kwargs)
+        tick()
+
+    objects._put, LocalStore.set = counted_put, counted_set
+
+
+def look(url):
+    """What a reader sees: nothing, or the hash of what is published and whether its pixels agree."""
+    from lsstcal_dask.storage.products import check_product, list_products
+
+    found = list_products(url, "bias")
+    return [[p.hash, p.verdict, check_product(url, p)] for p in found]
+
+
+def child(function, *args):
+    """Run in a fork; the pid and a pipe on which it reports."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        return pid, read
+    os.close(read)
+    try:
+        result = function(*args)
+        os.write(write, json.dumps(result).encode())
+    except BaseException:
+        traceback.print_exc()
+    os._exit(0)
+
+
+def outcome(pid, read):
+    _, status = os.waitpid(pid, 0)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    return os.WIFSIGNALED(status), (json.loads(text) if text else None)
+
+
+def wipe(url):
+    import shutil
+
+    shutil.rmtree(os.path.join(url, "products"), ignore_errors=True)
+
+
+def attempts(url):
+    compile_kernels()
+    start = time.monotonic()
+    outcome(*child(build, url, 0))
+    duration = time.monotonic() - start
+    _, right = outcome(*child(look, url))
+    yield {"right": right}
+    chance = random.Random(1)
+    for kill_at in range(1, 1000):
+        wipe(url)
+        killed, _ = outcome(*child(build, url, kill_at))
+        yield from after_kill(url, f"write {kill_at}")
+        if not killed:
+            break
+    for _ in range(25):
+        wipe(url)
+        pid, read = child(build, url, 0)
+        delay = chance.uniform(0, duration)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        outcome(pid, read)
+        yield from after_kill(url, f"after {delay:.3f} s")
+
+
+def after_kill(url, moment):
+    _, seen = outcome(*child(look, url))
+    outcome(*child(build, url, 0))
+    _, resumed = outcome(*child(look, url))
+    yield {"moment": moment, "seen": seen, "resumed": resumed}
+
+
+if __name__ == "__main__":
+    for row in attempts(sys.argv[1]):
+        print(json.dumps(row), flush=True)
