@@ -26,7 +26,7 @@ import dask
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, WorkerLost
 
 __all__ = ["Compute", "cluster"]
 
@@ -465,14 +465,14 @@ def _explain(outcome: Any, label: Hashable, memory: str) -> Any:
     kind = type(outcome).__name__ if isinstance(outcome, Exception) else ""
     if kind == "KilledWorker":
         limit = f" (each has {memory})" if memory else ""
-        return CalibrationError(
+        return WorkerLost(
             f"{label}: its worker died {outcome.allowed_failures + 1} times, most likely for lack of memory: "
             f"give workers more memory{limit} or use fewer --workers"
         )
     if kind in {"NoWorkerError", "NoValidWorkerError"}:
-        return CalibrationError(f"{label}: no worker was left: look at the workers' logs, then run again")
+        return WorkerLost(f"{label}: no worker was left: look at the workers' logs, then run again")
     if kind == "ConnectionAbortedError":
-        return CalibrationError(f"{label}: the connection to the scheduler was lost: run again to resume")
+        return WorkerLost(f"{label}: the connection to the scheduler was lost: run again to resume")
     return outcome
 
 

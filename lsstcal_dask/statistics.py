@@ -439,9 +439,8 @@ def _flatten(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Pixels as one read-only line, and where each exposure starts on it; no copy of contiguous images."""
     n, ny, nx = stack.shape
     item = stack.itemsize
-    whole = stack.strides[1:] == (nx * item, item) or ny * nx == 1
     step = stack.strides[0] if n > 1 else ny * nx * item
-    if not whole or step < ny * nx * item or step % item:
+    if not stack[0].flags.c_contiguous or step < ny * nx * item or step % item:
         return _flatten(np.ascontiguousarray(stack))
     length = (n - 1) * step // item + ny * nx
     flat = np.lib.stride_tricks.as_strided(stack, (length,), (item,), writeable=False)
@@ -531,13 +530,13 @@ def _fill(v, sign, count, size):
 
 @_jit
 def _load(flat, starts, edges, offset, planes, scale, y, nx, strip, rows):
-    """Calibrate a strip of row ``y`` of every exposure into ``rows``, adding the exposures of a run."""
+    """Calibrate a strip of row ``y`` of every exposure into ``rows``, averaging the exposures of a run."""
     width, first = _U(min(_STRIP, nx - strip)), y * nx + strip
     p = _U(first if planes.size > nx else strip)
     for run in range(len(edges) - 1):
-        at = _U(run * _STRIDE)
+        at, size = _U(run * _STRIDE), _F(edges[run + 1] - edges[run])
         for i in range(edges[run], edges[run + 1]):
-            f, o, c = _U(starts[i] + first), offset[i, y], scale[i]
+            f, o, c = _U(starts[i] + first), offset[i, y], scale[i] / size
             if i == edges[run]:
                 for x in range(width):
                     rows[at + x] = ((_F(flat[f + x]) - o) - planes[p + x]) * c

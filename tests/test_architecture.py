@@ -28,7 +28,7 @@ TOWER = (
     "cli",
 )
 SIDE_ROOMS = {
-    "storage": {"errors", "variables", "instrument"},
+    "storage": {"errors", "variables", "mapping", "instrument"},
     "compute": {"errors"},
     "simulate": {"errors", "variables", "instrument", "physics.units"},
 }

@@ -1,12 +1,15 @@
 """Master dark: the charge that gathers in one second without light (Lupton 2016, Sec. 2.7; §6)."""
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
 from lsstcal_dask.errors import InsufficientInputs, UnitsError
-from lsstcal_dask.instrument.camera import Camera, Detector
+from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, map_detectors
 from lsstcal_dask.products.stack import (
+    Stack,
     StackConfig,
     Transform,
     combine_amplifier,
@@ -74,26 +77,44 @@ def dark_amplifiers(
         try:
             if not gain > 0:
                 raise InsufficientInputs("no gain for this amplifier: see the remarks of 'gain'")
-            transform = Transform(gain / there["dark_time"].values, _plane(products, amplifier.name, detector), gain)
+            plane = _bias_part(products, amplifier, "image")
+            transform = Transform(gain / there["dark_time"].values, plane, gain)
             pixels = there["counts"].sel(amplifier=amplifier.name).values
             stack = combine_amplifier(pixels, amplifier, transform, config)
         except InsufficientInputs as error:
             yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
             continue
+        stack = _with_bias_noise(stack, products, amplifier, transform)
         result = stack_dataset(stack, present, shape, names).drop_vars(["read_noise", "read_noise_error"])
         good = result["image"].values[result["mask"].values == 0]
         result.attrs["summary"] = {"median_rate": float(np.median(good)), "method": stack.method}
         yield amplifier.name, result
 
 
-def _plane(products: dict[str, xr.Dataset], name: str, detector: Detector) -> np.ndarray | None:
+def _bias_part(products: dict[str, xr.Dataset], amplifier: Amplifier, variable: str) -> np.ndarray | None:
     if "bias" not in products:
         return None
-    ny, nx = next(a for a in detector.amplifiers if a.name == name).data.shape
-    plane = products["bias"]["image"].sel(amplifier=name).values[:ny, :nx]
-    if not np.isfinite(plane).any():
+    values = products["bias"][variable].sel(amplifier=amplifier.name).values
+    values = values[tuple(slice(size) for size in amplifier.data.shape[: values.ndim])]
+    if not np.isfinite(values).any():
         raise InsufficientInputs("no bias for this amplifier: see the remarks of 'bias'")
-    return np.ascontiguousarray(plane, dtype=np.float32)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _with_bias_noise(
+    stack: Stack, products: dict[str, xr.Dataset], amplifier: Amplifier, transform: Transform
+) -> Stack:
+    """Add the noise of the bias: it is the same in every frame, so no number of darks averages it away."""
+    variance = _bias_part(products, amplifier, "variance")
+    rows = _bias_part(products, amplifier, "row_variance")
+    if variance is None or rows is None:
+        return stack
+    scale = transform.scale[stack.accepted]
+    # With weights 1/scale**2 the bias enters the mean with this factor.
+    factor = np.float32(((1 / scale).sum() / (1 / scale**2).sum()) ** 2)
+    return replace(
+        stack, variance=stack.variance + factor * variance, row_variance=stack.row_variance + factor * rows
+    )
 
 
 def master_dark(

@@ -116,7 +116,7 @@ def pair_gain(
     3. Pixels beyond 4 sigma (cosmic rays) and their neighbours are dropped; the variance
        is corrected by ``1 - 2k phi(k) / (2 Phi(k) - 1)`` and the covariances by its square.
 
-    Errors: ``Var(C00) = 2 V**2 / N`` and ``Var(Cij) = V**2 / N``.
+    Errors: ``Var(C00) = 2 V**2 / N`` and ``Var(Cij) = V**2 / N``; in that of the sum the sum stands for V.
 
     Parameters
     ----------
@@ -333,7 +333,11 @@ def _summary(total: Floats, read: tuple[float, float], mean: float, n: int) -> d
     errors = total[0, 0] / np.sqrt(n * measured)
     errors[0, 0] = np.hypot(total[0, 0] * np.sqrt(2 / n), read[1])
     summed = float(np.sum(multiplicity * covariances))
-    summed_error = float(np.sqrt(np.sum((multiplicity * errors) ** 2)))
+    # The sum is the power at low frequency, which brighter-fatter leaves whole: its error goes with
+    # itself, not with the smaller variance of a pixel.
+    power = max(summed + read[0], 0.1 * total[0, 0])
+    spread = np.sqrt(np.sum((multiplicity / np.sqrt(n * measured)) ** 2) + 1 / n)  # + 1 / n: C00 has 2 / n
+    summed_error = float(np.hypot(power * spread, read[1]))
     gain = mean / float(covariances[0, 0])
     gain_summed = mean / summed if summed > 0 else np.nan
     return {

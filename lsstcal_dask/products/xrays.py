@@ -1,8 +1,7 @@
 """Gain of one amplifier from 55Fe X-rays (Lupton 2016, Sec. 2.2a).
 
-An X-ray frees a known number of electrons, so the charge of a hit in adu gives
-the gain. Each hit is a Gaussian cloud integrated over pixels; the charges of
-all hits then make a spectrum whose K-alpha line is located by maximum likelihood.
+An X-ray frees a known number of electrons. Each hit is a Gaussian cloud integrated over pixels;
+the charges of all hits make a spectrum whose K-alpha line is located by maximum likelihood.
 """
 
 from dataclasses import dataclass

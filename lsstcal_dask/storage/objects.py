@@ -29,6 +29,7 @@ __all__ = [
     "list_names",
     "normalise",
     "read_json",
+    "sweep",
     "write_json",
     "zarr_store",
 ]
@@ -121,6 +122,13 @@ def zarr_store(url: str, path: str, *, read_only: bool = False) -> zarr.abc.stor
     if not is_remote(url):
         return ZarrLocalStore(Path(url, path), read_only=read_only)
     return ZarrObjectStore(_connect(f"{url}/{path}"), read_only=read_only)
+
+
+def sweep(url: str, path: str) -> None:
+    """Remove the temporary files that a killed writer left directly in a folder."""
+    if not is_remote(url):
+        for left in Path(url, path).glob("*.partial"):
+            left.unlink(missing_ok=True)
 
 
 def create_or_open(store: zarr.abc.store.Store, **settings: Any) -> zarr.Array:

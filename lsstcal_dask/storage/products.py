@@ -84,6 +84,7 @@ def create_template(url: str, name: str, version: str, template: Template) -> No
     base = _base(name, version)
     if objects.exists(url, f"{base}/template.json"):
         return
+    objects.sweep(url, f"{base}/data")
     store = objects.zarr_store(url, f"{base}/data")
     zarr.open_group(store, mode="a", attributes=dict(template.attrs))
     for var, output in template.outputs.items():
@@ -251,6 +252,7 @@ def open_product(url: str, name: str, version: str, *, chunked: bool = True) -> 
     pointer = objects.read_json(url, path)
     store = objects.zarr_store(url, f"{_base(name, version)}/data", read_only=True)
     found = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None)
+    found = found.set_coords([name for name, var in found.data_vars.items() if "detector" not in var.dims])
     return found.assign_attrs({key: pointer[key] for key in ("name", "version", "valid_from", "verdict")})
 
 

@@ -211,7 +211,9 @@ def open_raw(
         headers = {k: v for k, v in headers.items() if v["exposure_type"] == exposure_type}
     names = sorted(headers, key=lambda name: (headers[name]["time"], name))
     found = _dataset(url, camera, names, headers, records)
-    return found.chunk(exposure=1, detector=1, amplifier=1) if chunked and names else found
+    if not (chunked and names):
+        return found
+    return found.assign(counts=found["counts"].variable.chunk(exposure=1, detector=1, amplifier=1))
 
 
 def _dataset(

@@ -107,7 +107,7 @@ def _assembled(data: xr.DataArray, detector: Detector, camera: Camera) -> np.nda
     if "y" not in data.dims:
         values = np.broadcast_to(values[:, None, None], (*values.shape, *camera.image_shape))
     names = [str(name) for name in data["amplifier"].values]
-    return np.asarray(assemble(values, detector, camera, names))
+    return np.asarray(assemble(values, detector, camera, amplifiers=names))
 
 
 def _draw_amplifier(axes: "Axes", data: xr.DataArray, camera: Camera, amplifier: str) -> tuple[np.ndarray, str]:

@@ -237,6 +237,15 @@ def test_extrapolation_is_free_of_brighter_fatter(ladder):
     assert naive.gain > free.gain + 10 * free.error
 
 
+def test_error_of_the_sum_holds_with_brighter_fatter():
+    """The pixels are correlated by 20 %: the error of the sum goes with the sum, not with the variance."""
+    pairs = [pair_gain(*brighter_fatter(500 + s, 4e4, shape=(80, 64)), READ, max_lag=1) for s in range(80)]
+    pulls = [(GAIN / p.gain_summed - 1) * p.gain_summed / p.gain_summed_error for p in pairs]
+    assert np.std(pulls) == pytest.approx(1, abs=0.1 + 2 / np.sqrt(160))
+    # a pixel's own covariances end within two lags; lag 1 holds the sum to a few per cent
+    assert abs(np.mean(pulls)) < 0.6
+
+
 def test_equal_levels_combine_by_inverse_variance():
     pairs = [pair_gain(*flats(s), READ_NOISE) for s in range(20)]
     for method in ("summed", "variance"):

@@ -1,13 +1,14 @@
 """Builds a product again and again in forked children and kills each at another moment.
 
-Run as a script: ``kill_server.py URL OUT``. It prints one JSON line per kill with
-what a reader saw afterwards. Forking keeps each attempt to milliseconds: the parent
+Run as a script: ``kill_server.py URL STEP RANDOM``: a kill at every STEP-th write and at
+RANDOM other moments. It prints one JSON line per kill with what a reader saw afterwards. Forking keeps each attempt to milliseconds: the parent
 imports and compiles everything and never touches storage, so it has no threads.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -15,8 +16,16 @@ import traceback
 
 import numpy as np
 
+from zarr.storage import LocalStore
+
+from lsstcal_dask.compute import cluster
 from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.pipeline.build import build as run
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.store import open_store
 from lsstcal_dask.products.stack import StackConfig, Transform, combine_amplifier
+from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.products import check_product, list_products
 
 
 def compile_kernels():
@@ -27,11 +36,6 @@ def compile_kernels():
 
 def build(url, kill_at):
     """Build the bias; at its ``kill_at``-th write to storage the process kills itself."""
-    from lsstcal_dask.compute import cluster
-    from lsstcal_dask.pipeline.build import build as run
-    from lsstcal_dask.pipeline.config import Config
-    from lsstcal_dask.pipeline.store import open_store
-
     if kill_at:
         arm(kill_at)
     with cluster("threads", 1) as compute:
@@ -40,10 +44,6 @@ def build(url, kill_at):
 
 
 def arm(kill_at):
-    from zarr.storage import LocalStore
-
-    from lsstcal_dask.storage import objects
-
     count = [0]
 
     def tick():
@@ -68,8 +68,6 @@ def arm(kill_at):
 
 def look(url):
     """What a reader sees: nothing, or the hash of what is published and whether its pixels agree."""
-    from lsstcal_dask.storage.products import check_product, list_products
-
     found = list_products(url, "bias")
     return [[p.hash, p.verdict, check_product(url, p)] for p in found]
 
@@ -98,12 +96,10 @@ def outcome(pid, read):
 
 
 def wipe(url):
-    import shutil
-
     shutil.rmtree(os.path.join(url, "products"), ignore_errors=True)
 
 
-def attempts(url):
+def attempts(url, step, moments):
     compile_kernels()
     start = time.monotonic()
     outcome(*child(build, url, 0))
@@ -111,13 +107,13 @@ def attempts(url):
     _, right = outcome(*child(look, url))
     yield {"right": right}
     chance = random.Random(1)
-    for kill_at in range(1, 1000):
+    for kill_at in range(1, 1000, step):
         wipe(url)
         killed, _ = outcome(*child(build, url, kill_at))
         yield from after_kill(url, f"write {kill_at}")
         if not killed:
             break
-    for _ in range(25):
+    for _ in range(moments):
         wipe(url)
         pid, read = child(build, url, 0)
         delay = chance.uniform(0, duration)
@@ -128,12 +124,16 @@ def attempts(url):
 
 
 def after_kill(url, moment):
-    _, seen = outcome(*child(look, url))
-    outcome(*child(build, url, 0))
-    _, resumed = outcome(*child(look, url))
+    _, (seen, resumed) = outcome(*child(look_resume_look, url))
     yield {"moment": moment, "seen": seen, "resumed": resumed}
 
 
+def look_resume_look(url):
+    seen = look(url)
+    build(url, 0)
+    return seen, look(url)
+
+
 if __name__ == "__main__":
-    for row in attempts(sys.argv[1]):
+    for row in attempts(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
         print(json.dumps(row), flush=True)
