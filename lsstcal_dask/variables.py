@@ -11,7 +11,7 @@ import xarray as xr
 
 from lsstcal_dask.errors import InconsistentGeometry, UnitsError
 
-__all__ = ["DIMS", "MASK_BITS", "VARIABLES", "Variable", "attributes", "mask_attributes", "nights", "validate"]
+__all__ = ["DIMS", "MASK_BITS", "NOTE", "VARIABLES", "Variable", "attributes", "mask_attributes", "nights", "validate"]
 
 DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
 """Dimension names, singular, in the order they have in every array."""
@@ -27,6 +27,10 @@ MASK_BITS: Final = {
     "EDGE": 128,  # Sec. 2.11, outer pixels of a sensor
 }
 """Bits of a ``mask``; pixels without any bit are good."""
+
+
+NOTE: Final = "note: "
+"""A remark of a product that begins so informs and does not lower its verdict."""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def naive_sample(values, k, rounds):
         for _ in range(rounds):
             left = np.where(kept, values, np.nan)
             mean, sigma = np.nanmean(left, axis=0), np.nanstd(left, axis=0)
-            kept &= np.abs(values - mean) <= k * sigma + 2.4e-7 * np.abs(mean)
+            kept &= np.abs(values - mean) <= min(k, 1e18) * sigma + 2.4e-7 * np.abs(mean)
         left = np.where(kept, values, np.nan)
         count = kept.sum(axis=0)
         spread = np.where(count > 1, np.nanvar(left, axis=0, ddof=1) / np.maximum(count, 1), np.nan)

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.isr.frame import Frame
-from lsstcal_dask.isr.overscan import OverscanConfig, row_levels
+from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
 from lsstcal_dask.variables import MASK_BITS
 
 __all__ = ["subtract_bias", "subtract_overscan"]
@@ -19,7 +19,7 @@ def subtract_overscan(frame: Frame, config: OverscanConfig = OverscanConfig()) -
     row_variance, mask = frame.row_variance.copy(), frame.mask.copy()
     for i, amplifier in enumerate(frame.detector.amplifiers):
         ny = amplifier.data.shape[0]
-        found = row_levels(frame.raw[i][amplifier.overscan.slices][None], config)
+        found = row_levels(reference_pixels(frame.raw[i][None], amplifier), config)
         noise = float(found.read_noise[0])
         if np.isnan(noise):  # no reference pixels: the nominal noise is all there is
             noise = amplifier.read_noise / amplifier.gain
@@ -36,12 +36,18 @@ def subtract_bias(frame: Frame, bias: xr.Dataset) -> Frame:
 
     Parameters
     ----------
-    bias : ``image``, ``variance``, ``mask`` (amplifier, y, x) and ``row_variance`` (amplifier, y).
+    bias : ``image``, ``variance``, ``mask`` (amplifier, y, x), ``row_variance`` (amplifier, y)
+        and ``level`` (exposure, amplifier).
     """
     bias = bias.sel(amplifier=[a.name for a in frame.detector.amplifiers])
+    jitter = np.zeros((len(frame.detector.amplifiers), 1), np.float32)
+    for i, amplifier in enumerate(frame.detector.amplifiers):
+        if not amplifier.overscan.shape[1]:  # the level of this frame is only known as well as levels repeat
+            level = bias["level"].values[:, i]
+            jitter[i] = np.nanvar(level, ddof=1) if np.isfinite(level).sum() > 1 else 0
     return frame.with_(
         image=frame.image - bias["image"].values,
         variance=frame.variance + bias["variance"].values,
-        row_variance=frame.row_variance + bias["row_variance"].values,
+        row_variance=frame.row_variance + bias["row_variance"].values + jitter,
         mask=frame.mask | bias["mask"].values,
     )

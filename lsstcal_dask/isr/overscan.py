@@ -15,7 +15,9 @@ from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.interpolate import BSpline
 
-__all__ = ["OverscanConfig", "RowLevels", "row_levels"]
+from lsstcal_dask.instrument.camera import Amplifier
+
+__all__ = ["OverscanConfig", "RowLevels", "reference_pixels", "row_levels"]
 
 
 class OverscanConfig(BaseModel):
@@ -153,6 +155,12 @@ def _smooth(mean: np.ndarray, used: np.ndarray, sigma: np.ndarray, config: Overs
     variance = (1 - share) ** 2 * variance + share * own + excess * own * ~good
     level[rows < freedom] = np.nan
     return RowLevels(level.astype(np.float32), variance.astype(np.float32), sigma, mean.shape[1] - rows)
+
+
+def reference_pixels(counts: np.ndarray, amplifier: Amplifier) -> np.ndarray:
+    """Serial reference pixels (..., y, x) beside the data rows of raw counts (..., y, x); no columns if it has none."""
+    box = amplifier.overscan
+    return counts[..., amplifier.data.y0 : amplifier.data.y1, box.x0 : box.x1]
 
 
 def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) -> RowLevels:

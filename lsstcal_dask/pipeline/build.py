@@ -28,7 +28,7 @@ from lsstcal_dask.storage.products import (
 )
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
-from lsstcal_dask.variables import nights
+from lsstcal_dask.variables import NOTE, nights
 
 __all__ = ["Built", "Validity", "build", "failures", "run_version"]
 
@@ -238,6 +238,8 @@ def run_version(
             done[str(det)] = result
     if errors:
         return Built(None, errors=[*errors, f"{pointer.name}: not published; run the same command to resume"])
+    if not done:
+        return Built(None, errors=failures(pointer.name, failed))
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
 
 
@@ -266,7 +268,8 @@ def _make_detector(
 
 def _publish(url: str, pointer: Pointer, done: dict[str, dict[str, Any]], failed: dict[str, str]) -> Built:
     remarks = pointer.remarks + [remark for marker in done.values() for remark in marker["remarks"]]
-    verdict = "FAIL" if not done else "WARN" if remarks or failed else "PASS"
+    warnings = [remark for remark in remarks if not remark.startswith(NOTE)]
+    verdict = "WARN" if warnings or failed else "PASS"
     pointer = replace(
         pointer,
         detectors={det: marker["hash"] for det, marker in done.items()},

@@ -138,7 +138,11 @@ def _results(
         counts = raw["counts"].sel(amplifier=[amplifier.name]).values
         # No correction yet couples amplifiers, so each goes alone and a worker holds one at a time.
         frame = new_frame(exposure, replace(detector, amplifiers=(amplifier,)), dark_time, counts, shape)
-        yield amplifier.name, _dataset(correct(frame, products, config.overscan, config.order))
+        result = _dataset(correct(frame, products, config.overscan, config.order))
+        if not result.attrs["summary"]["median"] and "gain" in products:
+            gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
+            result.attrs["remarks"] += [] if gain > 0 else ["its gain could not be measured"]
+        yield amplifier.name, result
 
 
 def _dataset(frame: Frame) -> xr.Dataset:

@@ -65,18 +65,18 @@ def _product_row(pointer: Pointer) -> dict[str, Any]:
 def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
     """Print the lists as tables."""
     from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
 
     console = Console()
+    console = Console(width=max(console.width, 130))  # a narrow terminal wraps lines; ids are never cut
     console.print(f"{found['store']}  camera {found['camera']}", soft_wrap=True, highlight=False)
-    table = Table("exposure", "type", "time (UTC)", "exposure s", "dark s", "filter", "nm", "CCDs", box=None)
+    table = _table("exposure", "type", "time (UTC)", "exposure s", "dark s", "filter", "nm", "CCDs")
     for row in found["exposures"]:
         numbers = [_number(row[key]) for key in ("exposure_time", "dark_time")]
         time = row["time"].replace("T", " ")[:19]
         nm = _number(row["wavelength"])
         table.add_row(row["exposure"], row["exposure_type"], time, *numbers, row["filter"], nm, str(row["detectors"]))
     console.print(table if found["exposures"] else "no exposures")
-    table = Table("product", "version", "valid from", "until", "CCDs", "verdict", "remarks", box=None)
+    table = _table("product", "version", "valid from", "until", "CCDs", "verdict", "remarks")
     for row in found["products"]:
         name = f"{row['product']} {row['exposure']}".strip()
         until = row["valid_until"] or "open"
@@ -84,11 +84,17 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
         table.add_row(
             name, row["version"], row["valid_from"], until, str(row["detectors"]), row["verdict"], row_remarks
         )
-        if remarks:
-            for remark in row["remarks"]:
-                table.add_row("", "", f"  {remark}")
     console.print()
     console.print(table if found["products"] else "no products")
+    for row in found["products"] if remarks else ():
+        for remark in row["remarks"]:
+            console.print(f"{row['product']} {row['version']}: {remark}", highlight=False, soft_wrap=True)
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Column, Table  # noqa: PLC0415
+
+    return Table(*(Column(name, no_wrap=True, min_width=len(name)) for name in columns), box=None)
 
 
 def _number(value: float | None) -> str:

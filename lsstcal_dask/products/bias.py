@@ -17,7 +17,7 @@ from lsstcal_dask.products.stack import (
     stack_outputs,
     stack_sizes,
 )
-from lsstcal_dask.variables import nights
+from lsstcal_dask.variables import NOTE, nights
 
 __all__ = ["OUTPUTS", "bias_amplifiers", "check_biases", "master_bias"]
 
@@ -82,18 +82,16 @@ def bias_amplifiers(
 
 
 def _drift(raw: xr.Dataset, level: np.ndarray, error: np.ndarray) -> list[str]:
-    """A remark where the level of the frames differs between nights by more than its scatter explains."""
+    """How the level changed from night to night; a note if its scatter explains that, else a remark."""
     found = []
     groups = [(night, nights(raw) == night) for night in np.unique(nights(raw))]
     groups = [(night, here) for night, here in groups if here.sum() > 1]
     for (before, a), (after, b) in itertools.pairwise(groups):
         change = level[b].mean() - level[a].mean()
         sigma = float(np.hypot(*(_mean_error(level[here], error[here]) for here in (a, b))))
-        if abs(change) > 4 * sigma:
-            found.append(
-                f"level changed by {change:+.3f} +- {sigma:.3f} adu from the night of {before} to "
-                f"{after}: build one bias per night with --by-night"
-            )
+        text = f"level changed by {change:+.3f} +- {sigma:.3f} adu from the night of {before} to that of {after}"
+        drifted = abs(change) > 4 * sigma
+        found.append(f"{text}: build one bias per night with --by-night" if drifted else f"{NOTE}{text}")
     return found
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
-from lsstcal_dask.isr.overscan import OverscanConfig, row_levels
+from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
 from lsstcal_dask.products.pairs import CombinedGain, combine_pairs, pair_gain
 from lsstcal_dask.products.xrays import XrayGain, fe55_gain
@@ -111,7 +111,7 @@ def _amplifier_gain(
     except CalibrationError as error:
         remarks.append(f"55Fe: {error}")
     try:
-        pair = _from_pairs(raw, amplifier, config, products, noise)
+        pair = _from_pairs(raw, amplifier, config, products, noise, remarks)
         if pair is not None:
             values["gain_pair"], values["gain_pair_error"] = pair.gain, pair.error
             summary |= {"pairs": pair.pairs, "pair_method": pair.method, "pair_chi2": pair.chi2}
@@ -167,8 +167,9 @@ def _images(
 ) -> np.ndarray:
     """Frames (n, y, x) float32, adu, above overscan and bias; adds their read noise to ``noise``."""
     counts = raw["counts"].isel(exposure=where).sel(amplifier=amplifier.name).values
-    found = row_levels(counts[(slice(None), *amplifier.overscan.slices)], config.overscan)
-    ny, nx = amplifier.overscan.shape
+    reference = reference_pixels(counts, amplifier)
+    found = row_levels(reference, config.overscan)
+    ny, nx = reference.shape[1:]
     noise.add(found.read_noise, ny * max(nx - 1 - config.overscan.skip, 0))
     images = counts[(slice(None), *amplifier.data.slices)] - found.level[:, :, None]
     if "bias" in products:
@@ -193,12 +194,21 @@ def _from_xrays(
 
 
 def _from_pairs(
-    raw: xr.Dataset, amplifier: Amplifier, config: GainConfig, products: dict[str, xr.Dataset], noise: _Noise
+    raw: xr.Dataset,
+    amplifier: Amplifier,
+    config: GainConfig,
+    products: dict[str, xr.Dataset],
+    noise: _Noise,
+    remarks: list[str],
 ) -> CombinedGain | None:
+    """Gain from all good pairs; a pair that is none is left out with a remark."""
     found = []
     for first, second, names in _present_pairs(raw):
         images = _images(raw, np.array([first, second]), amplifier, config, products, noise)
-        found.append(pair_gain(images[0], images[1], noise.value(), names=names))
+        try:
+            found.append(pair_gain(images[0], images[1], noise.value(), names=names))
+        except CalibrationError as error:
+            remarks.append(f"pair left out: {error}")
     return combine_pairs(found) if found else None
 
 

@@ -146,9 +146,10 @@ def pair_gain(
     good = _good_pixels(first, second, mask, saturation, who)
     first, second = (np.where(good, member, 0.0).astype(np.float64) for member in (first, second))
     level, difference = (first + second) / 2, first - second
-    _check_means(first, second, read_noise, good, names)
+    _check_light(first, second, read_noise, good, names)
     good, clipped = _reject(first, second, difference, read_noise, good)
     _check_count(good, who)
+    _check_equal(first, second, good, names)
 
     weight = _weights(level, difference, read_noise, good)
     plane = _fit_plane(difference, level, weight, good)
@@ -212,15 +213,20 @@ def _check_count(good: Flags, who: str) -> None:
         )
 
 
-def _check_means(
+def _check_light(
     first: Floats, second: Floats, read_noise: float, good: Flags, names: tuple[str, str]
 ) -> None:
-    """Refuse pairs without light and pairs of unequal level (medians: a cosmic ray must not decide)."""
-    a, b = float(np.median(first[good])), float(np.median(second[good]))
+    """Refuse members that are not brighter than a bias."""
     faintest = 5 * read_noise / np.sqrt(np.count_nonzero(good))
-    if min(a, b) <= faintest:
-        name = names[0] if a < b else names[1]
-        raise DegenerateSolution(f"{name}: mean {min(a, b):.3g} adu, no light: give flats, bias subtracted")
+    for name, member in zip(names, (first, second), strict=True):
+        mean = float(np.mean(member[good]))
+        if mean <= faintest:
+            raise DegenerateSolution(f"{name}: mean {mean:.3g} adu, no light: give flats, bias subtracted")
+
+
+def _check_equal(first: Floats, second: Floats, good: Flags, names: tuple[str, str]) -> None:
+    """Refuse members of unequal level, once cosmic rays are gone (a median would have steps of 1 adu)."""
+    a, b = float(np.mean(first[good])), float(np.mean(second[good]))
     if abs(a - b) > UNEQUAL * (a + b) / 2:
         raise CalibrationError(
             f"{names[0]} (mean {a:.1f} adu) and {names[1]} (mean {b:.1f} adu) differ by"

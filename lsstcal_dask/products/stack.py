@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier
-from lsstcal_dask.isr.overscan import OverscanConfig, RowLevels, row_levels
+from lsstcal_dask.isr.overscan import OverscanConfig, RowLevels, reference_pixels, row_levels
 from lsstcal_dask.mapping import Output, empty_values, output_dims
 from lsstcal_dask.statistics import Calibration, Noise, clipped_mean, median, median_of_sums
 from lsstcal_dask.variables import MASK_BITS
@@ -121,7 +121,7 @@ def combine_amplifier(
         Fewer usable frames than ``config.minimum``, or the amplifier is dead (no noise at all).
     """
     data = np.ascontiguousarray(counts[(slice(None), *amplifier.data.slices)])
-    levels = row_levels(counts[(slice(None), *amplifier.overscan.slices)], config.overscan)
+    levels = row_levels(reference_pixels(counts, amplifier), config.overscan)
     noise = levels.read_noise
     if np.isnan(noise).all():
         noise = np.full(len(counts), _noise_without_overscan(data))
@@ -142,6 +142,8 @@ def combine_amplifier(
         blocks, counted, limits = _residual_blocks(data, value, model)
     level, error = _levels(blocks, counted, noise, levels)
     row = (levels.variance[accepted] * transform.scale[accepted, None] ** 2).mean(axis=0) / accepted.sum()
+    if np.isnan(levels.read_noise).all() and accepted.sum() > 1:  # nothing removes the jitter of whole frames
+        row = row + np.var(level[accepted] * transform.scale[accepted], ddof=1) / accepted.sum()
     pixels = max(amplifier.overscan.shape[0] * (amplifier.overscan.shape[1] - 1), data[0].size)
     read_noise = float(np.sqrt(np.mean(noise[accepted] ** 2)))
     return Stack(
@@ -220,7 +222,10 @@ def _misfits(
     chi2 = ((blocks - level[:, None, None]) ** 2 / sigma2).mean(axis=(1, 2))
     freedom = max(blocks[0].size - 1, 1)
     found = {}
-    limit = max(1.0, float(np.median(chi2))) * (1 + reject * np.sqrt(2 / freedom))
+    # Pattern noise common to all frames raises their chi2 and its scatter: judge each against the others.
+    typical = max(1.0, float(np.median(chi2)))
+    scatter = 1.4826 * float(np.median(np.abs(chi2 - np.median(chi2))))
+    limit = typical + reject * max(typical * float(np.sqrt(2 / freedom)), scatter)
     for i in np.flatnonzero(chi2 > limit) if n > 2 else ():
         found[int(i)] = f"its structure differs from the others' (chi2 {chi2[i]:.1f}, limit {limit:.1f})"
     has_overscan = bool((levels.read_noise > 0).any())

@@ -23,7 +23,7 @@ from lsstcal_dask.errors import CalibrationError, StaleCalibration
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_attributes, output_dims
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.provenance import digest, hash_arrays
-from lsstcal_dask.variables import VARIABLES, attributes
+from lsstcal_dask.variables import NOTE, VARIABLES, attributes
 
 __all__ = [
     "Pointer",
@@ -170,7 +170,7 @@ def write_detector(
                 part = small.setdefault(var, np.array(target[_key(dims, index)]))
                 part[_key(dims, 0, at)] = values.reshape(part[_key(dims, 0, at)].shape)
         hashes[amplifier] = hash_arrays(arrays)
-        remarks += [f"{detector} {amplifier}: {remark}" for remark in result.attrs.get("remarks", [])]
+        remarks += [_placed(f"{detector} {amplifier}: ", remark) for remark in result.attrs.get("remarks", [])]
         summary[amplifier] = result.attrs.get("summary", {})
     for var, values in small.items():
         target = _array(group, var)
@@ -178,6 +178,10 @@ def write_detector(
     marker = {"hash": digest(hashes), "remarks": remarks, "summary": summary}
     objects.write_json(url, f"{_base(name, version)}/done/{detector}.json", marker)
     return marker
+
+
+def _placed(where: str, remark: str) -> str:
+    return NOTE + where + remark.removeprefix(NOTE) if remark.startswith(NOTE) else where + remark
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:
