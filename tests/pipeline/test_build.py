@@ -1,0 +1,223 @@
+import shutil
+
+import numpy as np
+import pytest
+from making import SEED, make_files, small_plans
+
+from lsstcal_dask.compute import cluster
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.instrument import load_camera, read_frame, write_frame
+from lsstcal_dask.pipeline.build import Validity, build
+from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
+from lsstcal_dask.pipeline.config import Config, read_config
+from lsstcal_dask.pipeline.ingest import ingest
+from lsstcal_dask.pipeline.store import create_store, open_store
+from lsstcal_dask.simulate.simple import amplifier_truth, sky
+from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
+
+NOON = "2026-07-01T12:00:00"
+
+
+@pytest.fixture(scope="module")
+def built(ingested, tmp_path_factory, threads):
+    """A store with every product and the science frame calibrated."""
+    folder = tmp_path_factory.mktemp("built") / "s"
+    shutil.copytree(ingested.url, folder)
+    store = open_store(folder)
+    found = dict(build(store, [], Config(), threads))
+    assert [name for name in found if found[name].pointer] == ["bias", "gain", "dark"]
+    assert not [e for one in found.values() for e in one.errors]
+    found |= dict(calibrate(store, [], Config().calibrate, threads))
+    return store, found
+
+
+def product(store, name):
+    (pointer,) = list_products(store.url, name)
+    return open_product(store.url, name, pointer.version, chunked=False).load()
+
+
+def pulls(part, truth):
+    ny, nx = truth.shape
+    variance = part["variance"].values[:ny, :nx] + part["row_variance"].values[:ny, None]
+    return ((part["image"].values[:ny, :nx] - truth) / np.sqrt(variance))[part["mask"].values[:ny, :nx] == 0]
+
+
+@pytest.mark.parametrize("name", ["bias", "dark"])
+def test_products_recover_the_truth_within_their_errors(built, name):
+    store, _ = built
+    detector = store.camera.detectors[0]
+    found = product(store, name).sel(detector=detector.name)
+    values = np.concatenate(
+        [
+            pulls(found.sel(amplifier=a.name), getattr(amplifier_truth(SEED, detector, a), name))
+            for a in detector.amplifiers
+        ]
+    )
+    assert 0.95 < np.sqrt(np.mean(values**2)) < 1.05
+    assert abs(values.mean()) < 0.15  # the level of the rows is common to many pixels
+
+
+def test_science_frame_recovers_the_light_and_every_step_matters(built, threads):
+    store, found = built
+    detector, plan = store.camera.detectors[0], small_plans()[-1]
+    pointer = find_calibrated(store, plan.name)
+    frame = open_product(store.url, pointer.name, pointer.version).sel(detector=detector.name).load()
+    light = {a.name: sky(SEED, plan, detector, a) for a in detector.amplifiers}
+
+    def width(dataset):
+        return np.sqrt(np.mean(np.concatenate([pulls(dataset.sel(amplifier=n), v) for n, v in light.items()]) ** 2))
+
+    good = width(frame)
+    assert 0.95 < good < 1.05
+    for skip in ("bias", "dark"):
+        ((_, one),) = calibrate(store, [plan.name], Config().calibrate, threads, skip=[skip])
+        worse = open_product(store.url, "calibrated", one.pointer.version).sel(detector=detector.name).load()
+        assert width(worse) > good * (1.2 if skip == "bias" else 1.0005)
+    assert frame["image"].attrs["units"] == "electron"
+
+
+def test_gains_are_right_within_errors(built):
+    store, _ = built
+    detector = store.camera.detectors[0]
+    gains = product(store, "gain").sel(detector=detector.name)
+    for a in detector.amplifiers:
+        part = gains.sel(amplifier=a.name)
+        assert abs(part["gain"] - amplifier_truth(SEED, detector, a).gain) < 4 * part["gain_error"]
+        assert np.isnan(part["gain_fe55"])
+
+
+def test_a_second_build_finds_everything_done(built, threads):
+    store, first = built
+    for name, one in build(store, [], Config(), threads):
+        assert not one.new
+        assert one.pointer.version == first[name].pointer.version
+
+
+def test_provenance_names_inputs_configuration_and_software(built):
+    store, _ = built
+    (dark,) = list_products(store.url, "dark")
+    assert dark.inputs["exposures"] == [p.name for p in small_plans()[5:9]]
+    (bias,) = list_products(store.url, "bias")
+    assert dark.inputs["upstream"][store.camera.detectors[0].name]["bias"] == f"{bias.version}/{bias.hash}"
+    assert dark.configuration["method"] == "auto"
+    assert "numpy" in dark.software
+    assert dark.valid_from == NOON
+
+
+def test_damage_on_disk_is_found(built, tmp_path):
+    store, _ = built
+    shutil.copytree(store.url, tmp_path / "s")
+    (bias,) = list_products(tmp_path / "s", "bias")
+    assert check_product(str(tmp_path / "s"), bias) == []
+    chunk = next((tmp_path / "s" / "products" / "bias" / bias.version / "data" / "image" / "c").rglob("0"))
+    while chunk.is_dir():
+        chunk = next(chunk.iterdir())
+    chunk.unlink()
+    assert check_product(str(tmp_path / "s"), bias) == [store.camera.detectors[0].name]
+
+
+def test_lookup_by_time(built, threads):
+    store, _ = built
+    det = store.camera.detectors[0].name
+    later = Validity("2026-08-01T00:00:00", "2026-09-01T00:00:00")
+    ((_, one),) = build(store, ["bias"], Config(), threads, validity=later)
+    pointers = list_products(store.url)
+    assert lookup(pointers, "bias", det, "2026-08-15T00:00:00").version == one.pointer.version
+    assert lookup(pointers, "bias", det, "2026-07-02T00:00:00").version != one.pointer.version
+    assert lookup(pointers, "bias", det, "2026-09-01T00:00:00").version != one.pointer.version
+    with pytest.raises(CalibrationError, match=r"no bias is valid at 2020.*there is 2026-07-01T12:00:00 to open"):
+        lookup(pointers, "bias", det, "2020-01-01T00:00:00")
+
+
+def test_same_bits_on_processes_with_a_worker_killed_on_the_way(ingested, built, tmp_path):
+    store, first = built
+    shutil.copytree(ingested.url, tmp_path / "s")
+    other = open_store(tmp_path / "s")
+    with cluster("local", 2) as compute:
+        pids = list(compute.client.run(__import__("os").getpid).values())
+        killer = __import__("threading").Timer(0.3, lambda: __import__("os").kill(pids[0], 9))
+        killer.start()
+        for name, one in build(other, [], Config(), compute):
+            assert one.pointer.hash == first[name].pointer.hash, name
+        killer.cancel()
+
+
+def test_errors_name_the_culprit(built, threads, tmp_path):
+    store, _ = built
+    name = small_plans()[9].name
+    ((_, one),) = build(store, ["dark"], Config(), threads, exposures=[name])
+    assert "no exposures of type dark" in one.errors[0]
+    with pytest.raises(CalibrationError, match="unknown order"):
+        list(calibrate(store, [name], Config().calibrate.model_copy(update={"order": "x"}), threads))
+    with pytest.raises(CalibrationError, match="unknown correction 'flat'"):
+        list(calibrate(store, [name], Config().calibrate, threads, skip=["flat"]))
+    with pytest.raises(CalibrationError, match="no such|is not in"):
+        list(calibrate(store, ["NOPE"], Config().calibrate, threads))
+
+
+def test_one_dead_amplifier_does_not_stop_the_others(tmp_path, threads):
+    camera = load_camera("mini1")
+    files = make_files(tmp_path / "raw", "mini1", small_plans())
+    for path in files:
+        frame = read_frame(path, camera)
+        frame.counts[1] = 7
+        write_frame(path, camera, frame, compress=False)
+    store = create_store(tmp_path / "s", "mini1")
+    assert not ingest(store, files, threads).errors
+    dead, alive = camera.amplifier_names[1], camera.amplifier_names[0]
+    for name, one in build(store, [], Config(), threads):
+        assert one.pointer.verdict == "WARN"
+        assert any(f"{camera.detectors[0].name} {dead}" in remark for remark in one.pointer.remarks)
+        values = product(store, name)["gain" if name == "gain" else "image"].isel(detector=0)
+        assert np.isnan(values.sel(amplifier=dead)).all()
+        assert np.isfinite(values.sel(amplifier=alive)).any()
+    ((_, one),) = calibrate(store, [], Config().calibrate, threads)
+    frame = open_product(store.url, "calibrated", one.pointer.version).isel(detector=0).load()
+    assert (frame["mask"].sel(amplifier=dead) & 1 == 1).all()
+    assert np.isfinite(frame["image"].sel(amplifier=alive)).any()
+
+
+def test_wrong_biases_are_named(tmp_path, threads):
+    plans = [p if p.kind != "dark" else p.__class__(p.index, "bias", 5.0) for p in small_plans()[:6]]
+    store = create_store(tmp_path / "s", "mini1")
+    ingest(store, make_files(tmp_path / "raw", "mini1", plans), threads)
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert f"exposure {plans[5].name}" in one.errors[0]
+    assert "5 s" in one.errors[0]
+
+
+def test_too_few_exposures(tmp_path, threads):
+    store = create_store(tmp_path / "s", "mini1")
+    ingest(store, make_files(tmp_path / "raw", "mini1", small_plans()[:2]), threads)
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert "2 bias exposures, at least 3" in one.errors[0]
+
+
+def test_a_frame_that_does_not_belong_is_left_out_and_named(tmp_path, threads):
+    camera = load_camera("mini1")
+    plans = [p.__class__(i + 1, "bias", 0.0) for i, p in enumerate(small_plans()[:8])]
+    files = make_files(tmp_path / "raw", "mini1", plans)
+    frame = read_frame(files[3], camera)
+    frame.counts[0, :, : frame.counts.shape[2] // 2] += 60  # a yellow corner
+    write_frame(files[3], camera, frame)
+    store = create_store(tmp_path / "s", "mini1")
+    ingest(store, files, threads)
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert any(f"exposure {plans[3].name} left out" in remark for remark in one.pointer.remarks)
+    accepted = product(store, "bias")["accepted"].isel(detector=0)
+    assert not accepted.isel(exposure=3, amplifier=0)
+    assert accepted.isel(exposure=4).all()
+
+
+def test_configuration_file(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('[bias]\nmethod = "median"\n[bias.overscan]\nmethod = "row"\n')
+    assert read_config(path).bias.method == "median"
+    path.write_text("[bias]\nmethods = 3\n")
+    with pytest.raises(CalibrationError, match=r"c.toml: bias.methods"):
+        read_config(path)
+    path.write_text("[bias\n")
+    with pytest.raises(CalibrationError, match="is not TOML"):
+        read_config(path)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        read_config(tmp_path / "none.toml")
