@@ -24,7 +24,8 @@ app = typer.Typer(
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or bucket (s3://...) of the store.")]
 SchedulerOption = Annotated[
-    str, typer.Option(help="threads, local, slurm, pbs, sge, htcondor, or the address tcp://... of a scheduler.")
+    str,
+    typer.Option(help="threads, local, slurm, pbs, sge, htcondor, or the address tcp://... of a scheduler."),
 ]
 WorkersOption = Annotated[int | None, typer.Option(help="Number of workers; as many as cores by default.")]
 MemoryOption = Annotated[str | None, typer.Option(help="Memory of each worker, as '4GiB'.")]
@@ -92,7 +93,8 @@ def ingest(
         str | None, typer.Option(help="Camera by name, or a YAML file that describes it; for a new store.")
     ] = None,
     exposure_type: Annotated[
-        str | None, typer.Option("--type", help="bias, dark, flat, fe55, science ... where headers do not say.")
+        str | None,
+        typer.Option("--type", help="bias, dark, flat, fe55, science ... where headers do not say."),
     ] = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -119,7 +121,8 @@ def _shows_progress() -> bool:
 def build(
     store: StoreArgument,
     products: Annotated[
-        list[str] | None, typer.Argument(metavar="[PRODUCTS]...", help="bias, gain, dark; all of them by default.")
+        list[str] | None,
+        typer.Argument(metavar="[PRODUCTS]...", help="bias, gain, dark; all of them by default."),
     ] = None,
     exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
     by_night: Annotated[bool, typer.Option(help="One product for each night of exposures.")] = False,
@@ -192,7 +195,8 @@ def _report(url: str, built: Iterator[tuple[str, Any]], as_json: bool) -> None:
 def calibrate(
     store: StoreArgument,
     exposures: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXPOSURES]...", help="Exposure ids; all science exposures by default.")
+        list[str] | None,
+        typer.Argument(metavar="[EXPOSURES]...", help="Exposure ids; all science exposures by default."),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Leave out a correction: bias, gain or dark.")] = None,
     config: ConfigOption = None,
@@ -233,7 +237,9 @@ def list_store(
 def show(
     store: StoreArgument,
     what: Annotated[str, typer.Argument(help="A product (bias, gain, dark) or an exposure id.")],
-    variable: Annotated[str | None, typer.Option(help="Variable, as variance or gain_pair; the main one by default.")] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Variable, as variance or gain_pair; the main one by default.")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Version of a product; the latest by default.")] = None,
     detector: Annotated[str | None, typer.Option(help="One CCD; the focal plane by default.")] = None,
     amplifier: Annotated[str | None, typer.Option(help="One amplifier of the CCD.")] = None,
@@ -246,5 +252,11 @@ def show(
 
     if amplifier and not detector:
         raise typer.BadParameter("--amplifier needs --detector")
-    choice = {"variable": variable, "version": version, "detector": detector, "amplifier": amplifier, "raw": raw}
+    choice = {
+        "variable": variable,
+        "version": version,
+        "detector": detector,
+        "amplifier": amplifier,
+        "raw": raw,
+    }
     print(show_picture(open_store(store), what, output, choice))

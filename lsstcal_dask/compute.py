@@ -423,9 +423,7 @@ def _blas_limit() -> AbstractContextManager:
     return importlib.import_module("threadpoolctl").threadpool_limits(1)
 
 
-def _run_distributed(
-    client: Any, tasks: Sequence[Delayed], labels: Sequence[Hashable], memory: str
-) -> Outcomes:
+def _run_distributed(client: Any, tasks: Sequence[Delayed], labels: Sequence[Hashable], memory: str) -> Outcomes:
     """Outcomes of tasks run by a cluster; one graph is sent, so shared inputs travel once."""
     from distributed import as_completed  # noqa: PLC0415
 

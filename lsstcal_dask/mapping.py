@@ -18,7 +18,15 @@ from dask.highlevelgraph import HighLevelGraph
 
 from lsstcal_dask.variables import MASK_BITS, VARIABLES, attributes, mask_attributes
 
-__all__ = ["AmplifierResults", "Opaque", "Output", "empty_values", "map_detectors", "output_attributes", "output_dims"]
+__all__ = [
+    "AmplifierResults",
+    "Opaque",
+    "Output",
+    "empty_values",
+    "map_detectors",
+    "output_attributes",
+    "output_dims",
+]
 
 AmplifierResults = Iterator[tuple[str, xr.Dataset]]
 """Name and result of one amplifier after the other; a result has no detector or amplifier dim."""
@@ -128,7 +136,7 @@ def _stack(
     dims = output_dims(var, output, sizes)
     axis = dims.index("detector")
     name = f"{var}-{token}"
-    layer = {}
+    layer: dict[Any, Any] = {}
     for i, call in enumerate(calls):
         position = [0] * len(dims)
         position[axis] = i

@@ -11,7 +11,17 @@ import xarray as xr
 
 from lsstcal_dask.errors import InconsistentGeometry, UnitsError
 
-__all__ = ["DIMS", "MASK_BITS", "NOTE", "VARIABLES", "Variable", "attributes", "mask_attributes", "nights", "validate"]
+__all__ = [
+    "DIMS",
+    "MASK_BITS",
+    "NOTE",
+    "VARIABLES",
+    "Variable",
+    "attributes",
+    "mask_attributes",
+    "nights",
+    "validate",
+]
 
 DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
 """Dimension names, singular, in the order they have in every array."""
@@ -81,9 +91,7 @@ VARIABLES: Final[dict[str, Variable]] = {
         ("detector", *_PIXELS), "iu", ("",), "exposures that entered a pixel: its degrees of freedom + 1"
     ),
     "overscan": Variable(("exposure", "detector", "amplifier", "y"), "f", ("adu",), "overscan level of a row"),
-    "level": Variable(
-        ("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"
-    ),
+    "level": Variable(("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"),
     "level_error": Variable(
         ("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "standard error of `level`"
     ),

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import dask
 import pytest
+from making import make_files, small_plans
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.store import create_store
-from making import make_files, small_plans
 
 
 @pytest.fixture(scope="session")

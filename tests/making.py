@@ -10,7 +10,7 @@ SEED = 7
 
 def small_plans() -> list[Plan]:
     kinds = [("bias", 0.0, 0.0)] * 5 + [("dark", 300.0, 0.0)] * 4
-    kinds += [("flat", 2.0, 2e4)] * 2 + [("flat", 4.0, 4e4)] * 2 + [("science", 30.0, 500.0)]
+    kinds += [("flat", t, t * 1e4) for t in (1.5, 1.5, 3.0, 3.0, 4.5, 4.5)] + [("science", 30.0, 500.0)]
     return [Plan(i + 1, *row) for i, row in enumerate(kinds)]
 
 

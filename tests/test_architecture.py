@@ -103,9 +103,7 @@ def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def _assigned(tree: ast.Module) -> list[str]:
     found = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
-    targets = [
-        target for node in found for target in getattr(node, "targets", [getattr(node, "target", None)])
-    ]
+    targets = [target for node in found for target in getattr(node, "targets", [getattr(node, "target", None)])]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 

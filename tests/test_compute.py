@@ -58,9 +58,7 @@ def _die(*_):
 
 def _environment():
     """Environment as the process was started with it, which is what the allocator read."""
-    started = dict(
-        line.split("=", 1) for line in Path("/proc/self/environ").read_text().split("\0") if "=" in line
-    )
+    started = dict(line.split("=", 1) for line in Path("/proc/self/environ").read_text().split("\0") if "=" in line)
     return started, dict(os.environ), dask.config.get("distributed.worker.memory")
 
 
@@ -140,9 +138,7 @@ def test_threads_are_no_more_than_asked_for():
     import threading
 
     with cluster("threads", 2) as opened:
-        names = {
-            o for _, o in opened.run([dask.delayed(_thread_name)() for _ in range(20)], labels=range(20))
-        }
+        names = {o for _, o in opened.run([dask.delayed(_thread_name)() for _ in range(20)], labels=range(20))}
         assert dask.config.get("num_workers") == 2
     assert len(names) <= 2
     assert threading.current_thread().name not in names
@@ -296,9 +292,7 @@ def _script(tmp_path, scheduler, seconds):
     path = tmp_path / "script.py"
     path.write_text(_SCRIPT.format(scheduler=scheduler, seconds=seconds))
     command = [sys.executable, "-W", "error", str(path)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_script_without_a_main_guard_runs_once_and_quietly(tmp_path):

@@ -36,9 +36,7 @@ def _trim(raw: np.ndarray, layout: list[Amplifier | None], shape: tuple[int, int
     return image
 
 
-def _assemble(
-    image: np.ndarray, layout: list[Amplifier | None], shape: tuple[int, int], fill: float
-) -> np.ndarray:
+def _assemble(image: np.ndarray, layout: list[Amplifier | None], shape: tuple[int, int], fill: float) -> np.ndarray:
     ccd = np.full((*image.shape[:-3], *shape), fill, image.dtype)
     for i, amplifier in enumerate(layout):
         if amplifier is not None:
@@ -47,9 +45,7 @@ def _assemble(
     return ccd
 
 
-def _split(
-    ccd: np.ndarray, layout: list[Amplifier | None], shape: tuple[int, int], fill: float
-) -> np.ndarray:
+def _split(ccd: np.ndarray, layout: list[Amplifier | None], shape: tuple[int, int], fill: float) -> np.ndarray:
     image = np.full((*ccd.shape[:-2], len(layout), *shape), fill, ccd.dtype)
     for i, amplifier in enumerate(layout):
         if amplifier is not None:
@@ -104,9 +100,7 @@ def _names(array: Array, camera: Camera, amplifiers: Sequence[str] | None, axis:
 def _check_pixels(array: Array, shape: tuple[int, int], what: str) -> None:
     """Raise unless the last two axes have that shape and are one chunk."""
     if tuple(array.shape[-2:]) != shape:
-        raise InconsistentGeometry(
-            f"{what} is (y, x) = {array.shape[-2:]}, expected {shape}: name the right camera"
-        )
+        raise InconsistentGeometry(f"{what} is (y, x) = {array.shape[-2:]}, expected {shape}: name the right camera")
     if isinstance(array, da.Array) and array.numblocks[-2:] != (1, 1):
         raise InconsistentGeometry(f"{what}: y or x is split into chunks: rechunk with {{'y': -1, 'x': -1}}")
 
@@ -287,9 +281,7 @@ def mosaic(
     """
     pitches = {d.pixel_mm for d in camera.detectors}
     if len(pitches) > 1:
-        raise InconsistentGeometry(
-            f"camera {camera.name}: pixels of {sorted(pitches)} mm: mosaics need one size"
-        )
+        raise InconsistentGeometry(f"camera {camera.name}: pixels of {sorted(pitches)} mm: mosaics need one size")
     step = pitches.pop() * bin
     spans = {d.name: _span(d, step) for d in camera.detectors}
     left, bottom = (min(s[i] for s in spans.values()) for i in (0, 1))

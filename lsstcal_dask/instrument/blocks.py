@@ -45,9 +45,7 @@ def split_blocks(blob: bytes, name: str) -> list[Hdu]:
         Not a FITS file, or it ends within a header or within data.
     """
     if blob[:9] != b"SIMPLE  =":
-        raise CalibrationError(
-            f"{name}: not a FITS file: it does not start with SIMPLE; remove it from the input"
-        )
+        raise CalibrationError(f"{name}: not a FITS file: it does not start with SIMPLE; remove it from the input")
     found: list[Hdu] = []
     at = 0
     while blob[at : at + 8] in (b"SIMPLE  ", b"XTENSION"):

@@ -225,9 +225,7 @@ def _amplifiers(kind: _Type, file_format: str) -> tuple[Amplifier, ...]:
             flip_y=c.flip_y,
             gain=c.gain or kind.gain,
             read_noise=kind.read_noise if c.read_noise is None else c.read_noise,
-            hdu=(c.extension or kind.extension).format(
-                name=c.name, digits=c.name.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-            )
+            hdu=(c.extension or kind.extension).format(name=c.name, digits=c.name.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
             if file_format == "amplifiers"
             else "",
             tap=_box(c.tap) if c.tap and file_format == "taps" else None,
@@ -265,9 +263,7 @@ def _footprint(amplifier: Amplifier) -> Box:
     return Box(x, x + nx, y, y + ny)
 
 
-def _check_type(
-    where: str, layout: tuple[Amplifier, ...], shape: tuple[int, int], found: _Description
-) -> None:
+def _check_type(where: str, layout: tuple[Amplifier, ...], shape: tuple[int, int], found: _Description) -> None:
     """Raise unless the boxes of every amplifier and the amplifiers in the CCD are where they can be."""
     if not layout:
         raise InconsistentGeometry(f"{where}: it has no amplifiers: give `rows` or `amplifiers`")
@@ -312,9 +308,7 @@ def _check_camera(source: str, camera: Camera) -> None:
     seen: dict[int, str] = {}
     for d in camera.detectors:
         if d.id in seen:
-            raise InconsistentGeometry(
-                f"{source}: detectors {seen[d.id]} and {d.name} both have id {d.id}: change one"
-            )
+            raise InconsistentGeometry(f"{source}: detectors {seen[d.id]} and {d.name} both have id {d.id}: change one")
         seen[d.id] = d.name
     reach = [math.hypot(*d.shape) * d.pixel_mm / 2 for d in camera.detectors]
     for (i, a), (j, b) in combinations(enumerate(camera.detectors), 2):

@@ -75,9 +75,7 @@ def focal_to_field(camera: Camera, x: Any, y: Any) -> Pair:
     that of the position, x reversed if the camera is mirrored.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    stretch = (
-        camera.plate_scale * _ARCSEC * np.polynomial.polynomial.polyval(np.hypot(x, y), camera.radial[1:])
-    )
+    stretch = camera.plate_scale * _ARCSEC * np.polynomial.polynomial.polyval(np.hypot(x, y), camera.radial[1:])
     return (-1 if camera.mirrored else 1) * x * stretch, y * stretch
 
 
@@ -102,14 +100,10 @@ def field_to_focal(camera: Camera, x: Any, y: Any) -> Pair:
             break
     bad = ~np.isclose(value(r, curve), angle, rtol=1e-12, atol=1e-12) | (value(r, slope) <= 0) | (r < 0)
     if np.any(bad & np.isfinite(angle)):
-        worst = float(
-            np.rad2deg(np.max(angle[bad] if np.ndim(bad) else angle) * camera.plate_scale * _ARCSEC)
-        )
+        worst = float(np.rad2deg(np.max(angle[bad] if np.ndim(bad) else angle) * camera.plate_scale * _ARCSEC))
         raise CalibrationError(
             f"camera {camera.name}: no focal plane position at {worst:.3g} degrees from the axis, where its "
             "distortion has no inverse: use smaller angles"
         )
-    shrink = np.divide(r, angle, out=np.full_like(r, 1 / curve[1]), where=angle != 0) / (
-        camera.plate_scale * _ARCSEC
-    )
+    shrink = np.divide(r, angle, out=np.full_like(r, 1 / curve[1]), where=angle != 0) / (camera.plate_scale * _ARCSEC)
     return (-1 if camera.mirrored else 1) * x * shrink, y * shrink

@@ -50,9 +50,7 @@ class HeaderRules(_Strict):
     wavelength: list[_Source] = []
     photodiode: list[_Source] = []
 
-    @field_validator(
-        "time", "exposure_time", "dark_time", "filter", "wavelength", "photodiode", mode="before"
-    )
+    @field_validator("time", "exposure_time", "dark_time", "filter", "wavelength", "photodiode", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         """Let a bare keyword stand for a source."""
@@ -78,15 +76,11 @@ def fill_template(template: str, cards: Cards, where: str) -> str:
         keyword, spec = match[1], match[2] or ""
         found = cards.get(keyword)
         if found is None or found == "":
-            raise CalibrationError(
-                f"{where}: no card {keyword}: is this a raw frame of the camera that was named?"
-            )
+            raise CalibrationError(f"{where}: no card {keyword}: is this a raw frame of the camera that was named?")
         try:
             return format(found, spec)
         except (ValueError, TypeError):
-            raise CalibrationError(
-                f"{where}: card {keyword} = {found!r} is not a number: correct the header"
-            ) from None
+            raise CalibrationError(f"{where}: card {keyword} = {found!r} is not a number: correct the header") from None
 
     return _FIELD.sub(value, template)
 
@@ -170,9 +164,7 @@ def _duration(sources: list[_Source], cards: Cards, where: str, what: str) -> fl
     value = _number(sources, cards, math.nan)
     if not (math.isfinite(value) and value >= 0):
         found = [cards.get(s.card) for s in sources]
-        raise UnitsError(
-            f"{where}: {what} (card {names}) is {found}, not a time in seconds >= 0: correct the header"
-        )
+        raise UnitsError(f"{where}: {what} (card {names}) is {found}, not a time in seconds >= 0: correct the header")
     return value
 
 
@@ -205,14 +197,10 @@ def _type(rule: _Types, cards: Cards, where: str) -> str:
             if fnmatchcase(value.strip().upper(), pattern.upper()):
                 return kind
     told = f"{found[0]!r} is unknown" if found else "is not in the header"
-    raise CalibrationError(
-        f"{where}: the type of exposure {told}: pass --type (bias, dark, flat, fe55, science ...)"
-    )
+    raise CalibrationError(f"{where}: the type of exposure {told}: pass --type (bias, dark, flat, fe55, science ...)")
 
 
-def table_cards(
-    rules: HeaderRules, exposure: str, detector: str, header: dict[str, Any], where: str
-) -> Cards:
+def table_cards(rules: HeaderRules, exposure: str, detector: str, header: dict[str, Any], where: str) -> Cards:
     """Cards from which `exposure_table` makes ``header`` again.
 
     Raises
@@ -224,9 +212,7 @@ def table_cards(
         **_template_cards(rules.exposure, exposure, where),
         **_template_cards(rules.detector, detector, where),
     }
-    kinds = {
-        kind: pattern for pattern, kind in reversed(rules.exposure_type.types.items()) if "*" not in pattern
-    }
+    kinds = {kind: pattern for pattern, kind in reversed(rules.exposure_type.types.items()) if "*" not in pattern}
     if header["exposure_type"] not in kinds:
         raise CalibrationError(
             f"{where}: this camera's headers cannot say exposure type {header['exposure_type']!r}: "

@@ -69,9 +69,7 @@ def read_header(
     return _read_header(_units(data, name), camera, name or _name(data), exposure_type)[0]
 
 
-def read_frame(
-    data: bytes | str | Path, camera: Camera, *, name: str = "", exposure_type: str | None = None
-) -> Frame:
+def read_frame(data: bytes | str | Path, camera: Camera, *, name: str = "", exposure_type: str | None = None) -> Frame:
     """Raw frame of one CCD.
 
     Parameters
@@ -102,9 +100,7 @@ def read_frame(
     rows = {a: i for i, a in enumerate(camera.amplifier_names)}
     for amplifier, pixels in reader(blob, units, detector, where):
         ny, nx = amplifier.raw_shape
-        counts[rows[amplifier.name], :ny, :nx] = _counts(
-            pixels, camera.dtype, f"{where}, amplifier {amplifier.name}"
-        )
+        counts[rows[amplifier.name], :ny, :nx] = _counts(pixels, camera.dtype, f"{where}, amplifier {amplifier.name}")
     has = {a.name for a in detector.amplifiers}
     return Frame(**vars(found), counts=counts, present=tuple(a for a in camera.amplifier_names if a in has))
 
@@ -187,9 +183,7 @@ def _read_amplifiers(
     return found
 
 
-def _read_taps(
-    blob: bytes, units: list[Hdu], detector: Detector, where: str
-) -> list[tuple[Amplifier, np.ndarray]]:
+def _read_taps(blob: bytes, units: list[Hdu], detector: Detector, where: str) -> list[tuple[Amplifier, np.ndarray]]:
     """Every amplifier of a file that has one image for all, in readout orientation."""
     boxes = [a.tap for a in detector.amplifiers if a.tap is not None]
     shape = max(b.y1 for b in boxes), max(b.x1 for b in boxes)
@@ -250,18 +244,14 @@ def _pixels(blob: bytes, unit: Hdu, index: int, where: str) -> np.ndarray:
             with fits.open(BytesIO(blob), memmap=False) as opened:
                 return np.asarray(opened[index].data)
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise CalibrationError(
-            f"{where}: its pixels cannot be decoded ({error}); copy the file again"
-        ) from None
+        raise CalibrationError(f"{where}: its pixels cannot be decoded ({error}); copy the file again") from None
     return _scaled(stored, cards.get("BSCALE", 1), cards.get("BZERO", 0), where)
 
 
 def _scaled(stored: np.ndarray, scale: CardValue, zero: CardValue, where: str) -> np.ndarray:
     """``scale * stored + zero``, in integers where all three are."""
     if not (isinstance(scale, int | float) and isinstance(zero, int | float)):
-        raise CalibrationError(
-            f"{where}: BSCALE {scale!r} or BZERO {zero!r} is no number: correct the header"
-        )
+        raise CalibrationError(f"{where}: BSCALE {scale!r} or BZERO {zero!r} is no number: correct the header")
     if scale == 1 and zero == 0:
         return stored
     if scale == 1 and float(zero).is_integer() and stored.dtype.kind in "iu":
@@ -274,9 +264,7 @@ def _counts(pixels: np.ndarray, dtype: str, where: str) -> np.ndarray:
     info = np.iinfo(dtype)
     if pixels.dtype.kind == "f":
         if not np.isfinite(pixels).all():
-            raise UnitsError(
-                f"{where}: pixels are NaN or infinite: raw counts must be whole numbers, ingest raws"
-            )
+            raise UnitsError(f"{where}: pixels are NaN or infinite: raw counts must be whole numbers, ingest raws")
         if not (pixels == np.rint(pixels)).all():
             raise UnitsError(f"{where}: pixels are not whole numbers: raw counts are, ingest raws")
     can_hold = np.can_cast(pixels.dtype, dtype) if pixels.dtype.kind in "iu" else False
@@ -314,9 +302,7 @@ def write_frame(path: str | Path, camera: Camera, frame: Frame, *, compress: boo
     # a card of the frame must not contradict its header table: the table wins
     header = _fits_header({**frame.cards, **own})
     if _stem(path.name) != frame.exposure and "{stem}" in _rules(camera).exposure:
-        raise CalibrationError(
-            f"{where}: this camera takes the exposure from the file name: name it {frame.exposure}"
-        )
+        raise CalibrationError(f"{where}: this camera takes the exposure from the file name: name it {frame.exposure}")
     planes = {a: frame.counts[i] for i, a in enumerate(camera.amplifier_names)}
     if camera.file_format == "amplifiers":
         units = _amplifier_units(header, detector, planes, compress)

@@ -29,7 +29,7 @@ def _refill(heap, window, held, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917 (helpers would hide the one state)
+def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0912 (helpers would hide the one state)
     heap, starts, lengths, tiles, block, bits, code_bits, verbatim, leading
 ):
     """Fill ``tiles`` (tile, pixel) from the bytes of each tile; index of the first damaged one, or -1.

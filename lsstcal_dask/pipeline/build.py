@@ -87,9 +87,7 @@ def build(
             yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
 
 
-def _input_sets(
-    store: Store, recipe: Recipe, exposures: Sequence[str] | None, by_night: bool
-) -> Iterator[xr.Dataset]:
+def _input_sets(store: Store, recipe: Recipe, exposures: Sequence[str] | None, by_night: bool) -> Iterator[xr.Dataset]:
     raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
     raw = raw.isel(exposure=np.flatnonzero(np.isin(raw["exposure_type"].values.astype(str), recipe.types)))
     if not raw.sizes["exposure"]:
@@ -118,9 +116,7 @@ def _build_one(
     inputs: dict[str, Any] = {
         "exposures": [str(name) for name in raw["exposure"].values],
         "pixels": _pixel_digests(raw),
-        "upstream": {
-            det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()
-        },
+        "upstream": {det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()},
     }
     pointer = Pointer(
         name=recipe.name,
@@ -154,7 +150,9 @@ def _pixel_digests(raw: xr.Dataset) -> dict[str, str]:
 
 
 def _coordinates(raw: xr.Dataset, recipe: Recipe) -> dict[str, tuple[tuple[str, ...], Any]]:
-    found = {name: ((name,), raw[name].values) for name in ("detector", "amplifier")}
+    found: dict[str, tuple[tuple[str, ...], Any]] = {
+        name: ((name,), raw[name].values) for name in ("detector", "amplifier")
+    }
     if any(output.per_exposure for output in recipe.outputs.values()):
         for name in ("exposure", "time", "exposure_time", "dark_time"):
             found[name] = (("exposure",), raw[name].values)
@@ -188,7 +186,14 @@ def _versions(found: Mapping[str, Pointer]) -> dict[str, str]:
 
 
 def _results(
-    source: Opaque, det: str, context: Any, url: str, name: str, detector: Any, settings: Any, versions: dict[str, str]
+    source: Opaque,
+    det: str,
+    context: Any,
+    url: str,
+    name: str,
+    detector: Any,
+    settings: Any,
+    versions: dict[str, str],
 ) -> AmplifierResults:
     """What a worker does for one detector: open what it needs lazily and stream its amplifiers."""
     raw = source.dataset.sel(detector=det)

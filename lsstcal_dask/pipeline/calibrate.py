@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import dask
 import numpy as np
@@ -52,7 +53,7 @@ def calibrate(
     if unknown := sorted(set(skip) - set(NEEDED)):
         raise CalibrationError(f"unknown correction {unknown[0]!r} to skip: choose from {sorted(NEEDED)}")
     chosen = {"exposures": exposures} if exposures else {"exposure_type": "science"}
-    raw = open_raw(store.url, store.camera, chunked=False, **chosen)  # type: ignore[arg-type]
+    raw = open_raw(store.url, store.camera, chunked=False, **chosen)
     if not raw.sizes["exposure"]:
         raise CalibrationError("there are no science exposures: name the exposures to calibrate, or ingest some")
     pointers = list_products(store.url)
@@ -69,7 +70,7 @@ def _calibrate_one(
 ) -> Built:
     pointers, skip, progress = extra
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values))
-    exposure, time = str(raw["exposure"].values), np.datetime_as_string(raw["time"].values, unit="s")
+    exposure, time = str(raw["exposure"].values), str(np.datetime_as_string(raw["time"].values, unit="s"))
     steps = [step for step in ORDERS[config.order] if step in NEEDED and step not in skip]
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
@@ -107,6 +108,9 @@ def _calibrate_one(
 
 def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:
     ny, nx = store.camera.image_shape
+    coords: dict[str, tuple[tuple[str, ...], Any]] = {
+        name: ((name,), raw[name].values) for name in ("detector", "amplifier")
+    }
     return Template(
         outputs={
             "image": Output("float32", units),
@@ -115,7 +119,7 @@ def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template
             "mask": Output("uint16"),
         },
         sizes={"detector": raw.sizes["detector"], "amplifier": raw.sizes["amplifier"], "y": ny, "x": nx},
-        coords={name: ((name,), raw[name].values) for name in ("detector", "amplifier")},
+        coords=coords,
         attrs={"exposure": str(raw["exposure"].values), "order": order},
     )
 

@@ -58,7 +58,9 @@ def _open(url: str) -> Store:
     try:
         found = objects.read_json(url, _MARKER)
     except FileNotFoundError:
-        raise CalibrationError(f"{url} is not a store: make one with 'lsstcal ingest {url} --camera NAME FILES'") from None
+        raise CalibrationError(
+            f"{url} is not a store: make one with 'lsstcal ingest {url} --camera NAME FILES'"
+        ) from None
     if found["format"] > _FORMAT:
         raise CalibrationError(f"{url} was written by a later version of lsstcal_dask: upgrade")
     return Store(url, from_mapping(found["camera"]))

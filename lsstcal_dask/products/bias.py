@@ -88,7 +88,7 @@ def _drift(raw: xr.Dataset, level: np.ndarray, error: np.ndarray) -> list[str]:
     groups = [(night, here) for night, here in groups if here.sum() > 1]
     for (before, a), (after, b) in itertools.pairwise(groups):
         change = level[b].mean() - level[a].mean()
-        sigma = float(np.hypot(*(_mean_error(level[here], error[here]) for here in (a, b))))
+        sigma = float(np.hypot(_mean_error(level[a], error[a]), _mean_error(level[b], error[b])))
         text = f"level changed by {change:+.3f} +- {sigma:.3f} adu from the night of {before} to that of {after}"
         drifted = abs(change) > 4 * sigma
         found.append(f"{text}: build one bias per night with --by-night" if drifted else f"{NOTE}{text}")

@@ -112,9 +112,7 @@ def _with_bias_noise(
     scale = transform.scale[stack.accepted]
     # With weights 1/scale**2 the bias enters the mean with this factor.
     factor = np.float32(((1 / scale).sum() / (1 / scale**2).sum()) ** 2)
-    return replace(
-        stack, variance=stack.variance + factor * variance, row_variance=stack.row_variance + factor * rows
-    )
+    return replace(stack, variance=stack.variance + factor * variance, row_variance=stack.row_variance + factor * rows)
 
 
 def master_dark(

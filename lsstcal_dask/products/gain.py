@@ -1,6 +1,7 @@
 """Gain and read noise of every amplifier, from 55Fe X-rays and from pairs of flats (Lupton 2016, Sec. 2.2; ¶2)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
-from lsstcal_dask.products.pairs import CombinedGain, combine_pairs, pair_gain
+from lsstcal_dask.products.pairs import CombinedGain, PairGain, combine_pairs, pair_gain
 from lsstcal_dask.products.xrays import XrayGain, fe55_gain
 
 __all__ = ["OUTPUTS", "GainConfig", "check_gains", "find_pairs", "gain_amplifiers", "measure_gain"]
@@ -30,7 +31,11 @@ class GainConfig(BaseModel):
     method: Literal["auto", "fe55", "pair"] = Field(
         "auto", description="auto: of those that could be measured, the one with the smaller error"
     )
+    pairs: Literal["auto", "extrapolated", "summed", "variance"] = Field(
+        "auto", description="how pairs of flats deal with the brighter-fatter effect; see combine_pairs"
+    )
     temperature: float | None = Field(None, gt=100, lt=320, description="K, of the silicon; the camera's if absent")
+    diffusion: float = Field(1.0, gt=0, description="widest 55Fe charge cloud used, pixels: wider ones lose charge")
     disagreement: float = Field(4.0, gt=0, description="sigma between the methods that earns a remark")
     overscan: OverscanConfig = OverscanConfig()
 
@@ -47,7 +52,11 @@ def find_pairs(raw: xr.Dataset) -> list[tuple[int, int]]:
     for i, kind in enumerate(kinds):
         if kind == "flat":
             part = raw.isel(exposure=i)
-            key = (f"{float(part['exposure_time']):.4g}", str(part["filter"].values), f"{float(part['wavelength']):.1f}")
+            key = (
+                f"{float(part['exposure_time']):.4g}",
+                str(part["filter"].values),
+                f"{float(part['wavelength']):.1f}",
+            )
             groups.setdefault(key, []).append(i)
     return sorted((a, b) for found in groups.values() for a, b in zip(found[::2], found[1::2], strict=False))
 
@@ -111,10 +120,11 @@ def _amplifier_gain(
     except CalibrationError as error:
         remarks.append(f"55Fe: {error}")
     try:
-        pair = _from_pairs(raw, amplifier, config, products, noise, remarks)
+        pair, plain = _from_pairs(raw, amplifier, config, products, noise, remarks)
         if pair is not None:
             values["gain_pair"], values["gain_pair_error"] = pair.gain, pair.error
             summary |= {"pairs": pair.pairs, "pair_method": pair.method, "pair_chi2": pair.chi2}
+            summary["gain_pair_variance_only"] = plain
     except CalibrationError as error:
         remarks.append(f"pairs of flats: {error}")
     values["read_noise"], values["read_noise_error"] = noise.result()
@@ -190,7 +200,7 @@ def _from_xrays(
     if not len(where):
         return None
     images = _images(raw, where, amplifier, config, products, noise)
-    return fe55_gain(images, noise.value(), temperature_k=temperature)
+    return fe55_gain(images, noise.value(), temperature_k=temperature, diffusion_px=(0.0, config.diffusion))
 
 
 def _from_pairs(
@@ -200,16 +210,33 @@ def _from_pairs(
     products: dict[str, xr.Dataset],
     noise: _Noise,
     remarks: list[str],
-) -> CombinedGain | None:
-    """Gain from all good pairs; a pair that is none is left out with a remark."""
-    found = []
+) -> tuple[CombinedGain | None, float]:
+    """Gain from all good pairs, and from their variances alone; a pair that is none is left out with a remark."""
+    found: list[PairGain] = []
     for first, second, names in _present_pairs(raw):
         images = _images(raw, np.array([first, second]), amplifier, config, products, noise)
         try:
             found.append(pair_gain(images[0], images[1], noise.value(), names=names))
         except CalibrationError as error:
             remarks.append(f"pair left out: {error}")
-    return combine_pairs(found) if found else None
+    if not found:
+        return None, float("nan")
+    return _combined(found, config.pairs, remarks), combine_pairs(found, method="variance").gain
+
+
+def _combined(found: list[PairGain], method: str, remarks: list[str]) -> CombinedGain:
+    """Gain from all pairs; where a lamp that changed shape spoils the sums of covariances, from variances alone."""
+    best = combine_pairs(found, method=method)
+    if method == "auto" and best.dof > 0 and best.probability < 1e-3 and best.method == "summed":
+        best = combine_pairs(found, method="variance")
+        remarks.append("pairs of flats: covariances disagree between pairs (the lamp changed): brighter-fatter ignored")
+    if best.dof > 0 and best.probability < 1e-3:
+        excess = float(np.sqrt(best.chi2 / best.dof))
+        remarks.append(
+            f"pairs of flats: {best.pairs} pairs scatter {excess:.1f} times their errors: error enlarged by that"
+        )
+        return replace(best, error=best.error * excess)
+    return best
 
 
 def _present_pairs(raw: xr.Dataset) -> Iterator[tuple[int, int, tuple[str, str]]]:

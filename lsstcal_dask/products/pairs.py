@@ -187,9 +187,7 @@ def _good_pixels(
 ) -> Flags:
     """Pixels to use, after checking shapes and saturation."""
     if first.ndim != 2 or first.shape != second.shape:
-        raise InconsistentGeometry(
-            f"{who}: shapes {first.shape} and {second.shape}, expected two equal (y, x)"
-        )
+        raise InconsistentGeometry(f"{who}: shapes {first.shape} and {second.shape}, expected two equal (y, x)")
     if mask is not None and mask.shape != first.shape:
         raise InconsistentGeometry(f"{who}: the mask {mask.shape} does not fit the images {first.shape}")
     good = np.isfinite(first) & np.isfinite(second)
@@ -213,9 +211,7 @@ def _check_count(good: Flags, who: str) -> None:
         )
 
 
-def _check_light(
-    first: Floats, second: Floats, read_noise: float, good: Flags, names: tuple[str, str]
-) -> None:
+def _check_light(first: Floats, second: Floats, read_noise: float, good: Flags, names: tuple[str, str]) -> None:
     """Refuse members that are not brighter than a bias."""
     faintest = 5 * read_noise / np.sqrt(np.count_nonzero(good))
     for name, member in zip(names, (first, second), strict=True):
@@ -237,9 +233,7 @@ def _check_equal(first: Floats, second: Floats, good: Flags, names: tuple[str, s
 def _smooth(image: Floats, good: Flags) -> Floats:
     """Mean of the good pixels in a box around each pixel, not below zero."""
     share = uniform_filter(good.astype(np.float64), _SMOOTH, mode="nearest")
-    return np.maximum(uniform_filter(np.where(good, image, 0.0), _SMOOTH, mode="nearest"), 0) / np.maximum(
-        share, 1e-3
-    )
+    return np.maximum(uniform_filter(np.where(good, image, 0.0), _SMOOTH, mode="nearest"), 0) / np.maximum(share, 1e-3)
 
 
 def _inverse_gain(scatter: float, level: float, read_noise: float) -> float:
@@ -247,9 +241,7 @@ def _inverse_gain(scatter: float, level: float, read_noise: float) -> float:
     return max(scatter - read_noise**2, 1e-3 * scatter, 1e-12) / level
 
 
-def _reject(
-    first: Floats, second: Floats, difference: Floats, read_noise: float, good: Flags
-) -> tuple[Flags, int]:
+def _reject(first: Floats, second: Floats, difference: Floats, read_noise: float, good: Flags) -> tuple[Flags, int]:
     """Good pixels without cosmic rays and their neighbours; how many pixels were over the limit.
 
     The local level is that of the lower member, which a cosmic ray does not raise.
@@ -413,9 +405,7 @@ def combine_pairs(pairs: Sequence[PairGain], *, method: str = "auto") -> Combine
     error = np.array([p.gain_summed_error if summed else p.gain_error for p in pairs])
     if not np.all(np.isfinite(gain)):
         bad = ", ".join(f"{m:.0f}" for m in mean[~np.isfinite(gain)])
-        raise DegenerateSolution(
-            f"pairs at {bad} adu: the sum of covariances is not positive: use more pairs"
-        )
+        raise DegenerateSolution(f"pairs at {bad} adu: the sum of covariances is not positive: use more pairs")
     return _fit(1 / gain, error / gain, mean, method)
 
 

@@ -77,19 +77,30 @@ class Stack:
 
 @njit(nogil=True, cache=True)
 def _block_means(stack, offset, plane, value, limits):  # type: ignore[no-untyped-def]
-    """Mean residual (n, by, bx) in adu of each frame against ``value``, outliers beyond ``limits`` left out."""
+    """Mean residual (n, by, bx) in adu of each frame against ``value``, and pixels in each block (by, bx).
+
+    Residuals are cut to ``limits``: one cosmic ray moves a block by next to nothing, a
+    change of the whole block still shows.
+    """
     n, ny, nx = stack.shape
     by, bx = (ny + _BLOCK - 1) // _BLOCK, (nx + _BLOCK - 1) // _BLOCK
-    total = np.zeros((n, by, bx))
-    count = np.zeros((n, by, bx))
+    total = np.zeros((n, by, bx), np.float32)
+    count = np.zeros((by, bx), np.float32)
+    reference = plane + value
     for i in range(n):
+        limit = limits[i]
         for y in range(ny):
-            for x in range(nx):
-                residual = np.float32(stack[i, y, x]) - offset[i, y] - plane[y, x] - value[y, x]
-                if abs(residual) < limits[i]:
-                    total[i, y // _BLOCK, x // _BLOCK] += residual
-                    count[i, y // _BLOCK, x // _BLOCK] += 1
-    return total / np.maximum(count, 1), count
+            row, at, level = stack[i, y], reference[y], offset[i, y]
+            for b in range(bx):
+                part = np.float32(0)
+                for x in range(b * _BLOCK, min((b + 1) * _BLOCK, nx)):
+                    residual = np.float32(row[x]) - level - at[x]
+                    part += min(max(residual, -limit), limit)
+                total[i, y // _BLOCK, b] += part
+    for y in range(ny):
+        for b in range(bx):
+            count[y // _BLOCK, b] += min((b + 1) * _BLOCK, nx) - b * _BLOCK
+    return total / count, count
 
 
 def _noise_without_overscan(stack: np.ndarray) -> float:
@@ -100,9 +111,7 @@ def _noise_without_overscan(stack: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference[np.abs(difference) < limit] ** 2) / 2))
 
 
-def combine_amplifier(
-    counts: np.ndarray, amplifier: Amplifier, transform: Transform, config: StackConfig
-) -> Stack:
+def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Transform, config: StackConfig) -> Stack:
     """Combine the raw frames of one amplifier.
 
     Parameters
@@ -126,8 +135,7 @@ def combine_amplifier(
     if np.isnan(noise).all():
         noise = np.full(len(counts), _noise_without_overscan(data))
     if not np.nanmax(noise) > 0:
-        value = int(data.flat[0])
-        raise InsufficientInputs(f"amplifier {amplifier.name} is dead (every pixel reads {value})")
+        raise InsufficientInputs(f"amplifier {amplifier.name} is dead (every pixel reads {data.flat[0]})")
     bad = ~np.isfinite(levels.level).all(axis=1)
     reasons = {int(i): "its overscan has no usable row" for i in np.flatnonzero(bad)}
     accepted = ~bad
@@ -218,7 +226,7 @@ def _misfits(
     """Frames whose level or two-dimensional structure is unlike the others', with the reason."""
     n = len(blocks)
     level = blocks.mean(axis=(1, 2))
-    sigma2 = (limits[:, None, None] / 6) ** 2 / np.maximum(counted, 1) + levels.variance.mean(axis=1)[:, None, None]
+    sigma2 = (limits[:, None, None] / 6) ** 2 / counted + levels.variance.mean(axis=1)[:, None, None]
     chi2 = ((blocks - level[:, None, None]) ** 2 / sigma2).mean(axis=(1, 2))
     freedom = max(blocks[0].size - 1, 1)
     found = {}
@@ -239,9 +247,8 @@ def _misfits(
 def _levels(
     blocks: np.ndarray, counted: np.ndarray, noise: np.ndarray, levels: RowLevels
 ) -> tuple[np.ndarray, np.ndarray]:
-    weight = counted / counted.sum(axis=(1, 2), keepdims=True)
-    level = (blocks * weight).sum(axis=(1, 2))
-    return level, np.sqrt(noise**2 / counted.sum(axis=(1, 2)) + levels.variance.mean(axis=1) / blocks.shape[1])
+    level = (blocks * (counted / counted.sum())).sum(axis=(1, 2))
+    return level, np.sqrt(noise**2 / counted.sum() + levels.variance.mean(axis=1) / blocks.shape[1])
 
 
 def stack_outputs(units: str) -> dict[str, Output]:

@@ -122,9 +122,7 @@ def _xrays(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 def _counts(seed: int, plan: Plan, detector: Detector, amplifier: Amplifier) -> np.ndarray:
     truth = amplifier_truth(seed, detector, amplifier)
     random = _random(seed, 3, plan.index, _number(detector, amplifier))
-    electrons = random.poisson(
-        sky(seed, plan, detector, amplifier) + truth.dark * plan.dark_time
-    ).astype(float)
+    electrons = random.poisson(sky(seed, plan, detector, amplifier) + truth.dark * plan.dark_time).astype(float)
     if plan.kind == "fe55":
         electrons += _xrays(random, electrons.shape)
     raw_y, raw_x = amplifier.raw_shape

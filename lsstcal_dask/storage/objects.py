@@ -139,6 +139,6 @@ def create_or_open(store: zarr.abc.store.Store, **settings: Any) -> zarr.Array:
     try:
         return zarr.create_array(store, overwrite=False, **settings)
     except ContainsArrayError:
-        found = zarr.open_array(store, path=settings.get("name"), mode="r+")
+        found = zarr.open_array(store, path=settings.get("name") or "", mode="r+")
         assert isinstance(found, zarr.Array)
         return found

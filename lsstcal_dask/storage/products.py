@@ -153,7 +153,7 @@ def write_detector(
     """
     index, detector = place
     group = zarr.open_group(objects.zarr_store(url, f"{_base(name, version)}/data"), mode="r+")
-    amplifiers = [str(amplifier) for amplifier in _array(group, "amplifier")[...]]
+    amplifiers = [str(name) for name in np.asarray(_array(group, "amplifier")[...])]
     small: dict[str, np.ndarray] = {}
     hashes, remarks, summary = {}, [], {}
     for amplifier, result in results:

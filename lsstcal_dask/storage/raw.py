@@ -244,7 +244,11 @@ def _dataset(
         coords={
             "exposure": ("exposure", np.array(names, dtype=object), attributes("exposure")),
             "detector": ("detector", np.array(detectors, dtype=object), attributes("detector")),
-            "amplifier": ("amplifier", np.array(camera.amplifier_names, dtype=object), attributes("amplifier")),
+            "amplifier": (
+                "amplifier",
+                np.array(camera.amplifier_names, dtype=object),
+                attributes("amplifier"),
+            ),
             **_header_coordinates(names, headers),
         },
         attrs={"camera": camera.name},

@@ -135,7 +135,13 @@ def _draw_ccd(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple[np.ndar
     for amplifier in detector.amplifiers:
         (x0, y0), (height, width) = amplifier.position, amplifier.data.shape
         axes.text(
-            x0 + width / 2, y0 + height / 2, amplifier.name, ha="center", va="center", color="white", fontsize=7
+            x0 + width / 2,
+            y0 + height / 2,
+            amplifier.name,
+            ha="center",
+            va="center",
+            color="white",
+            fontsize=7,
         ).set_path_effects(_outline())
     axes.set_xlabel("x, pixels")
     axes.set_ylabel("y, pixels")

@@ -170,9 +170,7 @@ def test_mosaic_refuses():
     image = {E2V.name: bin_ccd(np.zeros(E2V.shape), 4)}
     with pytest.raises(InconsistentGeometry, match="mini9 has no detector Q"):
         mosaic({"Q": np.zeros((2, 2))}, MINI9, 4)
-    with pytest.raises(
-        InconsistentGeometry, match=r"R22_S00: image is \(64, 128\), binned by 8 it must be \(32, 64\)"
-    ):
+    with pytest.raises(InconsistentGeometry, match=r"R22_S00: image is \(64, 128\), binned by 8 it must be \(32, 64\)"):
         mosaic(image, MINI9, 8)
     skew = replace(MINI9, detectors=(replace(E2V, yaw_deg=10.0),))
     with pytest.raises(InconsistentGeometry, match=r"R22_S00: yaw 10\.0 is no multiple of 90"):

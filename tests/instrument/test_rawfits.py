@@ -94,9 +94,7 @@ words = st.text("abcdefgRS_0123456789'", min_size=1, max_size=30).filter(lambda 
             "filter": st.just("none") | words,
             "wavelength": st.just(math.nan) | st.floats(300, 1200),
             "photodiode": st.just(math.nan) | st.floats(1e-12, 1e-3),
-            "time": st.datetimes()
-            .filter(lambda t: t.year > 1900)
-            .map(lambda t: t.isoformat(timespec="microseconds")),
+            "time": st.datetimes().filter(lambda t: t.year > 1900).map(lambda t: t.isoformat(timespec="microseconds")),
         }
     ),
     suffix=st.sampled_from([".fits", ".fits.gz"]),
@@ -295,9 +293,7 @@ def test_uint16_without_bzero(edited):
     def wrap(units):
         units[0].data = (units[0].data.astype(np.int32) + 20000).astype(np.uint16).view(np.int16)
 
-    with pytest.raises(
-        UnitsError, match=r"f.fits: .*ESIS1, amplifier LL: counts from -\d+ .* is BZERO missing"
-    ):
+    with pytest.raises(UnitsError, match=r"f.fits: .*ESIS1, amplifier LL: counts from -\d+ .* is BZERO missing"):
         read_frame(edited(wrap, **kwargs), ESIS, name="f.fits")
 
 
@@ -383,14 +379,10 @@ def test_broken_pixels(tmp_path):
     blob = bytearray(path.read_bytes())
     unit = split_blocks(bytes(blob), "f")[2]
     blob[unit.start + 16 : unit.start + 20] = b"\x00\xff\xff\xff"  # length of the third row
-    with pytest.raises(
-        CalibrationError, match=r"amplifier C01: its pixels cannot be decoded .compressed row 2 is"
-    ):
+    with pytest.raises(CalibrationError, match=r"amplifier C01: its pixels cannot be decoded .compressed row 2 is"):
         read_frame(bytes(blob), MINI1)
     blob[unit.start + 16 : unit.start + 20] = b"\x00\x00\x00\x09"
-    with pytest.raises(
-        CalibrationError, match=r"amplifier C01: its pixels cannot be decoded .compressed row 2 is"
-    ):
+    with pytest.raises(CalibrationError, match=r"amplifier C01: its pixels cannot be decoded .compressed row 2 is"):
         read_frame(bytes(blob), MINI1)
 
 

@@ -8,7 +8,7 @@ from making import SEED, make_files, small_plans
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import load_camera, read_frame, write_frame
-from lsstcal_dask.pipeline.ingest import ingest
+from lsstcal_dask.pipeline.ingest import IngestReport, ingest
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.simulate.simple import simulate_frame
 from lsstcal_dask.storage.raw import open_raw, read_records
@@ -118,4 +118,4 @@ def test_a_store_keeps_its_camera(store):
 
 def test_ingest_of_nothing_is_nothing(store, threads):
     report = ingest(store, [], threads)
-    assert not (report.ingested or report.unchanged or report.errors)
+    assert report == IngestReport()

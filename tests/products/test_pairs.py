@@ -121,9 +121,7 @@ def test_constant_flats_by_hand():
     assert pair.mean == pytest.approx(1000, rel=1e-12)
     assert pair.variance == pytest.approx(200 / clip, rel=1e-3)
     assert pair.gain == pytest.approx(5 * clip, rel=1e-3)
-    np.testing.assert_allclose(
-        pair.covariances[[0, 1, 0], [1, 1, 2]], np.array([-200, 200, 200]) / clip**2, rtol=2e-3
-    )
+    np.testing.assert_allclose(pair.covariances[[0, 1, 0], [1, 1, 2]], np.array([-200, 200, 200]) / clip**2, rtol=2e-3)
     assert pair.pixels == 4096
 
 
@@ -288,9 +286,7 @@ def test_refusals_of_a_pair():
         pair_gain(first, second, READ_NOISE, mask=np.ones(SHAPE, bool), names=names)
     with pytest.raises(InsufficientInputs, match="900 good pixels, at least 1000"):
         pair_gain(first[:30, :30], second[:30, :30], READ_NOISE, names=names)
-    with pytest.raises(
-        CalibrationError, match="flat_101, flat_102: most pixels are at or above saturation, 1000"
-    ):
+    with pytest.raises(CalibrationError, match="flat_101, flat_102: most pixels are at or above saturation, 1000"):
         pair_gain(first, second, READ_NOISE, saturation=1000.0, names=names)
     with pytest.raises(InconsistentGeometry, match=r"flat_101, flat_102: shapes"):
         pair_gain(first, second[1:], READ_NOISE, names=names)

@@ -10,12 +10,11 @@ from astropy.io import fits
 from scipy.stats import exponnorm, norm
 
 from lsstcal_dask.errors import DegenerateSolution, InconsistentGeometry, InsufficientInputs, UnitsError
+from lsstcal_dask.products.spectrum import fit_spectrum, kalpha_electrons
 from lsstcal_dask.products.xrays import (
     fe55_gain,
     find_hits,
     fit_hits,
-    fit_spectrum,
-    kalpha_electrons,
     select_hits,
 )
 
@@ -64,9 +63,7 @@ def spectrum_pdf(x, theta):
         return (1 - lossy) * norm.pdf(t, centre, sigma) + lossy * mirrored.pdf(-t)
 
     def both(t, cumulative):
-        return (1 - kbeta) * line(t, position, cumulative) + kbeta * line(
-            t, position * 6490 / 5889, cumulative
-        )
+        return (1 - kbeta) * line(t, position, cumulative) + kbeta * line(t, position * 6490 / 5889, cumulative)
 
     return (1 - flat) * both(x, False) / np.diff(both(limits, True)) + flat / np.diff(limits)
 
@@ -75,9 +72,7 @@ def cramer_rao(theta, hits):
     """Smallest error of the position of K-alpha, all six parameters free."""
     x = np.linspace(0.75, 1.22, 4001) * ELECTRONS / GAIN
     step = np.array(theta) * 1e-4
-    slopes = [
-        (spectrum_pdf(x, theta + s) - spectrum_pdf(x, theta - s)) / (2 * s.sum()) for s in np.diag(step)
-    ]
+    slopes = [(spectrum_pdf(x, theta + s) - spectrum_pdf(x, theta - s)) / (2 * s.sum()) for s in np.diag(step)]
     p = spectrum_pdf(x, theta)
     information = [[np.trapezoid(a * b / p, x) for b in slopes] for a in slopes]
     return np.sqrt(np.linalg.inv(information)[0, 0] / hits)
@@ -169,9 +164,7 @@ def test_background_error_ruins_sums_but_not_fits():
     image, truth = expose(np.random.default_rng(3), 300)
     peaks = find_hits(image, READ_NOISE)
     keep = matched(peaks, truth) > 0
-    before, after = (
-        fit_hits(i, peaks[keep], READ_NOISE, gain=GAIN) for i in (image, image + np.float32(0.5))
-    )
+    before, after = (fit_hits(i, peaks[keep], READ_NOISE, gain=GAIN) for i in (image, image + np.float32(0.5)))
     # 0.5 adu over 9 px is 4.5 adu, 0.4 % of K-alpha, for a sum; the fit moves by its weights alone
     assert np.abs(np.mean(after.charge - before.charge)) < 0.05
     assert np.mean(after.background - before.background) == pytest.approx(0.5, abs=0.01)

@@ -1,8 +1,9 @@
 """Builds a product again and again in forked children and kills each at another moment.
 
 Run as a script: ``kill_server.py URL STEP RANDOM``: a kill at every STEP-th write and at
-RANDOM other moments. It prints one JSON line per kill with what a reader saw afterwards. Forking keeps each attempt to milliseconds: the parent
-imports and compiles everything and never touches storage, so it has no threads.
+RANDOM other moments. It prints one JSON line per kill with what a reader saw afterwards.
+Forking keeps each attempt short: the parent imports and compiles everything and never
+touches storage, so it has no threads.
 """
 
 import json
@@ -15,7 +16,6 @@ import time
 import traceback
 
 import numpy as np
-
 from zarr.storage import LocalStore
 
 from lsstcal_dask.compute import cluster

@@ -10,9 +10,7 @@ import pytest
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("step", "moments", "kills"), [(5, 10, 30), pytest.param(1, 100, 180, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("step", "moments", "kills"), [(5, 10, 30), pytest.param(1, 100, 180, marks=pytest.mark.slow)])
 def test_killed_at_writes_and_at_random_moments(ingested, tmp_path, step, moments, kills):
     url = tmp_path / "s"
     shutil.copytree(ingested.url, url)

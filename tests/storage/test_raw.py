@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import xarray as xr
+from making import SEED, small_plans
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.simulate.simple import simulate_frame
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.raw import open_raw, read_records
-from making import SEED, small_plans
 
 
 def expected_counts(index):

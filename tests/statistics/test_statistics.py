@@ -148,9 +148,7 @@ def test_model_clip_is_the_naive_one(case, k, iterations, poisson):
     n = len(stack)
     read = np.linspace(14, 20, n).astype(np.float32)
     scale = np.ones(n) if calibration is None else calibration.scale.astype(float)
-    value, variance, frames = clipped_mean(
-        stack, calibration, Noise(read, poisson), k=k, iterations=iterations
-    )
+    value, variance, frames = clipped_mean(stack, calibration, Noise(read, poisson), k=k, iterations=iterations)
     expected = naive_model(calibrated(stack, calibration), scale, Noise(read, poisson), k, iterations)
     same = frames == expected[2]  # a value within a rounding of the limit may fall on either side
     assert same.mean() >= 0.995 or (~same).sum() <= 1
