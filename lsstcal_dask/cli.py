@@ -156,7 +156,7 @@ def build(
             by_night=by_night,
             progress=_shows_progress(),
         )
-        _report(opened.url, built, as_json)
+        _report(opened, built, as_json)
 
 
 def _iso(text: str) -> str:
@@ -171,7 +171,7 @@ def _iso(text: str) -> str:
         raise typer.BadParameter(f"{text!r} is not a time: write it as 2026-07-01T12:00:00") from None
 
 
-def _report(url: str, built: Iterator[tuple[str, Any]], as_json: bool) -> None:
+def _report(store: Any, built: Iterator[tuple[str, Any]], as_json: bool) -> None:
     """Say what became of each product as it is done, its remarks in brief."""
     rows, errors = [], []
     for name, one in built:
@@ -182,13 +182,14 @@ def _report(url: str, built: Iterator[tuple[str, Any]], as_json: bool) -> None:
             continue
         pointer = one.pointer
         state = "built" if one.new else "is up to date"
-        _say(f"{name} {pointer.version} {state}: {len(pointer.detectors)} detectors, {pointer.verdict}")
+        coverage = f"{len(pointer.detectors)} of {len(store.camera.detectors)} detectors"
+        _say(f"{name} {pointer.version} {state}: {coverage}, {pointer.verdict}")
         for remark in pointer.remarks[:5]:
             _say(f"  {remark}")
         if len(pointer.remarks) > 5:
-            _say(f"  ... and {len(pointer.remarks) - 5} more remarks: see 'lsstcal ls {url} --remarks'")
+            _say(f"  ... and {len(pointer.remarks) - 5} more remarks: see 'lsstcal ls {store.url} --remarks'")
         rows.append({"product": name, "version": pointer.version, "verdict": pointer.verdict, "new": one.new})
-    _finish({"store": url, "products": rows}, errors, as_json)
+    _finish({"store": store.url, "products": rows}, errors, as_json)
 
 
 @app.command()
@@ -213,7 +214,7 @@ def calibrate(
     settings, opened = read_config(config).calibrate, open_store(store)
     with _compute(scheduler, workers, memory) as compute:
         built = run(opened, exposures or [], settings, compute, skip=skip or [], progress=_shows_progress())
-        _report(opened.url, built, as_json)
+        _report(opened, built, as_json)
 
 
 @app.command("ls")

@@ -84,32 +84,16 @@ def _merge(pairs: list[tuple[int, int]], low: int, length: int, step: int) -> No
     pairs.extend((i, i + step) for i in range(low + step, low + length - step, 2 * step))
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def _jit(function: Callable[..., Any], **wrappers: bool) -> Callable[..., Any]:
     """Compile at the first call: once per machine if a cache folder is writable, else once per process.
 
     Division by zero gives inf or NaN, as in numpy: a check per pixel would prevent vectors.
     """
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, **wrappers}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's own can be written
         return numba.njit(**options)(function)
-
-
-@intrinsic
-def _prefetch(context: Any, array: types.Array, index: types.Integer) -> Any:
-    """Ask for the cache line of ``array[index]``, which may lie beyond its end."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        hint = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(builder.module, kind, "llvm.prefetch.p0")
-        address = builder.bitcast(builder.gep(data, [args[1]]), byte)
-        builder.call(hint, [address, word(0), word(3), word(1)])  # to read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64), generate
 
 
 def _extremum(name: str) -> Any:
@@ -171,23 +155,34 @@ def _sorter(size: int) -> Any:
 
 _sort4, _sort8, _sort16 = (_sorter(size) for size in (4, 8, 16))
 
+def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for calls from other kernels only: without what Python and C would need, half the time."""
+    return _jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
 _U = np.uint64
 _F = np.float32
 # Rows of a block's scratch: interval kept, sign of the next filling, middle two, centre, survivors, sums.
-_HALF, _SHIFT, _SIGN, _LOWER, _UPPER, _PIVOT, _COUNT, _SUM, _SQUARES = (_U(_W * row) for row in range(9))
+_HALF, _SHIFT, _BEFORE, _SIGN, _LOWER, _UPPER, _PIVOT, _COUNT, _SUM, _SQUARES = (_U(_W * row) for row in range(10))
 
 
-@_jit
+@_inner
+def _put(line, first, length, value):
+    for x in range(_U(length)):
+        line[first + x] = value
+
+
+@_inner
 def _low(a, b):
     return a if a < b else b
 
 
-@_jit
+@_inner
 def _high(a, b):
     return b if a < b else a
 
 
-@_jit
+@_inner
 def _calibrate(flat, f, o, c, plane, p, rows, at, width, new):
     """Put a strip of one exposure into ``rows``, or add it to them."""
     if new:
@@ -198,7 +193,7 @@ def _calibrate(flat, f, o, c, plane, p, rows, at, width, new):
             rows[at + x] += ((_F(flat[f + x]) - o) - plane[p + x]) * c
 
 
-@_jit
+@_inner
 def _load(flats, starts, edges, offset, plane, scale, y, nx, strip, rows):
     """Calibrate a strip of row ``y`` of every exposure into ``rows``, averaging the exposures of a run."""
     width, first = _U(min(_STRIP, nx - strip)), y * nx + strip
@@ -215,25 +210,12 @@ def _load(flats, starts, edges, offset, plane, scale, y, nx, strip, rows):
                 _calibrate(flats[2], f, o, c, plane, p, rows, at, width, new)
 
 
-@_jit
-def _ahead(flats, at):
-    if flats[0].size:
-        _prefetch(flats[0], at)
-        _prefetch(flats[0], at + _U(32))
-    elif flats[1].size:
-        for ahead in range(_U(0), _U(_W), _U(16)):
-            _prefetch(flats[1], at + ahead)
-    else:
-        for ahead in range(_U(0), _U(_W), _U(16)):
-            _prefetch(flats[2], at + ahead)
-
-
-@_jit
-def _fill(rows, at, sizes, s):
+@_inner
+def _fill(rows, at, n, sizes, s):
     """Replace NaN by infinities of alternating sign, which cancel out of the median; count the others."""
-    s[_SIGN : _SIGN + _U(_W)] = np.inf
-    s[_COUNT : _COUNT + _U(_W)] = 0
-    for first in range(0, sizes.size, 4):
+    _put(s, _SIGN, _W, _F(np.inf))
+    _put(s, _COUNT, _W, _F(0))
+    for first in range(0, n, 4):
         r, sa, sb, sc, sd = at + _U(first * _STRIDE), sizes[first], sizes[first + 1], sizes[first + 2], sizes[first + 3]
         for x in range(_U(_W)):
             sign, m = s[_SIGN + x], s[_COUNT + x]
@@ -248,13 +230,13 @@ def _fill(rows, at, sizes, s):
             s[_SIGN + x], s[_COUNT + x] = sign, m
 
 
-@_jit
+@_inner
 def _filled(v, sign, count, size):
-    good = not np.isnan(v)
+    good = v == v
     return (v if good else sign) + _F(0), sign if good else -sign, count + (size if good else _F(0))
 
 
-@_jit
+@_inner
 def _middle(rows, at, n, steps, work, s):
     """Sort, merge, compare; the middle value, or the mean of the middle two of an even number of values."""
     blocks, merges, terms = steps
@@ -274,7 +256,7 @@ def _middle(rows, at, n, steps, work, s):
             a, b = work[i + x], work[j + x]
             work[i + x] = _least(a, b)
             work[j + x] = _most(a, b)
-    s[_LOWER : _UPPER + _U(_W)] = np.inf
+    _put(s, _LOWER, 2 * _W, _F(np.inf))
     for term in range(len(terms)):
         i, j, k = terms[term, 0] * _U(_W), terms[term, 1] * _U(_W), _LOWER + terms[term, 2] * _U(_W)
         for x in range(_U(_W)):
@@ -286,7 +268,7 @@ def _middle(rows, at, n, steps, work, s):
         s[_PIVOT + x] = single if s[_SIGN + x] * odd > 0 else _F(0.5) * (lower + upper)
 
 
-@_jit
+@_inner
 def _add(v, pivot, half, count, total, squares):
     d = v - pivot
     kept = abs(d) <= half
@@ -294,10 +276,10 @@ def _add(v, pivot, half, count, total, squares):
     return count + (_F(1) if kept else _F(0)), total + d, squares + d * d
 
 
-@_jit
+@_inner
 def _moments(rows, at, n, s):
     """Sum what lies within the half-width of the pivots."""
-    s[_COUNT : _SQUARES + _U(_W)] = 0
+    _put(s, _COUNT, 3 * _W, _F(0))
     for first in range(0, n, 4):
         r = at + _U(first * _STRIDE)
         for x in range(_U(_W)):
@@ -310,7 +292,7 @@ def _moments(rows, at, n, s):
             s[_COUNT + x], s[_SUM + x], s[_SQUARES + x] = c, t, q
 
 
-@_jit
+@_inner
 def _recentre(rows, at, n, s):
     """Take the sums of `_moments` about the mean that they give."""
     for x in range(_U(_W)):
@@ -324,7 +306,7 @@ def _recentre(rows, at, n, s):
         s[_SHIFT + x], s[_SUM + x], s[_SQUARES + x] = shift, total, squares
 
 
-@_jit
+@_inner
 def _clip_sample(rows, at, n, k, rounds, s):
     """Clip at ``k`` sample deviations about the mean, ``rounds`` times; leaves the mean in ``s``.
 
@@ -336,20 +318,20 @@ def _clip_sample(rows, at, n, k, rounds, s):
         guess = _high(_low(a, b), _low(_high(a, b), c))  # rarely an outlier
         s[_PIVOT + x] = guess if abs(guess) < _F(1e30) else _F(0)
         s[_HALF + x] = _F(3e38)
-    before = -1
+    _put(s, _BEFORE, _W, _F(-1))
     for step in range(rounds + 1):
         _moments(rows, at, n, s)
-        far, survivors = 0, 0
+        far, changed = False, False
         for x in range(_U(_W)):
-            count, total, squares = s[_COUNT + x], s[_SUM + x], s[_SQUARES + x]
-            far += total * total > _F(0.999) * squares * count  # empty pixels are false
-            survivors += np.int32(count)
-        s[_SHIFT : _SHIFT + _U(_W)] = 0
+            count, total = s[_COUNT + x], s[_SUM + x]
+            far |= total * total > _F(0.999) * s[_SQUARES + x] * count  # empty pixels are false
+            changed |= count != s[_BEFORE + x]
+            s[_BEFORE + x] = count
+        _put(s, _SHIFT, _W, _F(0))
         if far:
             _recentre(rows, at, n, s)
-        if step == rounds or survivors == before:
+        if step == rounds or not changed:
             break
-        before = survivors
         for x in range(_U(_W)):
             pivot, half, total, each = s[_PIVOT + x], s[_HALF + x], s[_SUM + x], _F(1) / s[_COUNT + x]
             shift = s[_SHIFT + x] + total * each
@@ -364,11 +346,11 @@ def _clip_sample(rows, at, n, k, rounds, s):
         s[_PIVOT + x] += s[_SHIFT + x] + shift
 
 
-@_jit
+@_inner
 def _clip_model(rows, at, model, k, rounds, s):
     """Weighted mean within ``k`` model sigma of ``s[_PIVOT]``, then of that mean; 1/variance in _SQUARES."""
     for _ in range(rounds + 1):
-        s[_COUNT : _SQUARES + _U(_W)] = 0
+        _put(s, _COUNT, 3 * _W, _F(0))
         for i in range(model.shape[1]):
             r = at + _U(i * _STRIDE)
             read, poisson = model[0, i], model[1, i]
@@ -385,7 +367,7 @@ def _clip_model(rows, at, model, k, rounds, s):
             s[_PIVOT + x] += s[_SUM + x] / s[_SQUARES + x]
 
 
-@_jit
+@_inner
 def _store(s, method, unclip, nx, y, first, value, variance, frames):
     """Write a block's centre, variance of the mean and survivors."""
     width, out = _U(min(_W, nx - first)), _U(y * nx + first)
@@ -412,11 +394,14 @@ def run(counts, calibration, steps, model, method, clip, nx, results):
     value, variance, frames = results
     n = len(edges) - 1
     padded = -(-n // BLOCK) * BLOCK
-    rows = np.full(_STRIDE * padded, np.inf, np.float32)  # exposures from n on stay +inf
-    work = np.full(_W * (padded + 1), np.inf, np.float32)
-    work[_W * padded :] = -np.inf
-    s = np.empty(9 * _W, np.float32)
-    sizes = np.zeros(-(-n // 4) * 4, np.float32)
+    rows = np.empty(_STRIDE * padded, np.float32)
+    work = np.empty(_W * (padded + 1), np.float32)
+    s = np.empty(10 * _W, np.float32)
+    sizes = np.empty(padded, np.float32)
+    _put(rows, _U(0), rows.size, _F(np.inf))  # exposures from n on stay +inf
+    _put(work, _U(0), work.size, _F(np.inf))
+    _put(work, _U(_W * padded), _W, _F(-np.inf))
+    _put(sizes, _U(0), padded, _F(0))
     for run in range(n):
         sizes[run] = edges[run + 1] - edges[run]
     for y in range(value.size // nx):
@@ -424,16 +409,14 @@ def run(counts, calibration, steps, model, method, clip, nx, results):
             _load(flats, starts, edges, offset, plane, scale, y, nx, strip, rows)
             for x in range(strip, min(strip + _STRIP, nx), _W):
                 at = _U(x - strip)
-                for i in range(starts.size):  # the next strip comes in while this block is worked on
-                    _ahead(flats, _U(starts[i] + y * nx + x + _STRIP))
                 if method == SAMPLE:
                     _clip_sample(rows, at, n, k, rounds, s)
                 else:
                     if gaps:
-                        _fill(rows, at, sizes, s)
+                        _fill(rows, at, n, sizes, s)
                     else:
-                        s[_SIGN : _SIGN + _U(_W)] = np.inf
-                        s[_COUNT : _COUNT + _U(_W)] = starts.size
+                        _put(s, _SIGN, _W, _F(np.inf))
+                        _put(s, _COUNT, _W, _F(starts.size))
                     _middle(rows, at, n, steps, work, s)
                     if method == MODEL:
                         _clip_model(rows, at, model, k, rounds, s)

@@ -12,7 +12,7 @@ from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.store import create_store, open_store
-from lsstcal_dask.simulate.simple import amplifier_truth, sky
+from lsstcal_dask.simulate.simple import Plan, amplifier_truth, sky
 from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
 
 NOON = "2026-07-01T12:00:00"
@@ -242,6 +242,42 @@ def test_a_frame_that_does_not_belong_is_left_out_and_named(tmp_path, threads):
     accepted = product(store, "bias")["accepted"].isel(detector=0)
     assert not accepted.isel(exposure=3, amplifier=0)
     assert accepted.isel(exposure=4).all()
+
+
+def test_a_dark_with_the_shutter_open_is_left_out_and_named(tmp_path, threads):
+    camera = load_camera("mini1")
+    plans = [p for p in small_plans() if p.kind != "science"]
+    plans += [Plan(20 + i, "dark", 300.0) for i in range(4)]
+    files = make_files(tmp_path / "raw", "mini1", plans)
+    bright = plans[6]
+    assert bright.kind == "dark"
+    path = next(f for f in files if bright.name in f)
+    frame = read_frame(path, camera)
+    for i, amplifier in enumerate(camera.detectors[0].amplifiers):
+        frame.counts[i][amplifier.data.slices] += 40
+    write_frame(path, camera, frame)
+    store = create_store(tmp_path / "s", "mini1")
+    ingest(store, files, threads)
+    dark = dict(build(store, [], Config(), threads))["dark"].pointer
+    assert dark.verdict == "WARN"
+    left_out = [remark for remark in dark.remarks if "left out" in remark]
+    assert len(left_out) == 4
+    assert all(f"exposure {bright.name}" in remark and "light leak" in remark for remark in left_out)
+    rates = product(store, "dark")["image"].median()
+    assert abs(float(rates) - 0.02) < 0.01
+
+
+def test_half_the_detectors_missing_is_allowed_and_counted(tmp_path, threads):
+    some = {"R22_S00", "R22_S11"}
+    store = create_store(tmp_path / "s", "mini9")
+    files = make_files(tmp_path / "raw", "mini9", small_plans()[:4], detectors=some)
+    files = [f for f in files if "000001_R22_S11" not in f]  # and one frame of one of them
+    ingest(store, files, threads)
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert set(one.pointer.detectors) == some
+    frames = product(store, "bias")["frames"]
+    assert frames.sel(detector="R22_S00").max() == 4
+    assert frames.sel(detector="R22_S11").max() == 3
 
 
 def test_configuration_file(tmp_path):

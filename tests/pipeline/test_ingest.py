@@ -119,3 +119,27 @@ def test_a_store_keeps_its_camera(store):
 def test_ingest_of_nothing_is_nothing(store, threads):
     report = ingest(store, [], threads)
     assert report == IngestReport()
+
+
+def test_interrupted_ingest_is_invisible_and_resumes_without_decoding_again(
+    store, frame, threads, tmp_path, monkeypatch
+):
+    path = tmp_path / "new.fits"
+    write_frame(path, store.camera, frame)
+    before = read_records(store.url)
+    module = "lsstcal_dask.pipeline.ingest"
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.publish_frames", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(store, [str(path)], threads)
+    assert read_records(store.url) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.read_frame", killed)
+        report = ingest(store, [str(path)], threads)
+    assert [record.exposure for record in report.ingested] == [frame.exposure]
+    found = open_raw(store.url, store.camera, exposures=[frame.exposure])["counts"].values[0, 0]
+    np.testing.assert_array_equal(found, frame.counts)

@@ -17,7 +17,7 @@ from astropy.stats import sigma_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsstcal_dask import statistics
+from lsstcal_dask.statistics import kernels, stacks
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.statistics import (
     Calibration,
@@ -248,7 +248,7 @@ def test_views_are_read_in_place_and_inputs_are_left_alone():
     rng = np.random.default_rng(5)
     whole = rng.integers(0, 1000, (12, 3, 4, 5, 66)).astype(np.uint16)
     before = whole.copy()
-    flat, starts = statistics._flatten(whole[:, 1, 2])
+    flat, starts = stacks._flatten(whole[:, 1, 2])
     assert np.shares_memory(flat, whole)
     assert starts[1] == 3 * 4 * 5 * 66
     for view in (
@@ -544,13 +544,11 @@ def test_nothing_is_compiled_on_import_and_the_loops_are_vectors(tmp_path):
     """Read the machine code of a fresh compilation: packed minima, no masked stores."""
     program = """
 import numpy as np
-from lsstcal_dask import statistics as s
-assert not s._run.signatures
-s.median(np.zeros((9, 1, 64), np.uint16))
-for name in ("_presort", "_middle", "_moments", "_clip_model", "_store", "_run"):
+from lsstcal_dask.statistics import kernels as s, median
+assert not s.run.signatures
+median(np.zeros((9, 1, 64), np.uint16))
+for name in ("_middle", "_fill", "_moments", "_clip_sample", "_clip_model", "_store", "run"):
     f = getattr(s, name)
-    if not f.signatures:
-        s.clipped_mean(np.zeros((9, 1, 64), np.uint16))
     print("==", name)
     print("\\n".join(f.inspect_asm().values()))
 """
@@ -561,9 +559,9 @@ for name in ("_presort", "_middle", "_moments", "_clip_model", "_store", "_run")
     parts = dict(zip(*[iter(re.split(r"== (\w+)\n", result.stdout)[1:])] * 2, strict=True))
     if "ymm" not in result.stdout:
         pytest.skip("not an x86 with AVX")
-    assert len(re.findall(r"\bvminps\b", parts["_presort"])) >= 19
-    assert re.search(r"\bvminps\b", parts["_middle"])
-    assert re.search(r"\bvdivps\b", parts["_moments"])
+    assert len(re.findall(r"\bvminps\b", parts["_middle"])) >= 5 + 19 + 63  # sorters of 4, 8 and 16
+    assert re.search(r"\bvcmp\w*ps\b.*%ymm", parts["_moments"])
+    assert re.search(r"\bvsqrtps\b", parts["_clip_sample"])
     assert re.search(r"\bvdivps\b", parts["_clip_model"])
     for name, code in parts.items():
         assert not re.search(r"vmaskmovps\s+%ymm\d+, %ymm\d+, ", code), f"masked store in {name}"
@@ -578,4 +576,4 @@ def test_compiles_where_no_cache_folder_is_writable(monkeypatch):
         return genuine(*args, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert statistics._jit(lambda a: a + 1)(2) == 3
+    assert kernels._jit(lambda a: a + 1)(2) == 3

@@ -1,0 +1,169 @@
+"""The whole way in a bucket, on a server of one's own: what holds in a folder holds there."""
+
+import contextlib
+import logging
+import uuid
+
+import numpy as np
+import pytest
+
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.pipeline.build import build
+from lsstcal_dask.pipeline.calibrate import calibrate
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.ingest import ingest
+from lsstcal_dask.pipeline.listing import list_contents
+from lsstcal_dask.pipeline.store import create_store, open_store
+from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
+from lsstcal_dask.storage.raw import open_raw, read_records
+
+pytest.importorskip("moto", reason='no S3 server to test with: pip install "moto[server]"')
+pytest.importorskip("flask", reason='no S3 server to test with: pip install "moto[server]"')
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Address of an S3 server in a thread; the environment names it and its credentials."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("no_proxy", host)
+        objects._connect.cache_clear()
+        yield f"http://{host}:{port}"
+    objects._connect.cache_clear()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(server):
+    """A new bucket."""
+    import urllib.request
+
+    name = f"b{uuid.uuid4().hex[:12]}"
+    request = urllib.request.Request(f"{server}/{name}", method="PUT")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+    return name
+
+
+@pytest.fixture(scope="module")
+def remote(bucket, raw_files, threads):
+    """A store in the bucket with the files of `ingested`."""
+    store = create_store(f"s3://{bucket}/night/one", "mini1")
+    report = ingest(store, raw_files, threads)
+    assert (len(report.ingested), report.errors) == (len(raw_files), [])
+    return store
+
+
+@pytest.fixture(scope="module")
+def local(ingested, tmp_path_factory, threads):
+    """The same store in a folder, everything built."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("local") / "s"
+    shutil.copytree(ingested.url, folder)
+    store = open_store(folder)
+    found = [*build(store, [], Config(), threads), *calibrate(store, [], Config().calibrate, threads)]
+    assert not [error for _, one in found for error in one.errors]
+    return store
+
+
+def test_raw_frames_are_the_same(remote, ingested):
+    def hashes(store):
+        return {key: record.pixels for key, record in read_records(store.url).items()}
+
+    assert hashes(remote) == hashes(ingested)
+    far, near = (open_raw(s.url, s.camera, exposure_type="dark") for s in (remote, ingested))
+    assert far["counts"].chunks == near["counts"].chunks
+    np.testing.assert_array_equal(far["counts"].values, near["counts"].values)
+    some = {"exposure": [2, 0], "amplifier": [3, 1], "y": slice(5, 9)}
+    chosen = (open_raw(s.url, s.camera, chunked=False)["counts"].isel(some).values for s in (remote, ingested))
+    np.testing.assert_array_equal(*chosen)
+
+
+def test_ingesting_again_changes_nothing(remote, raw_files, threads):
+    before = objects.list_names(remote.url, "raw/manifests")
+    report = ingest(remote, raw_files, threads)
+    assert (len(report.ingested), len(report.unchanged), report.errors) == (0, len(raw_files), [])
+    assert objects.list_names(remote.url, "raw/manifests") == before
+
+
+def test_products_and_calibrated_frames_have_the_bits_of_a_folder(remote, local, threads, monkeypatch):
+    """Publishing the bias is prevented once: nothing is visible, and the next run only publishes."""
+    from lsstcal_dask.pipeline import build as module
+
+    made = []
+    write = module.write_detector
+    monkeypatch.setattr(module, "write_detector", lambda *args: made.append(args[3][1]) or write(*args))
+
+    def prevented(url, pointer):
+        raise ConnectionError("the network is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(module, "publish", prevented)
+        list(build(remote, ["bias"], Config(), threads))
+    assert made == ["R22_S11"]
+    assert list_products(remote.url) == []
+    with pytest.raises(CalibrationError, match="there is no bias"):
+        lookup(list_products(remote.url), "bias", "R22_S11", "2026-07-01T20:00:00")
+
+    found = [*build(remote, [], Config(), threads), *calibrate(remote, [], Config().calibrate, threads)]
+    assert not [error for _, one in found for error in one.errors]
+    assert made == ["R22_S11"] * 4  # the bias was not made again: gain, dark and the frame were
+
+    expected = {p.name: (p.version, p.hash) for p in list_products(local.url)}
+    assert {p.name: (p.version, p.hash) for p in list_products(remote.url)} == expected
+    for pointer in list_products(remote.url):
+        assert check_product(remote.url, pointer) == []
+        far = open_product(remote.url, pointer.name, pointer.version).load()
+        near = open_product(local.url, pointer.name, pointer.version).load()
+        assert far.drop_attrs(deep=False).identical(near.drop_attrs(deep=False))
+    assert [name for name, one in build(remote, [], Config(), threads) if one.new] == []
+
+
+def test_lists_are_those_of_a_folder(remote, local):
+    def brief(store):
+        found = list_contents(store, check=True)
+        products = [{k: v for k, v in row.items() if k != "created"} for row in found["products"]]
+        return found["exposures"], products, found["damaged"]
+
+    assert brief(remote) == brief(local)
+
+
+def test_create_is_exclusive_and_writes_replace(remote):
+    url = f"{remote.url}/small"
+    assert objects.create(url, "a/x.json", 1)
+    assert not objects.create(url, "a/x.json", 2)
+    assert objects.read_json(url, "a/x.json") == 1
+    objects.write_json(url, "a/x.json", 3)
+    assert objects.read_json(url, "a/x.json") == 3
+    assert objects.exists(url, "a/x.json")
+    assert not objects.exists(url, "a/y.json")
+    objects.write_json(url, "a/deep/z.json", 4)
+    assert objects.list_names(url, "a") == ["deep", "x.json"]
+    assert objects.list_names(url, "b") == []
+    with pytest.raises(FileNotFoundError):
+        objects.read_json(url, "a/y.json")
+
+
+def test_a_store_keeps_its_camera_and_another_prefix_is_no_store(remote, bucket):
+    with pytest.raises(CalibrationError, match="holds camera mini1, not mini9"):
+        create_store(remote.url, "mini9")
+    assert open_store(f"{remote.url}/") == remote
+    with pytest.raises(CalibrationError, match=f"s3://{bucket}/two is not a store"):
+        open_store(f"s3://{bucket}/two")
+
+
+def test_a_bucket_that_does_not_exist_is_no_store(server):
+    """Whatever the error of the server becomes, the user's command must not look like success."""
+    with contextlib.suppress(CalibrationError), pytest.raises(Exception, match="(?i)bucket|not a store"):
+        open_store(f"s3://{uuid.uuid4().hex}/x")

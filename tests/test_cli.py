@@ -1,0 +1,248 @@
+"""The command line as a person meets it: help, one clear line per mistake, exit codes, JSON, pictures."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making import make_files, small_plans
+from matplotlib import image as png
+from typer.testing import CliRunner
+
+from lsstcal_dask import cli
+from lsstcal_dask.errors import CalibrationError
+
+SCIENCE = small_plans()[-1].name
+COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "show"]
+
+
+def run(*arguments):
+    """Exit code, stdout and stderr of the command, as `main` gives them, without a new process."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    if isinstance(result.exception, CalibrationError):
+        return 1, result.stdout, f"{result.stderr}lsstcal: {result.exception}\n"
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def process(*arguments, **options):
+    """The same by the installed command, in a process of its own."""
+    command = [sys.executable, "-c", "from lsstcal_dask.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def store(ingested, tmp_path_factory):
+    """A store in which everything was built by the command line."""
+    folder = tmp_path_factory.mktemp("cli") / "s"
+    shutil.copytree(ingested.url, folder)
+    code, out, err = run("build", folder, "--workers", 2)
+    assert (code, out) == (0, ""), err
+    for name in ("bias", "gain", "dark"):
+        assert re.search(rf"^{name} [0-9a-f]{{16}} built: .*PASS", err, re.MULTILINE)
+    code, out, err = run("calibrate", folder)
+    assert (code, out) == (0, ""), err
+    assert err.startswith(f"{SCIENCE} ")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Usage: lsstcal {command}" in out or f"{command} [OPTIONS]" in out
+    assert len(out.splitlines()) > 8
+    if command in ("ingest", "build", "calibrate"):
+        assert "--scheduler" in out
+        assert "slurm" in out
+
+
+def test_help_lists_the_commands():
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["build", "{store}", "nonsense"], "unknown product 'nonsense': choose from bias, gain, dark"),
+        (["build", "{store}", "bias", "--valid-from", "yesterday"], "'yesterday' is not a time"),
+        (["build", "{store}", "bias", "--valid-until", "2026-13-01"], "'2026-13-01' is not a time"),
+        (["show", "{store}", "bias", "--amplifier", "C10"], "--amplifier needs --detector"),
+        (["build", "{store}", "--workers", "many"], "Invalid value for '--workers'"),
+        (["build"], "Missing argument 'STORE'"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+    ],
+)
+def test_wrong_use_is_exit_2(store, arguments, says):
+    code, out, err = run(*[a.format(store=store) for a in arguments])
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ls", "{tmp}/none"], "is not a store: make one with 'lsstcal ingest"),
+        (["build", "{tmp}/none"], "is not a store"),
+        (["ingest", "{tmp}/none", "x.fits"], "is not a store"),
+        (["ingest", "{tmp}/new", "x.fits", "--camera", "hubble"], "no camera 'hubble'"),
+        (["ingest", "{store}", "x.fits", "--camera", "mini9"], "holds camera mini1, not mini9"),
+        (["ingest", "{store}", "{tmp}/missing.fits"], "missing.fits: cannot be read"),
+        (["calibrate", "{store}", "NOPE"], "exposure NOPE is not in"),
+        (["build", "{store}", "bias", "--exposure", "NOPE"], "exposure NOPE is not in"),
+        (["show", "{store}", "NOPE", "-o", "{tmp}/x.png"], "no product or exposure 'NOPE'"),
+        (["show", "{store}", small_plans()[0].name, "-o", "{tmp}/x.png"], "is not calibrated: run 'lsstcal calibrate"),
+        (["show", "{store}", "bias", "--version", "0", "-o", "{tmp}/x.png"], "no product or exposure 'bias'"),
+        (["show", "{store}", "bias", "--detector", "R99", "-o", "{tmp}/x.png"], "has no detector R99"),
+        (["show", "{store}", "gain", "--variable", "level", "-o", "{tmp}/x.png"], "choose --variable from"),
+        (["build", "{store}", "--scheduler", "cloud"], "scheduler 'cloud' is unknown: use threads, local, slurm"),
+        (["build", "{store}", "--workers", "0"], "give at least 1"),
+        (["calibrate", "{store}", "--skip", "flat"], "unknown correction 'flat' to skip"),
+        (["build", "{store}", "--config", "{tmp}/none.toml"], "none.toml: cannot be read"),
+        (["build", "{store}", "--config", "{tmp}/broken.toml"], "broken.toml: is not TOML"),
+        (["build", "{store}", "--config", "{tmp}/unknown.toml"], "unknown.toml: bias.colour"),
+        (["build", "{store}", "--config", "{tmp}/value.toml"], "value.toml: dark.k"),
+        (["demo", "{tmp}"], "exists: name another folder"),
+    ],
+)
+def test_a_failed_run_is_exit_1_and_one_line(store, tmp_path, arguments, says):
+    (tmp_path / "broken.toml").write_text("[bias\n")
+    (tmp_path / "unknown.toml").write_text("[bias]\ncolour = 1\n")
+    (tmp_path / "value.toml").write_text("[dark]\nk = 'wide'\n")
+    code, out, err = run(*[a.format(store=store, tmp=tmp_path) for a in arguments])
+    assert (code, out) == (1, "")
+    (line,) = [line for line in err.splitlines() if line.startswith(("lsstcal: ", "error: "))]
+    assert says in line
+    assert len(err.splitlines()) <= 2  # an ingest also says how many went in
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_json_is_all_there_is_on_stdout(store, raw_files):
+    code, out, _ = run("ls", store, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [row["exposure"] for row in found["exposures"]] == [p.name for p in small_plans()]
+    assert {row["product"] for row in found["products"]} == {"bias", "gain", "dark", "calibrated"}
+    assert found["errors"] == []
+    code, out, _ = run("build", store, "--json")
+    assert [row["new"] for row in json.loads(out)["products"]] == [False] * 3
+    code, out, _ = run("calibrate", store, SCIENCE, "--json")
+    assert json.loads(out)["products"][0]["verdict"] == "PASS"
+    code, out, _ = run("ingest", store, raw_files[0], "nowhere.fits", "--json")
+    found = json.loads(out)
+    assert (code, found["ingested"], found["unchanged"]) == (1, 0, 1)
+    assert "nowhere.fits" in found["errors"][0]
+
+
+def test_json_numbers_that_are_not_numbers_are_null(store):
+    _, out, _ = run("ls", store, "--json")
+    assert "NaN" not in out
+    assert json.loads(out)["exposures"][0]["wavelength"] is None
+
+
+def test_tables_show_everything_and_never_cut_an_id(store):
+    code, out, _ = run("ls", store)
+    assert code == 0
+    for plan in small_plans():
+        assert plan.name in out
+    for row in json.loads(run("ls", store, "--json")[1])["products"]:
+        assert row["version"] in out
+
+
+def test_check_reads_the_pixels_again(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s")
+    assert run("ls", tmp_path / "s", "--check")[0] == 0
+    chunk = next(p for p in (tmp_path / "s/products/bias").glob("*/data/image/c/0/0/**/*") if p.is_file())
+    chunk.unlink()
+    code, _, err = run("ls", tmp_path / "s", "--check")
+    assert code == 1
+    assert re.search(r"^error: bias [0-9a-f]{16}: R22_S11: its values changed on disk", err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        [SCIENCE, "--raw"],
+        [SCIENCE],
+        [SCIENCE, "--variable", "variance", "--detector", "R22_S11"],
+        ["bias"],
+        ["bias", "--detector", "R22_S11", "--amplifier", "C10"],
+        ["gain"],
+    ],
+)
+def test_pictures_are_not_blank(store, tmp_path, what):
+    path = tmp_path / "x.png"
+    code, out, _ = run("show", store, *what, "-o", path)
+    assert code == 0
+    assert Path(out.strip()) == path
+    pixels = png.imread(path)[..., :3]
+    assert min(pixels.shape[:2]) > 500
+    coloured = np.ptp(pixels, axis=-1) > 0.1  # the map; paper, letters and what is missing are grey
+    assert coloured.mean() > 0.15
+    colours = np.unique((pixels[coloured] * 255).astype(int), axis=0)
+    assert len(colours) >= (4 if what[0] == "gain" else 100)
+
+
+def test_a_picture_is_named_after_what_it_shows(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = run("show", store, "bias", "--variable", "variance", "--detector", "R22_S11")[1]
+    assert out.strip() == "bias_variance_R22_S11.png"
+    assert Path(out.strip()).is_file()
+
+
+def test_processes_of_their_own(tmp_path):
+    """The installed command, on relative paths: ingest and build, and a mistake."""
+    make_files(tmp_path / "raw", "mini1", small_plans()[:4])
+    files = sorted(os.path.relpath(p, tmp_path) for p in (tmp_path / "raw").iterdir())
+    code, out, err = process("ingest", "s", "--camera", "mini1", *files, "--json", cwd=tmp_path)
+    assert code == 0, err
+    assert json.loads(out)["ingested"] == 4
+    assert "4 frames ingested" in err
+    code, out, err = process("ls", "nowhere", cwd=tmp_path)
+    assert (code, out) == (1, "")
+    assert err.startswith("lsstcal: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_what_lacks_exposures_is_an_error_only_if_it_was_asked_for(tmp_path):
+    files = make_files(tmp_path / "raw", "mini1", small_plans()[:4])
+    assert run("ingest", tmp_path / "s", "--camera", "mini1", *files)[0] == 0
+    code, out, err = run("build", tmp_path / "s", "--json")
+    assert code == 0
+    assert [row["product"] for row in json.loads(out)["products"]] == ["bias"]
+    assert "dark: no exposures of type dark" in err
+    code, out, err = run("build", tmp_path / "s", "dark")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: dark: no exposures of type dark")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(store):
+    command = [sys.executable, "-c", "from lsstcal_dask.cli import main; main()", "ls", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        child.stdout.close()
+        assert "Traceback" not in child.stderr.read()
+
+
+def test_validity_and_configuration_reach_the_product(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s")
+    (tmp_path / "c.toml").write_text("[bias]\nmethod = 'median'\n")
+    code, out, _ = run(
+        "build", tmp_path / "s", "bias", "--config", tmp_path / "c.toml", "--valid-from", "2026-07-03",
+        "--valid-until", "2026-07-04T12:00:00", "--json",
+    )
+    version = json.loads(out)["products"][0]["version"]
+    assert code == 0
+    pointer = json.loads((tmp_path / f"s/products/bias/published/{version}.json").read_text())
+    assert (pointer["valid_from"], pointer["valid_until"]) == ("2026-07-03T00:00:00", "2026-07-04T12:00:00")
+    assert pointer["configuration"]["method"] == "median"
