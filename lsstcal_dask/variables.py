@@ -72,7 +72,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "present": Variable(("exposure", "detector"), "b", ("",), "the frame of this detector was ingested"),
     "pixels": Variable(("exposure", "detector"), "S", ("",), "hash of the raw counts; empty if missing"),
     # Images
-    "counts": Variable(("exposure", "detector", *_PIXELS), "iu", ("adu",), "raw counts, readout orientation"),
+    "counts": Variable(("exposure", "detector", *_PIXELS), "iu", ("adu",), "raw counts"),
     "image": Variable(("exposure", "detector", *_PIXELS), "f", _IMAGE_UNITS, "pixel values"),
     "variance": Variable(
         ("exposure", "detector", *_PIXELS),

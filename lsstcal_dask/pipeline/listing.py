@@ -155,7 +155,8 @@ def _exposure(store: Store, exposure: str, raw: bool) -> tuple[xr.Dataset, str]:
         pointer = find_calibrated(store, exposure)
         dataset = open_product(store.url, pointer.name, pointer.version, chunked=False)
         return dataset.sel(detector=list(pointer.detectors)), f"{exposure}, calibrated"
-    frames = open_raw(store.url, store.camera, exposures=[exposure], chunked=False).isel(exposure=0)
+    # Dask arrays, so that a picture of the focal plane reads one CCD at a time.
+    frames = open_raw(store.url, store.camera, exposures=[exposure]).isel(exposure=0)
     frames = frames.isel(detector=np.flatnonzero(frames["present"].values))
     parts = []
     for name in (str(value) for value in frames["detector"].values):

@@ -17,6 +17,7 @@ __all__ = ["picture", "robust_limits"]
 
 _SIDE = 1500  # binned pixels along the longer side of a picture, at most
 _MISSING = "#d9d9d9"
+_MANY = 50  # CCDs beyond which a focal plane gets a larger picture and smaller names
 
 
 def robust_limits(values: np.ndarray) -> tuple[float, float]:
@@ -68,7 +69,8 @@ def picture(
     present = [str(name) for name in data["detector"].values]
     if detector is not None and detector not in present:
         raise CalibrationError(f"{title} has no detector {detector}: it has {', '.join(present[:9])} ...")
-    figure = Figure(figsize=(9, 8), dpi=150, layout="constrained")
+    crowded = detector is None and len(camera.detectors) > _MANY
+    figure = Figure(figsize=(12, 11) if crowded else (9, 8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor(_MISSING)
@@ -149,18 +151,28 @@ def _draw_ccd(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple[np.ndar
 
 
 def _draw_focal_plane(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple[np.ndarray, str]:
-    width = max(d.shape[1] for d in camera.detectors) * len({d.center_mm[0] for d in camera.detectors})
-    bin = max(1, -(-width // _SIDE))
+    across = [d.center_mm[0] for d in camera.detectors]
+    pitch = camera.detectors[0].pixel_mm
+    width = (max(across) - min(across)) / pitch + max(d.shape[1] for d in camera.detectors)
+    bin = max(1, round(width / _SIDE))
     images = {}
     for name in (str(value) for value in data["detector"].values):
         images[name] = bin_ccd(_assembled(data.sel(detector=name), camera.detector(name), camera), bin)
     values, extent = mosaic(images, camera, bin)
     axes.imshow(values, origin="lower", interpolation="nearest", extent=extent)
-    size = max(3.0, min(8.0, 60.0 / np.sqrt(len(camera.detectors)) / 2))
+    many = len(camera.detectors) > _MANY
     for detector in camera.detectors:
-        axes.text(
-            *detector.center_mm, detector.name, ha="center", va="center", color="white", fontsize=size
-        ).set_path_effects(_outline())
+        seen = detector.name in images
+        text = axes.text(
+            *detector.center_mm,
+            detector.name.replace("_", "\n") if many else detector.name,
+            ha="center",
+            va="center",
+            color="white" if seen else "#707070",
+            fontsize=5 if many else 8,
+        )
+        if seen:
+            text.set_path_effects(_outline(0.7 if many else 1.5))
     axes.set_xlabel("focal plane x, mm")
     axes.set_ylabel("focal plane y, mm")
     return values, f"{camera.name}, {len(images)} of {len(camera.detectors)} CCDs" + (
@@ -168,7 +180,7 @@ def _draw_focal_plane(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple
     )
 
 
-def _outline() -> list[Any]:
+def _outline(width: float = 1.5) -> list[Any]:
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
-    return [withStroke(linewidth=1.5, foreground="black")]
+    return [withStroke(linewidth=width, foreground="black")]

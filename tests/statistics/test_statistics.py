@@ -17,7 +17,7 @@ from astropy.stats import sigma_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsstcal_dask.statistics import kernels, stacks
+from lsstcal_dask.statistics import kernels
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.statistics import (
     Calibration,
@@ -30,6 +30,7 @@ from lsstcal_dask.statistics import (
     robust_mean,
     robust_sigma,
 )
+from lsstcal_dask.statistics.stacks import _flatten
 
 DTYPES = (np.uint16, np.int32, np.float32)
 
@@ -248,7 +249,7 @@ def test_views_are_read_in_place_and_inputs_are_left_alone():
     rng = np.random.default_rng(5)
     whole = rng.integers(0, 1000, (12, 3, 4, 5, 66)).astype(np.uint16)
     before = whole.copy()
-    flat, starts = stacks._flatten(whole[:, 1, 2])
+    flat, starts = _flatten(whole[:, 1, 2])
     assert np.shares_memory(flat, whole)
     assert starts[1] == 3 * 4 * 5 * 66
     for view in (
