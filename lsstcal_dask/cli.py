@@ -88,7 +88,7 @@ def demo(
 @app.command()
 def ingest(
     store: StoreArgument,
-    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Raw FITS files.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Raw FITS files.")],
     camera: Annotated[
         str | None, typer.Option(help="Camera by name, or a YAML file that describes it; for a new store.")
     ] = None,
@@ -122,7 +122,7 @@ def build(
     store: StoreArgument,
     products: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PRODUCTS]...", help="bias, gain, dark; all of them by default."),
+        typer.Argument(metavar="PRODUCT", help="bias, gain, dark; all of them by default."),
     ] = None,
     exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
     by_night: Annotated[bool, typer.Option(help="One product for each night of exposures.")] = False,
@@ -197,7 +197,7 @@ def calibrate(
     store: StoreArgument,
     exposures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[EXPOSURES]...", help="Exposure ids; all science exposures by default."),
+        typer.Argument(metavar="EXPOSURE", help="Exposure ids; all science exposures by default."),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Leave out a correction: bias, gain or dark.")] = None,
     config: ConfigOption = None,

@@ -54,7 +54,8 @@ def plan(n: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uin
         first *= 2
     if n > 2 * BLOCK:
         first = max(first, BLOCK)
-    blocks, merges = [], []
+    blocks: list[tuple[int, int]] = []
+    merges: list[tuple[int, int]] = []
     for low, high in ((0, first), (first, n)):
         for start in range(low, high, BLOCK):
             left = min(BLOCK, high - start)
@@ -71,7 +72,11 @@ def plan(n: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uin
             j = rank - i
             terms.append((i - 1 if i else bottom, first + j - 1 if j else bottom, which))
     merges = [(i, j) for i, j in merges if j < n]  # rows from n on are +inf, already in place
-    return tuple(np.array(part, np.uint64).reshape(-1, k) for part, k in ((blocks, 2), (merges, 2), (terms, 3)))
+    return _table(blocks, 2), _table(merges, 2), _table(terms, 3)
+
+
+def _table(rows: list[Any], columns: int) -> NDArray[np.uint64]:
+    return np.array(rows, np.uint64).reshape(-1, columns)
 
 
 def _merge(pairs: list[tuple[int, int]], low: int, length: int, step: int) -> None:
@@ -155,8 +160,9 @@ def _sorter(size: int) -> Any:
 
 _sort4, _sort8, _sort16 = (_sorter(size) for size in (4, 8, 16))
 
+
 def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile for calls from other kernels only: without what Python and C would need, half the time."""
+    """Compile for calls from other kernels only, without the entries for Python and C that cost time."""
     return _jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
@@ -232,7 +238,7 @@ def _fill(rows, at, n, sizes, s):
 
 @_inner
 def _filled(v, sign, count, size):
-    good = v == v
+    good = v == v  # noqa: PLR0124 - false for NaN alone; np.isnan compiles slower
     return (v if good else sign) + _F(0), sign if good else -sign, count + (size if good else _F(0))
 
 

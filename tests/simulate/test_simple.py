@@ -19,6 +19,7 @@ from lsstcal_dask.simulate.simple import (
 )
 
 SEED = 3
+RATE = 0.005  # 55Fe hits per pixel of an exposure
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_dark_gathers_charge_in_its_dark_time(camera):
 
 
 def test_fe55_hits_carry_their_charge(camera):
-    """Hits of a pixel rate of 0.004 free 1624 electrons on average, K-alpha and K-beta."""
+    """Hits at a known rate per pixel free 1624 electrons on average, K-alpha and K-beta."""
     (detector,) = camera.detectors
     exposures = [Plan(i, "fe55", 10.0) for i in range(61, 67)]
     counts = stack(camera, exposures)
@@ -170,8 +171,8 @@ def test_fe55_hits_carry_their_charge(camera):
         charge += (electrons - truth.dark * exposures[0].dark_time).sum()
         hits += electrons.size
     mean = 1590.9 * (0.88 + 0.12 * 6.490 / 5.889)
-    expected = 0.004 * hits * mean
-    scatter = np.sqrt(0.004 * hits * mean**2 + hits * 200)  # of the number of hits; of the pixels' noise
+    expected = RATE * hits * mean
+    scatter = np.sqrt(RATE * hits * mean**2 + hits * 200)  # of the number of hits; of the pixels' noise
     assert -5 * scatter < charge - expected < 4 * scatter  # a little charge leaves at the edges
 
 
@@ -186,7 +187,7 @@ def test_science_has_sky_and_stars_and_a_flat_has_none(camera):
 
 def test_plans_are_named_and_ordered_in_time():
     plans = default_plan()
-    assert len({p.name for p in plans}) == len(plans) == 41
+    assert len({p.name for p in plans}) == len(plans)
     assert [p.time for p in plans] == sorted(p.time for p in plans)
     assert plans[0].dark_time == 0
     assert {p.kind for p in plans} == {"bias", "dark", "flat", "fe55", "science"}

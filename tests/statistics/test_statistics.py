@@ -17,7 +17,6 @@ from astropy.stats import sigma_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsstcal_dask.statistics import kernels
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.statistics import (
     Calibration,
@@ -25,6 +24,7 @@ from lsstcal_dask.statistics import (
     clip_variance_factor,
     clipped_mean,
     combine,
+    kernels,
     median,
     median_of_sums,
     robust_mean,

@@ -1,6 +1,5 @@
 """The whole way in a bucket, on a server of one's own: what holds in a folder holds there."""
 
-import contextlib
 import logging
 import uuid
 
@@ -108,9 +107,10 @@ def test_products_and_calibrated_frames_have_the_bits_of_a_folder(remote, local,
     def prevented(url, pointer):
         raise ConnectionError("the network is gone")
 
-    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "publish", prevented)
-        list(build(remote, ["bias"], Config(), threads))
+        with pytest.raises(ConnectionError):
+            list(build(remote, ["bias"], Config(), threads))
     assert made == ["R22_S11"]
     assert list_products(remote.url) == []
     with pytest.raises(CalibrationError, match="there is no bias"):
@@ -164,6 +164,5 @@ def test_a_store_keeps_its_camera_and_another_prefix_is_no_store(remote, bucket)
 
 
 def test_a_bucket_that_does_not_exist_is_no_store(server):
-    """Whatever the error of the server becomes, the user's command must not look like success."""
-    with contextlib.suppress(CalibrationError), pytest.raises(Exception, match="(?i)bucket|not a store"):
+    with pytest.raises(CalibrationError, match="is not a store"):
         open_store(f"s3://{uuid.uuid4().hex}/x")
