@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, WrongUse
 
 __all__ = ["app", "main"]
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or bucket (s3://...) of the store.")]
 SchedulerOption = Annotated[
     str,
-    typer.Option(help="threads, local, slurm, pbs, sge, htcondor, or the address tcp://... of a scheduler."),
+    typer.Option(help="threads, local, slurm, pbs, sge, htcondor, lsf, tcp://host:port of a scheduler, or its file.json."),
 ]
 WorkersOption = Annotated[int | None, typer.Option(help="Number of workers; as many as cores by default.")]
 MemoryOption = Annotated[str | None, typer.Option(help="Memory of each worker, as '4GiB'.")]
@@ -39,7 +39,7 @@ def main() -> None:
         app()
     except CalibrationError as error:
         print(f"lsstcal: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, WrongUse) else 1)
     except KeyboardInterrupt:
         print("lsstcal: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
@@ -71,13 +71,13 @@ def _finish(result: dict[str, Any], errors: list[str], as_json: bool) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")] = Path("lsstcal-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to make; it must not exist.")] = Path("lsstcal-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the simulated night.")] = 1,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a small camera's raw frames, calibrate them, and say how well the truth was recovered."""
+    """Run everything once on made-up data and compare with the truth."""
     from lsstcal_dask.pipeline.demo import run_demo  # noqa: PLC0415
 
     with _compute(scheduler, workers, None) as compute:
@@ -101,7 +101,10 @@ def ingest(
     memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy raw FITS files into the store; what is wrong with one is said, the others go in."""
+    """Copy raw FITS files into a store.
+
+    What is wrong with a file is said in one line; the others go in.
+    """
     from lsstcal_dask.pipeline.ingest import ingest as run  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import create_store, open_store  # noqa: PLC0415
 
@@ -125,7 +128,7 @@ def build(
         typer.Argument(metavar="PRODUCT", help="bias, gain, dark; all of them by default."),
     ] = None,
     exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
-    by_night: Annotated[bool, typer.Option(help="One product for each night of exposures.")] = False,
+    by_night: Annotated[bool, typer.Option("--by-night", help="One product for each night of exposures.")] = False,
     valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the first exposure.")] = "",
     valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
     config: ConfigOption = None,
@@ -134,7 +137,10 @@ def build(
     memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build products in the order in which they depend on each other; a build that was killed goes on."""
+    """Build products in dependency order.
+
+    A build that was killed goes on where it stopped.
+    """
     from lsstcal_dask.pipeline import build as module  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
     from lsstcal_dask.pipeline.recipes import RECIPES  # noqa: PLC0415
@@ -145,6 +151,8 @@ def build(
         raise typer.BadParameter(f"unknown product {unknown[0]!r}: choose from {', '.join(RECIPES)}")
     settings, opened = read_config(config), open_store(store)
     validity = module.Validity(_iso(valid_from), _iso(valid_until))
+    if validity.valid_until and validity.valid_until <= validity.valid_from:
+        raise typer.BadParameter("--valid-until must be later than --valid-from")
     with _compute(scheduler, workers, memory) as compute:
         built = module.build(
             opened,
@@ -206,7 +214,7 @@ def calibrate(
     memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply the products to exposures: image in electrons, variance and mask."""
+    """Correct exposures: image in electrons, variance, mask."""
     from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
@@ -220,8 +228,8 @@ def calibrate(
 @app.command("ls")
 def list_store(
     store: StoreArgument,
-    remarks: Annotated[bool, typer.Option(help="Show every remark of every product.")] = False,
-    check: Annotated[bool, typer.Option(help="Read every product again and compare with its hashes.")] = False,
+    remarks: Annotated[bool, typer.Option("--remarks", help="Show every remark of every product.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read every product again and compare with its hashes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List exposures and products."""
@@ -237,14 +245,14 @@ def list_store(
 @app.command()
 def show(
     store: StoreArgument,
-    what: Annotated[str, typer.Argument(help="A product (bias, gain, dark) or an exposure id.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A product (bias, gain, dark) or an exposure id.")],
     variable: Annotated[
         str | None, typer.Option(help="Variable, as variance or gain_pair; the main one by default.")
     ] = None,
     version: Annotated[str | None, typer.Option(help="Version of a product; the latest by default.")] = None,
     detector: Annotated[str | None, typer.Option(help="One CCD; the focal plane by default.")] = None,
     amplifier: Annotated[str | None, typer.Option(help="One amplifier of the CCD.")] = None,
-    raw: Annotated[bool, typer.Option(help="Of an exposure, the raw counts, not the calibrated image.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Of an exposure, the raw counts, not the calibrated image.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write.")] = None,
 ) -> None:
     """Write a picture (PNG) of a product or an exposure."""

@@ -26,7 +26,7 @@ import dask
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from lsstcal_dask.errors import CalibrationError, WorkerLost
+from lsstcal_dask.errors import CalibrationError, WorkerLost, WrongUse
 
 __all__ = ["Compute", "cluster"]
 
@@ -194,17 +194,17 @@ def cluster(
 def _check(scheduler: str, workers: int | None, memory_limit: str | int | None, site: Mapping) -> None:
     known = ["threads", "local", *_QUEUES]
     if scheduler not in known and not scheduler.startswith(_ADDRESSES) and not scheduler.endswith(".json"):
-        raise CalibrationError(
+        raise WrongUse(
             f"scheduler {scheduler!r} is unknown: use {', '.join(known)}, tcp://host:port or a file.json"
         )
     if workers is not None and workers < 1:
-        raise CalibrationError(f"workers = {workers}: give at least 1, or leave it out to use every core")
+        raise WrongUse(f"workers = {workers}: give at least 1, or leave it out to use every core")
     if memory_limit is not None and scheduler != "local":
-        raise CalibrationError(
+        raise WrongUse(
             f"memory_limit is for scheduler 'local', not {scheduler!r}: set `memory` in the site file"
         )
     if site and scheduler not in _QUEUES:
-        raise CalibrationError(f"site settings are for {', '.join(_QUEUES)}, not for scheduler {scheduler!r}")
+        raise WrongUse(f"site settings are for {', '.join(_QUEUES)}, not for scheduler {scheduler!r}")
 
 
 def _open_local(stack: ExitStack, workers: int, memory_limit: str | int | None) -> Compute:

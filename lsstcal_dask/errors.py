@@ -8,6 +8,7 @@ __all__ = [
     "StaleCalibration",
     "UnitsError",
     "WorkerLost",
+    "WrongUse",
 ]
 
 
@@ -37,6 +38,10 @@ class DegenerateSolution(CalibrationError):
 
 class StaleCalibration(CalibrationError):
     """No product of the wanted kind is valid for this detector and time."""
+
+
+class WrongUse(CalibrationError):
+    """A command or function was called with something that can never be right."""
 
 
 class WorkerLost(CalibrationError):

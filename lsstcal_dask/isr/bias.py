@@ -13,7 +13,8 @@ __all__ = ["subtract_bias", "subtract_overscan"]
 def subtract_overscan(frame: Frame, config: OverscanConfig = OverscanConfig()) -> Frame:
     """Subtract the level of each row; the variance becomes the read noise seen in the reference pixels.
 
-    An amplifier without one usable row of reference pixels becomes NaN and NO_DATA.
+    Rows without a level, or all of an amplifier without one usable row of reference pixels,
+    become NaN and NO_DATA.
     """
     image, variance = frame.image.copy(), frame.variance.copy()
     row_variance, mask = frame.row_variance.copy(), frame.mask.copy()
@@ -26,8 +27,7 @@ def subtract_overscan(frame: Frame, config: OverscanConfig = OverscanConfig()) -
         image[i, :ny] -= found.level[0][:, None]
         variance[i, :ny] += np.float32(noise**2)
         row_variance[i, :ny] += found.variance[0]
-        if not np.isfinite(found.level[0]).all():
-            mask[i] |= MASK_BITS["NO_DATA"]
+        mask[i, :ny][~np.isfinite(found.level[0])] |= MASK_BITS["NO_DATA"]
     return frame.with_(image=image, variance=variance, row_variance=row_variance, mask=mask)
 
 

@@ -21,8 +21,9 @@ def apply_gain(frame: Frame, gains: xr.Dataset) -> Frame:
     """
     names = [a.name for a in frame.detector.amplifiers]
     gain = gains["gain"].sel(amplifier=names).values.astype(np.float32)[:, None, None]
-    image = frame.image * gain
     bad = ~(gain > 0)
+    gain = np.where(bad, np.float32(np.nan), gain)
+    image = frame.image * gain
     return frame.with_(
         image=image,
         variance=frame.variance * gain**2 + np.maximum(image, np.float32(0)),

@@ -185,7 +185,7 @@ def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) ->
     if config.method == "spline" and ny > 8:
         return _smooth(mean, used, sigma, config)
     own = sigma[:, None] ** 2 / np.maximum(used, 1)
-    if config.method == "mean" or ny <= 8:
+    if config.method == "mean" or (config.method == "spline" and ny <= 8):
         mean = np.broadcast_to(np.nanmedian(mean, axis=1)[:, None], mean.shape)
         own = np.broadcast_to(1.57 * own.mean(axis=1, keepdims=True) / ny, mean.shape)
     rejected = np.zeros(n, int)

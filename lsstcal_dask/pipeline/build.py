@@ -73,22 +73,22 @@ def build(
     exposures : use only these.
     by_night : one product per night of exposures, each valid from its night on.
     """
+    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
     for name in [name for name in RECIPES if not names or name in names]:
         try:
-            sets = list(_input_sets(store, RECIPES[name], exposures, by_night))
+            sets = list(_input_sets(raw, RECIPES[name], by_night))
             if not sets:
                 raise InsufficientInputs(
                     f"{name}: no exposures of type {' or '.join(RECIPES[name].types)}: ingest some (--type)"
                 )
-            for raw in sets:
-                yield name, _build_one(store, RECIPES[name], raw, config, compute, validity, progress)
+            for part in sets:
+                yield name, _build_one(store, RECIPES[name], part, config, compute, validity, progress)
         except CalibrationError as error:
             unasked = isinstance(error, InsufficientInputs) and not names
             yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
 
 
-def _input_sets(store: Store, recipe: Recipe, exposures: Sequence[str] | None, by_night: bool) -> Iterator[xr.Dataset]:
-    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
+def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.Dataset]:
     raw = raw.isel(exposure=np.flatnonzero(np.isin(raw["exposure_type"].values.astype(str), recipe.types)))
     if not raw.sizes["exposure"]:
         return

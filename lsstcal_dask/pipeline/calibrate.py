@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.frame import Frame, new_frame
 from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
@@ -49,9 +49,9 @@ def calibrate(
         An unknown order, correction or exposure.
     """
     if config.order not in ORDERS:
-        raise CalibrationError(f"unknown order of corrections {config.order!r}: choose from {sorted(ORDERS)}")
+        raise WrongUse(f"unknown order of corrections {config.order!r}: choose from {', '.join(ORDERS)}")
     if unknown := sorted(set(skip) - set(NEEDED)):
-        raise CalibrationError(f"unknown correction {unknown[0]!r} to skip: choose from {sorted(NEEDED)}")
+        raise WrongUse(f"unknown correction {unknown[0]!r} to skip: choose from {', '.join(NEEDED)}")
     chosen = {"exposures": exposures} if exposures else {"exposure_type": "science"}
     raw = open_raw(store.url, store.camera, chunked=False, **chosen)
     if not raw.sizes["exposure"]:

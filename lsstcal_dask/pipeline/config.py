@@ -52,4 +52,5 @@ def read_config(path: str | Path | None) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise CalibrationError(f"{path}: {place}: {first['msg']}") from error
+        why = "there is no such entry" if first["type"] == "extra_forbidden" else first["msg"]
+        raise CalibrationError(f"{path}: {place}: {why}") from error

@@ -9,6 +9,7 @@ import xarray as xr
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import trim
 from lsstcal_dask.pipeline.calibrate import find_calibrated
+from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage.products import Pointer, check_product, list_products, open_product
 from lsstcal_dask.storage.raw import open_raw, read_records
@@ -29,7 +30,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
     for row in exposures.values():
         row.update({k: None for k, v in row.items() if isinstance(v, float) and not np.isfinite(v)})
     products, damaged = [], []
-    for pointer in list_products(store.url):
+    for pointer in sorted(list_products(store.url), key=lambda p: [*RECIPES, p.name].index(p.name)):
         if check:
             damaged += [
                 f"{pointer.name} {pointer.version}: {det}: its values changed on disk: delete "
@@ -79,7 +80,7 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
     table = _table("product", "version", "valid from", "until", "CCDs", "verdict", "remarks")
     for row in found["products"]:
         name = f"{row['product']} {row['exposure']}".strip()
-        until = row["valid_until"] or "open"
+        until = row["valid_until"] or ("" if row["exposure"] else "open")
         row_remarks = str(len(row["remarks"]) or "")
         table.add_row(
             name, row["version"], row["valid_from"], until, str(row["detectors"]), row["verdict"], row_remarks

@@ -7,6 +7,8 @@ is all that publishing needs: published objects are never changed.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,11 @@ __all__ = [
 def normalise(url: str | os.PathLike[str]) -> str:
     """Absolute path of a folder, or the address of a bucket (``s3://bucket/prefix``) without a last slash."""
     text = os.fspath(url)
-    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve())
+    if "://" not in text:
+        return str(Path(text).expanduser().resolve())
+    if not text.partition("://")[2].strip("/"):
+        raise CalibrationError(f"{text}: names no bucket: write s3://bucket/prefix")
+    return text.rstrip("/")
 
 
 def is_remote(url: str) -> bool:
@@ -57,6 +63,18 @@ def _connect(url: str) -> ObjectStore:
         return from_url(url, **options)
     except Exception as error:
         raise CalibrationError(f"{url}: cannot open this store ({_first_line(error)}); check its address") from error
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Turn what a store answers, other than that something is or is not there, into one line."""
+    try:
+        yield
+    except (FileNotFoundError, exceptions.AlreadyExistsError):
+        raise
+    except (exceptions.BaseError, OSError) as error:
+        remedy = "check address, credentials and AWS_ENDPOINT_URL" if is_remote(url) else "check its permissions"
+        raise CalibrationError(f"{url}: the store does not answer ({_first_line(error)}): {remedy}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -78,9 +96,10 @@ def create(url: str, path: str, value: object) -> bool:
 
 
 def _put(url: str, path: str, value: object, mode: Any) -> None:
-    if not is_remote(url):
-        Path(url).mkdir(parents=True, exist_ok=True)
-    _connect(url).put(path, json.dumps(value, indent=1, sort_keys=True).encode(), mode=mode)
+    with _reaching(url):
+        if not is_remote(url):
+            Path(url).mkdir(parents=True, exist_ok=True)
+        _connect(url).put(path, json.dumps(value, indent=1, sort_keys=True).encode(), mode=mode)
 
 
 def read_json(url: str, path: str) -> Any:
@@ -93,7 +112,8 @@ def read_json(url: str, path: str) -> Any:
     """
     if not is_remote(url) and not Path(url, path).is_file():
         raise FileNotFoundError(f"{url}/{path}")
-    return json.loads(bytes(_connect(url).get(path).bytes()))
+    with _reaching(url):
+        return json.loads(bytes(_connect(url).get(path).bytes()))
 
 
 def exists(url: str, path: str) -> bool:
@@ -101,7 +121,8 @@ def exists(url: str, path: str) -> bool:
     if not is_remote(url):
         return Path(url, path).is_file()
     try:
-        _connect(url).head(path)
+        with _reaching(url):
+            _connect(url).head(path)
     except FileNotFoundError:
         return False
     return True
@@ -112,7 +133,8 @@ def list_names(url: str, path: str) -> list[str]:
     if not is_remote(url):
         folder = Path(url, path)
         return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    found = _connect(url).list_with_delimiter(path)
+    with _reaching(url):
+        found = _connect(url).list_with_delimiter(path)
     objects = [str(item["path"]) for item in found["objects"]]
     return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in [*objects, *found["common_prefixes"]])
 

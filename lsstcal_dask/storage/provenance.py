@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,17 @@ def hash_file(data: bytes) -> str:
     return hashlib.blake2b(data).hexdigest()[:_LENGTH]
 
 
-def software() -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def _source() -> str:
+    """Short hash of the source of this package: between releases the version does not tell."""
+    root = Path(__file__).parents[1]
+    found = hashlib.blake2b()
+    for path in sorted(root.rglob("*.py")):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:_LENGTH]
+
+
+def software() -> dict[str, str]:
     """Versions that can change the bits of a result."""
-    return {name: version(name) for name in ("lsstcal_dask", "numpy", "numba", "scipy")}
+    versions = {name: version(name) for name in ("lsstcal_dask", "numpy", "numba", "scipy")}
+    return {**versions, "source": _source()}

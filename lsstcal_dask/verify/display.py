@@ -68,7 +68,7 @@ def picture(
 
     present = [str(name) for name in data["detector"].values]
     if detector is not None and detector not in present:
-        raise CalibrationError(f"{title} has no detector {detector}: it has {', '.join(present[:9])} ...")
+        raise CalibrationError(f"{title} has no detector {detector}: it has {', '.join(present[:9])}{' ...' if len(present) > 9 else ''}")
     crowded = detector is None and len(camera.detectors) > _MANY
     figure = Figure(figsize=(12, 11) if crowded else (9, 8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -82,7 +82,10 @@ def picture(
         values, text = _draw_amplifier(axes, data.sel(detector=detector), camera, amplifier)
     _finish(figure, axes, values, data)
     axes.set_title(f"{title}\n{text}", fontsize=11)
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: cannot write a picture there ({str(error).splitlines()[0]})") from error
     return Path(path)
 
 
@@ -92,13 +95,13 @@ def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArr
     image.set_clim(*robust_limits(values))
     units = data.attrs.get("units", "")
     label = str(data.attrs.get("long_name", data.name))
-    bar = figure.colorbar(image, ax=axes, shrink=0.85, extend="both", label=f"{label} [{units}]" if units else label)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, extend="both", label=f"{label} [{units}]" if units else label)
     bar.formatter.set_useOffset(False)  # type: ignore[attr-defined]
     finite = values[np.isfinite(values)]
     if finite.size:
         spread = 1.4826 * np.median(np.abs(finite - np.median(finite)))
         axes.set_xlabel(
-            f"{axes.get_xlabel()}\nmedian {np.median(finite):.5g}, robust sigma {spread:.3g}, "
+            f"{axes.get_xlabel()}\nas shown: median {np.median(finite):.5g}, robust sigma {spread:.3g}, "
             f"from {finite.min():.5g} to {finite.max():.5g} {units}"
         )
 
