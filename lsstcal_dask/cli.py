@@ -25,7 +25,9 @@ app = typer.Typer(
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or bucket (s3://...) of the store.")]
 SchedulerOption = Annotated[
     str,
-    typer.Option(help="threads, local, slurm, pbs, sge, htcondor, lsf, tcp://host:port of a scheduler, or its file.json."),
+    typer.Option(
+        help="threads, local, slurm, pbs, sge, htcondor, lsf, tcp://host:port of a scheduler, or its file.json."
+    ),
 ]
 WorkersOption = Annotated[int | None, typer.Option(help="Number of workers; as many as cores by default.")]
 MemoryOption = Annotated[str | None, typer.Option(help="Memory of each worker, as '4GiB'.")]
@@ -71,7 +73,9 @@ def _finish(result: dict[str, Any], errors: list[str], as_json: bool) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to make; it must not exist.")] = Path("lsstcal-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to make; it must not exist.")] = Path(
+        "lsstcal-demo"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of the simulated night.")] = 1,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -229,7 +233,9 @@ def calibrate(
 def list_store(
     store: StoreArgument,
     remarks: Annotated[bool, typer.Option("--remarks", help="Show every remark of every product.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Read every product again and compare with its hashes.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every product again and compare with its hashes.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List exposures and products."""
@@ -252,7 +258,9 @@ def show(
     version: Annotated[str | None, typer.Option(help="Version of a product; the latest by default.")] = None,
     detector: Annotated[str | None, typer.Option(help="One CCD; the focal plane by default.")] = None,
     amplifier: Annotated[str | None, typer.Option(help="One amplifier of the CCD.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Of an exposure, the raw counts, not the calibrated image.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Of an exposure, the raw counts, not the calibrated image.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write.")] = None,
 ) -> None:
     """Write a picture (PNG) of a product or an exposure."""

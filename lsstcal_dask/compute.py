@@ -183,6 +183,8 @@ def cluster(
         return
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        # The client sets the scheduler for all of Dask; a worker lost on the way can make it forget to unset it.
+        stack.enter_context(dask.config.set(scheduler=None))
         if scheduler == "local":
             yield _open_local(stack, count, memory_limit)
         elif scheduler in _QUEUES:
@@ -194,15 +196,11 @@ def cluster(
 def _check(scheduler: str, workers: int | None, memory_limit: str | int | None, site: Mapping) -> None:
     known = ["threads", "local", *_QUEUES]
     if scheduler not in known and not scheduler.startswith(_ADDRESSES) and not scheduler.endswith(".json"):
-        raise WrongUse(
-            f"scheduler {scheduler!r} is unknown: use {', '.join(known)}, tcp://host:port or a file.json"
-        )
+        raise WrongUse(f"scheduler {scheduler!r} is unknown: use {', '.join(known)}, tcp://host:port or a file.json")
     if workers is not None and workers < 1:
         raise WrongUse(f"workers = {workers}: give at least 1, or leave it out to use every core")
     if memory_limit is not None and scheduler != "local":
-        raise WrongUse(
-            f"memory_limit is for scheduler 'local', not {scheduler!r}: set `memory` in the site file"
-        )
+        raise WrongUse(f"memory_limit is for scheduler 'local', not {scheduler!r}: set `memory` in the site file")
     if site and scheduler not in _QUEUES:
         raise WrongUse(f"site settings are for {', '.join(_QUEUES)}, not for scheduler {scheduler!r}")
 

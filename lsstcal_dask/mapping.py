@@ -14,7 +14,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from lsstcal_dask.variables import MASK_BITS, VARIABLES, attributes, mask_attributes
 
@@ -59,10 +59,10 @@ def empty_values(name: str, output: Output, shape: tuple[int, ...]) -> np.ndarra
 
 
 class Opaque:
-    """Carries a lazily read Dataset through a graph, so that neither Dask nor a token ever looks inside."""
+    """Carries an object through a graph, so that neither Dask nor a token ever looks inside."""
 
-    def __init__(self, dataset: xr.Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def map_detectors(
@@ -80,71 +80,101 @@ def map_detectors(
     source : has ``detector`` and ``amplifier`` dims; read lazily, in memory, or Dask arrays of any chunking.
     outputs : variables of the result.
     sizes : size of every dimension of the result but ``detector``.
-    arguments : further arguments for one detector.
+    arguments : further arguments for one detector; among them a dict of Datasets may hold Dask arrays.
 
     Returns
     -------
-    Dask arrays with one chunk per detector; coordinates of ``source`` along the dims that remain.
+    Dask arrays: of pixels one chunk per detector, of anything smaller one chunk for all;
+    coordinates of ``source`` along the dims that remain.
     """
     names = [str(name) for name in source["detector"].values]
     amplifiers = [str(name) for name in source["amplifier"].values]
-    uses_dask = any(variable.chunks is not None for variable in source.variables.values())
-    token = tokenize(object())
-    shared = None if uses_dask else dask.delayed(Opaque(source), name=f"source-{token}", pure=False)
-    collect = dask.delayed(_collect, pure=False)
-    calls = []
-    for name in names:
-        part = source.sel(detector=[name]) if shared is None else shared
-        key = f"{getattr(function, '__name__', 'map')}-{token}-{name}"
-        spec = (outputs, dict(sizes), amplifiers)
-        calls.append(collect(function, part, name, arguments(name), spec, dask_key_name=key))
-    variables = {
-        var: xr.Variable(*_stack(var, output, calls, {**sizes, "detector": len(names)}, token))
-        for var, output in outputs.items()
-    }
+    plan = (function, outputs, dict(sizes), amplifiers)
+    calls = _calls(plan, source, {name: arguments(name) for name in names})
+    full = {**sizes, "detector": len(names)}
+    variables = {}
     for var, output in outputs.items():
-        variables[var].attrs = output_attributes(var, output)
-    dims = {dim for variable in variables.values() for dim in variable.dims} - {"y", "x"}
-    coords = {name: coord for name, coord in source.coords.items() if set(coord.dims) <= dims}
+        dims, data = _stack(var, output, calls, full)
+        variables[var] = xr.Variable(dims, data, output_attributes(var, output))
+    kept = {dim for variable in variables.values() for dim in variable.dims} - {"y", "x"}
+    coords = {name: coord for name, coord in source.coords.items() if set(coord.dims) <= kept}
     return xr.Dataset(variables, coords=coords)
 
 
-def _collect(
-    function: Callable[..., AmplifierResults],
-    source: Opaque | xr.Dataset,
-    name: str,
-    args: tuple,
-    spec: tuple[Mapping[str, Output], Mapping[str, int], list[str]],
-) -> dict[str, np.ndarray]:
-    dataset = source.dataset if isinstance(source, Opaque) else source
-    outputs, sizes, amplifiers = spec
-    found, keys = {}, {}
+@dataclass(frozen=True)
+class _Calls:
+    """The part of the graph that calls the function: one key per detector."""
+
+    name: str
+    graph: HighLevelGraph
+    keys: list[Any]
+
+
+def _calls(plan: tuple, source: xr.Dataset, arguments: Mapping[str, tuple]) -> _Calls:
+    token = tokenize(object())
+    name = f"{getattr(plan[0], '__name__', 'map')}-{token}"
+    if _uses_dask(source) or any(_uses_dask(d) for extra in arguments.values() for d in _datasets(extra)):
+        collect = dask.delayed(_collect, pure=False)
+        found = [collect(Opaque(plan), source.sel(detector=[det]), det, [*extra]) for det, extra in arguments.items()]
+        return _Calls(name, HighLevelGraph.merge(*(call.dask for call in found)), [call.key for call in found])
+    # By hand, for `delayed` would search every argument of every call.
+    whole, shared = f"source-{token}", f"plan-{token}"
+    layer: dict[Any, Any] = {whole: Opaque(source), shared: Opaque(plan)}
+    keys = [(name, i) for i in range(len(arguments))]
+    for key, (det, extra) in zip(keys, arguments.items(), strict=True):
+        layer[key] = (_collect, shared, whole, det, Opaque(extra))
+    return _Calls(name, HighLevelGraph({name: MaterializedLayer(layer)}, {name: set()}), keys)
+
+
+def _uses_dask(dataset: xr.Dataset) -> bool:
+    return any(variable.chunks is not None for variable in dataset.variables.values())
+
+
+def _datasets(extra: tuple) -> Iterator[xr.Dataset]:
+    for argument in extra:
+        if isinstance(argument, dict):
+            yield from (value for value in argument.values() if isinstance(value, xr.Dataset))
+
+
+def _open(argument: Any) -> Any:
+    return argument.value if isinstance(argument, Opaque) else argument
+
+
+def _collect(plan: Opaque, source: Opaque | xr.Dataset, name: str, extra: Any) -> dict[str, np.ndarray]:
+    function, outputs, sizes, amplifiers = plan.value
+    found, axes = {}, {}
     for var, output in outputs.items():
         dims = output_dims(var, output, sizes)
         found[var] = empty_values(var, output, tuple(sizes[dim] for dim in dims))
-        keys[var] = dims.index("amplifier")
-    for amplifier, result in function(dataset.sel(detector=name), *args):
-        for var, axis in keys.items():
-            index = (slice(None),) * axis + (amplifiers.index(amplifier),)
-            found[var][index] = result[var].values
+        axes[var] = dims.index("amplifier")
+    part = _open(source).sel(detector=name)
+    for amplifier, result in function(part, *_open(extra)):
+        for var, axis in axes.items():
+            found[var][(slice(None),) * axis + (amplifiers.index(amplifier),)] = result[var].values
     return found
 
 
-def _stack(
-    var: str, output: Output, calls: list[Any], sizes: Mapping[str, int], token: str
-) -> tuple[tuple[str, ...], da.Array]:
+def _stack(var: str, output: Output, calls: _Calls, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], da.Array]:
     dims = output_dims(var, output, sizes)
     axis = dims.index("detector")
-    name = f"{var}-{token}"
+    name = f"{var}-{calls.name}"
     layer: dict[Any, Any] = {}
-    for i, call in enumerate(calls):
-        position = [0] * len(dims)
-        position[axis] = i
-        layer[name, *position] = (_values, call.key, var, axis)
-    chunks = tuple((1,) * len(calls) if dim == "detector" else (sizes[dim],) for dim in dims)
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=calls)
-    return dims, da.Array(graph, name, chunks, dtype=output.dtype)
+    if "x" in dims:
+        for i, key in enumerate(calls.keys):
+            layer[(name, *(i if dim == "detector" else 0 for dim in dims))] = (_values, key, var, axis)
+        along: tuple[int, ...] = (1,) * len(calls.keys)
+    else:
+        layer[(name, *(0 for _ in dims))] = (_gather, list(calls.keys), var, axis)
+        along = (len(calls.keys),)
+    chunks = tuple(along if dim == "detector" else (sizes[dim],) for dim in dims)
+    layers = {**calls.graph.layers, name: MaterializedLayer(layer)}
+    needs = {**calls.graph.dependencies, name: set(calls.graph.layers)}
+    return dims, da.Array(HighLevelGraph(layers, needs), name, chunks, dtype=output.dtype)
 
 
 def _values(found: dict[str, np.ndarray], var: str, axis: int) -> np.ndarray:
     return np.expand_dims(found[var], axis)
+
+
+def _gather(found: list[dict[str, np.ndarray]], var: str, axis: int) -> np.ndarray:
+    return np.stack([values[var] for values in found], axis)

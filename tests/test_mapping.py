@@ -164,7 +164,7 @@ def test_an_error_of_one_detector_comes_through():
 
     raw = source()
     found = map_detectors(fail, raw, OUTPUTS, sizes_of(raw), lambda name: (0.0,))
-    with pytest.raises(ValueError, match="d1 is bad"):
+    with pytest.raises(ValueError, match=r"d\d is bad"):
         found["gain"].isel(detector=1).compute(scheduler="synchronous")
 
 
@@ -182,4 +182,4 @@ def test_outputs_follow_the_dictionary():
     assert output_attributes("image", OUTPUTS["image"])["units"] == "adu"
     assert empty_values("mask", OUTPUTS["mask"], (2,)).tolist() == [MASK_BITS["NO_DATA"]] * 2
     assert np.isnan(empty_values("gain", OUTPUTS["gain"], ())).all()
-    assert Opaque(raw := source()).dataset is raw
+    assert Opaque(raw := source()).value is raw

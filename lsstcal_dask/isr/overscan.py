@@ -73,16 +73,17 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
     # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
     sigma = np.sqrt(np.median(squares / nu, axis=1) / (1 - 2 / (9 * nu)) ** 3)
     dirty = squares > sigma[:, None] ** 2 * (nu + clip * np.sqrt(2 * nu))
-    centre = mean.copy()
-    centre[dirty] = np.median(pixels[dirty], axis=-1)
-    for _ in range(2):
-        clipped, _, kept = _row_moments(pixels, centre, clip * sigma + 0.5)
-        centre = np.where(dirty & (kept > 0), clipped, mean)
-    used = np.where(dirty, kept, used)
+    for i in np.flatnonzero(dirty.any(axis=1)):
+        bad = pixels[i][dirty[i]][None]
+        centre, reach = np.median(bad, axis=-1), np.array([clip * sigma[i] + 0.5])
+        for _ in range(2):
+            clipped, _, kept = _row_moments(bad, centre, reach)
+            centre = np.where(kept > 0, clipped, centre)
+        mean[i, dirty[i]], used[i, dirty[i]] = clipped[0], kept[0]
     clean = ~dirty
     rows = np.maximum(clean.sum(axis=1), 1)
     sigma = np.sqrt((squares * clean).sum(axis=1) / (rows * nu))
-    return np.where(dirty, clipped, mean), used, sigma, clean.sum(axis=1)
+    return mean, used, sigma, clean.sum(axis=1)
 
 
 @lru_cache(maxsize=8)

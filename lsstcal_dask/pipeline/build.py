@@ -11,6 +11,7 @@ import xarray as xr
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WorkerLost
+from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
@@ -134,13 +135,12 @@ def _build_one(
     raw = raw.sel(detector=names)
     sizes = {**recipe.sizes(raw, store.camera), "detector": len(names)}
     template = Template(recipe.outputs, sizes, _coordinates(raw, recipe), {"product": recipe.name})
-    arguments = {
-        det: (store.url, recipe.name, store.camera.detector(det), settings, _versions(upstream.get(det, {})))
-        for det in names
-    }
-    shared = dask.delayed(Opaque(raw), name=f"raw-{digest(inputs)}", pure=False)
-    work = {det: (_results, (shared, det, recipe.context(store.camera), *arguments[det])) for det in names}
-    return run_version(store.url, pointer, template, work, compute, progress)
+    context = recipe.context(store.camera)
+    work = {}
+    for det in names:
+        versions = _versions(upstream[det])
+        work[det] = (_results, (store.camera.detector(det), context, store.url, recipe.name, settings, versions))
+    return run_version(store.url, pointer, template, raw, work, compute, progress)
 
 
 def _pixel_digests(raw: xr.Dataset) -> dict[str, str]:
@@ -186,18 +186,10 @@ def _versions(found: Mapping[str, Pointer]) -> dict[str, str]:
 
 
 def _results(
-    source: Opaque,
-    det: str,
-    context: Any,
-    url: str,
-    name: str,
-    detector: Any,
-    settings: Any,
-    versions: dict[str, str],
+    raw: xr.Dataset, detector: Detector, context: Any, url: str, name: str, settings: Any, versions: dict[str, str]
 ) -> AmplifierResults:
     """What a worker does for one detector: open what it needs lazily and stream its amplifiers."""
-    raw = source.dataset.sel(detector=det)
-    products = {k: open_product(url, k, v, chunked=False).sel(detector=det) for k, v in versions.items()}
+    products = {k: open_product(url, k, v, chunked=False).sel(detector=detector.name) for k, v in versions.items()}
     return RECIPES[name].make(raw, detector, context, settings, products)
 
 
@@ -205,6 +197,7 @@ def run_version(
     url: str,
     pointer: Pointer,
     template: Template,
+    source: xr.Dataset,
     work: Mapping[str, tuple[Any, tuple]],
     compute: Compute,
     progress: bool,
@@ -214,7 +207,9 @@ def run_version(
     Parameters
     ----------
     pointer : everything about the version but its results; its version is found here.
-    work : by detector, a function that returns its `AmplifierResults` in the worker, and its arguments.
+    source : lazily read exposures, with a detector dim; sent to the workers once.
+    work : by detector, a function that returns its `AmplifierResults` in the worker from
+        ``source.sel(detector=det)`` and the arguments that stand beside it.
     """
     identity = {
         "name": pointer.name,
@@ -232,7 +227,9 @@ def run_version(
     order = list(work)
     todo = [det for det in order if det not in done]
     task = dask.delayed(_make_detector, pure=False)
-    tasks = [task(url, pointer.name, pointer.version, (order.index(det), det), *work[det]) for det in todo]
+    shared = dask.delayed(Opaque(source), pure=False)
+    place = {det: (i, det) for i, det in enumerate(order)}
+    tasks = [task(url, pointer.name, pointer.version, place[det], shared, Opaque(work[det])) for det in todo]
     failed, errors = dict(pointer.failed), []
     for det, result in compute.run(tasks, labels=todo, describe=pointer.name, progress=progress):
         if isinstance(result, CalibrationError) and not isinstance(result, WorkerLost):
@@ -266,9 +263,10 @@ def failures(what: str, failed: Mapping[str, str]) -> list[str]:
 
 
 def _make_detector(
-    url: str, name: str, version: str, place: tuple[int, str], function: Any, args: tuple
+    url: str, name: str, version: str, place: tuple[int, str], source: Opaque, work: Opaque
 ) -> dict[str, Any]:
-    return write_detector(url, name, version, place, function(*args))
+    function, arguments = work.value
+    return write_detector(url, name, version, place, function(source.value.sel(detector=place[1]), *arguments))
 
 
 def _publish(url: str, pointer: Pointer, done: dict[str, dict[str, Any]], failed: dict[str, str]) -> Built:

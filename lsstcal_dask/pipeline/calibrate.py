@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 
@@ -13,7 +12,7 @@ from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.frame import Frame, new_frame
 from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
-from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
+from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
 from lsstcal_dask.pipeline.config import CalibrateConfig
 from lsstcal_dask.pipeline.store import Store
@@ -97,13 +96,12 @@ def _calibrate_one(
         software=software(),
     )
     template = _template(store, raw, "electron" if "gain" in steps else "adu", config.order)
-    shared = dask.delayed(Opaque(raw), pure=False)
     context = (store.url, store.camera.image_shape, config)
     work = {}
     for det, use in found.items():
         versions = {step: (p.name, p.version) for step, p in use.items()}
-        work[det] = (_results, (shared, context, store.camera.detector(det), versions))
-    return run_version(store.url, pointer, template, work, compute, progress)
+        work[det] = (_results, (context, store.camera.detector(det), versions))
+    return run_version(store.url, pointer, template, raw, work, compute, progress)
 
 
 def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:
@@ -125,14 +123,13 @@ def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template
 
 
 def _results(
-    source: Opaque,
+    raw: xr.Dataset,
     context: tuple[str, tuple[int, int], CalibrateConfig],
     detector: Detector,
     versions: Mapping[str, tuple[str, str]],
 ) -> AmplifierResults:
     """What a worker does for one detector."""
     url, shape, config = context
-    raw = source.dataset.sel(detector=detector.name)
     products: dict[str, xr.Dataset] = {
         step: open_product(url, name, version, chunked=False).sel(detector=detector.name)
         for step, (name, version) in versions.items()

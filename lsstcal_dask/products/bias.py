@@ -70,8 +70,7 @@ def bias_amplifiers(
     for amplifier in detector.amplifiers:
         transform = Transform(np.ones(int(present.sum())))
         try:
-            pixels = counts.sel(amplifier=amplifier.name).values
-            stack = combine_amplifier(pixels, amplifier, transform, config)
+            stack = combine_amplifier(counts.sel(amplifier=amplifier.name).values, amplifier, transform, config)
         except InsufficientInputs as error:
             yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
             continue

@@ -79,8 +79,9 @@ def dark_amplifiers(
                 raise InsufficientInputs("no gain for this amplifier: see the remarks of 'gain'")
             plane = _bias_part(products, amplifier, "image")
             transform = Transform(gain / there["dark_time"].values, plane, gain)
-            pixels = there["counts"].sel(amplifier=amplifier.name).values
-            stack = combine_amplifier(pixels, amplifier, transform, config)
+            stack = combine_amplifier(
+                there["counts"].sel(amplifier=amplifier.name).values, amplifier, transform, config
+            )
         except InsufficientInputs as error:
             yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
             continue

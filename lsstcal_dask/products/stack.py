@@ -131,9 +131,11 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
     """
     data = np.ascontiguousarray(counts[(slice(None), *amplifier.data.slices)])
     levels = row_levels(reference_pixels(counts, amplifier), config.overscan)
+    n = len(counts)
+    del counts  # the caller keeps no raw stack either, so its memory is free for what follows
     noise = levels.read_noise
     if np.isnan(noise).all():
-        noise = np.full(len(counts), _noise_without_overscan(data))
+        noise = np.full(n, _noise_without_overscan(data))
     if not np.nanmax(noise) > 0:
         raise InsufficientInputs(f"amplifier {amplifier.name} is dead (every pixel reads {data.flat[0]})")
     bad = ~np.isfinite(levels.level).all(axis=1)

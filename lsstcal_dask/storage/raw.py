@@ -142,7 +142,7 @@ class _FrameArray(BackendArray):
         exposures, detectors, amplifiers = (
             np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape[:3], key[:3], strict=True)
         )
-        out = np.zeros((len(exposures), len(detectors), len(amplifiers), *self.shape[3:]), self.dtype)
+        out = np.empty((len(exposures), len(detectors), len(amplifiers), *self.shape[3:]), self.dtype)
 
         def fill(place: tuple[int, int]) -> None:
             i, j = exposures[place[0]], detectors[place[1]]
@@ -150,6 +150,8 @@ class _FrameArray(BackendArray):
                 frame = _open_frame(self.url, _path(self.exposures[i], self.detectors[j], pixels))
                 for position, amplifier in enumerate(amplifiers):
                     out[*place, position] = frame[int(amplifier)]
+            else:
+                out[place] = 0
 
         places = [(i, j) for i in range(len(exposures)) for j in range(len(detectors))]
         if objects.is_remote(self.url):

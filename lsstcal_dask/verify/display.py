@@ -68,7 +68,9 @@ def picture(
 
     present = [str(name) for name in data["detector"].values]
     if detector is not None and detector not in present:
-        raise CalibrationError(f"{title} has no detector {detector}: it has {', '.join(present[:9])}{' ...' if len(present) > 9 else ''}")
+        raise CalibrationError(
+            f"{title} has no detector {detector}: it has {', '.join(present[:9])}{' ...' if len(present) > 9 else ''}"
+        )
     crowded = detector is None and len(camera.detectors) > _MANY
     figure = Figure(figsize=(12, 11) if crowded else (9, 8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -95,7 +97,9 @@ def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArr
     image.set_clim(*robust_limits(values))
     units = data.attrs.get("units", "")
     label = str(data.attrs.get("long_name", data.name))
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, extend="both", label=f"{label} [{units}]" if units else label)
+    bar = figure.colorbar(
+        image, ax=axes, fraction=0.046, pad=0.02, extend="both", label=f"{label} [{units}]" if units else label
+    )
     bar.formatter.set_useOffset(False)  # type: ignore[attr-defined]
     finite = values[np.isfinite(values)]
     if finite.size:

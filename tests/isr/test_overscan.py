@@ -58,7 +58,7 @@ def test_cosmic_rays_and_a_bleeding_star_do_not_move_it(method):
         assert error < 0.3 * 1.5  # 0.3 electron would be 0.2 adu; a bridge over 60 rows has its own noise
         assert found.rejected[0] >= 60
     elif method == "row":
-        assert error > 100  # what the smoothing and the rejection are for
+        assert np.isnan(error)  # a row under the bleed has no level of its own: what the spline is for
 
 
 def test_a_frame_without_a_usable_row_has_no_level():
