@@ -178,9 +178,12 @@ def _iso(text: str) -> str:
     if not text:
         return ""
     try:
-        return str(np.datetime_as_string(np.datetime64(text), unit="s"))
+        found = np.datetime64(text.removesuffix("Z"))
+        if "+" in text or np.isnat(found):
+            raise ValueError(text)
+        return str(np.datetime_as_string(found, unit="s"))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time: write it as 2026-07-01T12:00:00") from None
+        raise typer.BadParameter(f"{text!r} is not a time: write it in UTC as 2026-07-01T12:00:00") from None
 
 
 def _report(store: Any, built: Iterator[tuple[str, Any]], as_json: bool) -> None:

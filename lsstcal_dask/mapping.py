@@ -5,6 +5,7 @@ by one, so the graph of a focal plane has a few hundred tasks for any number of
 exposures, and a task holds one amplifier's stack at a time.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import xarray as xr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.variables import MASK_BITS, VARIABLES, attributes, mask_attributes
 
 __all__ = [
@@ -27,6 +29,9 @@ __all__ = [
     "output_attributes",
     "output_dims",
 ]
+
+_MANY_BLOCKS = 20_000
+"""Chunks of a Dask-backed source beyond which its graph costs more than the work."""
 
 AmplifierResults = Iterator[tuple[str, xr.Dataset]]
 """Name and result of one amplifier after the other; a result has no detector or amplifier dim."""
@@ -114,6 +119,12 @@ def _calls(plan: tuple, source: xr.Dataset, arguments: Mapping[str, tuple]) -> _
     token = tokenize(object())
     name = f"{getattr(plan[0], '__name__', 'map')}-{token}"
     if _uses_dask(source) or any(_uses_dask(d) for extra in arguments.values() for d in _datasets(extra)):
+        blocks = sum(math.prod(map(len, v.chunks)) for v in source.variables.values() if v.chunks is not None)
+        if blocks > _MANY_BLOCKS:
+            raise CalibrationError(
+                f"{blocks} Dask chunks would be searched for every detector: open the exposures with "
+                f"chunked=False, tasks then read what they need"
+            )
         collect = dask.delayed(_collect, pure=False)
         found = [collect(Opaque(plan), source.sel(detector=[det]), det, [*extra]) for det, extra in arguments.items()]
         return _Calls(name, HighLevelGraph.merge(*(call.dask for call in found)), [call.key for call in found])

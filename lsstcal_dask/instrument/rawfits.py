@@ -26,6 +26,7 @@ from lsstcal_dask.instrument.rice import decode_rice, is_plain_rice
 
 __all__ = ["Frame", "FrameHeader", "read_frame", "read_header", "write_frame"]
 
+_IDENTITY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SECTION: Final = re.compile(r"\[(\d+):(\d+),(\d+):(\d+)\]")
 _SUFFIXES: Final = (".gz", ".fz", ".fits", ".fit", ".fts")
 _TYPES: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -141,6 +142,10 @@ def _read_header(
     rules = _rules(camera)
     cards = {**opened[1][0].cards, "stem": _stem(name)}
     exposure = fill_template(rules.exposure, cards, name)
+    if not _IDENTITY.fullmatch(exposure):
+        raise CalibrationError(
+            f"{name}: {exposure!r} cannot be an exposure id: letters, digits, and . _ + - after the first, no more"
+        )
     detector = fill_template(rules.detector, cards, f"{name}: exposure {exposure}")
     where = f"{name}: exposure {exposure}, detector {detector}"
     try:

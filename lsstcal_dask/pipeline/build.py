@@ -1,7 +1,7 @@
 """Build products in dependency order: one task per detector, written as it comes, published last."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WorkerLost
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WorkerLost, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
 from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.storage.objects import write_json
 from lsstcal_dask.storage.products import (
     Pointer,
     Template,
@@ -76,6 +77,7 @@ def build(
     """
     raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
     for name in [name for name in RECIPES if not names or name in names]:
+        sets: list[xr.Dataset] = []
         try:
             sets = list(_input_sets(raw, RECIPES[name], by_night))
             if not sets:
@@ -85,7 +87,7 @@ def build(
             for part in sets:
                 yield name, _build_one(store, RECIPES[name], part, config, compute, validity, progress)
         except CalibrationError as error:
-            unasked = isinstance(error, InsufficientInputs) and not names
+            unasked = not sets and not names
             yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
 
 
@@ -111,9 +113,11 @@ def _build_one(
 ) -> Built:
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
     start = validity.valid_from or np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s")
+    if validity.valid_until and validity.valid_until <= start:
+        raise WrongUse(f"{recipe.name}: --valid-until {validity.valid_until} is not later than its start {start}")
     settings = getattr(config, recipe.name)
     upstream, failed, remarks = _upstream(store, recipe, raw, start)
-    recipe.check(raw, settings, all("bias" in found for found in upstream.values()))
+    recipe.check(raw, settings)
     inputs: dict[str, Any] = {
         "exposures": [str(name) for name in raw["exposure"].values],
         "pixels": _pixel_digests(raw),
@@ -219,9 +223,8 @@ def run_version(
         "valid": [pointer.valid_from, pointer.valid_until],
     }
     pointer = replace(pointer, version=digest(identity))
-    for known in list_products(url, pointer.name):
-        if known.version == pointer.version:
-            return Built(known)
+    if known := [p for p in list_products(url, pointer.name) if p.version == pointer.version]:
+        return Built(_choose_again(url, known[0]))
     create_template(url, pointer.name, pointer.version, template)
     done = finished(url, pointer.name, pointer.version)
     order = list(work)
@@ -240,6 +243,8 @@ def run_version(
             done[str(det)] = result
     if errors:
         return Built(None, errors=[*errors, f"{pointer.name}: not published; run the same command to resume"])
+    for det in [det for det, marker in done.items() if not marker["usable"]]:
+        failed[det] = "no usable amplifier: " + "; ".join(done.pop(det)["remarks"][:1])
     if not done:
         return Built(None, errors=failures(pointer.name, failed))
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
@@ -262,6 +267,20 @@ def failures(what: str, failed: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _choose_again(url: str, known: Pointer) -> Pointer:
+    """A version that was just asked for again counts as made last, so it is the one that is used."""
+    rivals = [p for p in list_products(url, known.name) if p.created > known.created and "exposure" not in p.inputs]
+    if not rivals:
+        return known
+    renewed = replace(known, created=_now())
+    write_json(url, f"products/{known.name}/published/{known.version}.json", asdict(renewed))
+    return renewed
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
 def _make_detector(
     url: str, name: str, version: str, place: tuple[int, str], source: Opaque, work: Opaque
 ) -> dict[str, Any]:
@@ -279,7 +298,7 @@ def _publish(url: str, pointer: Pointer, done: dict[str, dict[str, Any]], failed
         failed=failed,
         verdict=verdict,
         remarks=remarks,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f"),
+        created=_now(),
     )
     publish(url, pointer)
     return Built(pointer, new=True, errors=failures(pointer.name, failed))

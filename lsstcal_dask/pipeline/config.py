@@ -47,7 +47,7 @@ def read_config(path: str | Path | None) -> Config:
         return Config.model_validate(tomllib.loads(Path(path).read_text()))
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: is not TOML ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]

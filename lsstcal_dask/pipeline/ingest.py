@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import dask
+import numpy as np
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError
@@ -15,8 +17,11 @@ from lsstcal_dask.storage.raw import FrameRecord, find_frame, publish_frames, re
 
 __all__ = ["IngestReport", "ingest"]
 
-_SHARED = ("exposure_type", "time", "exposure_time", "filter")
-"""Header entries in which the detectors of one exposure must agree (times to a few seconds)."""
+_SHARED = ("exposure_type", "time", "exposure_time", "dark_time", "filter")
+"""Header entries in which the detectors of one exposure must agree."""
+
+_CLOSE = {"time": 60.0, "dark_time": 5.0}
+"""Seconds by which they may differ: detectors are read by their own clocks."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,13 @@ def _publish(url: str, results: Sequence[FrameRecord | Exception], files: Sequen
     return report
 
 
+def _difference(key: str, old: Any, new: Any) -> float:
+    """How far two header entries are apart, s."""
+    if key == "time":
+        return float(abs(np.datetime64(old) - np.datetime64(new)) / np.timedelta64(1, "s"))
+    return abs(float(old) - float(new))
+
+
 def _conflict(record: FrameRecord, same: FrameRecord | None, sibling: FrameRecord | None) -> str:
     """One line if a frame contradicts what is stored."""
     if same is not None and same.pixels != record.pixels:
@@ -111,8 +123,7 @@ def _conflict(record: FrameRecord, same: FrameRecord | None, sibling: FrameRecor
         return ""
     for key in _SHARED:
         old, new = sibling.header[key], record.header[key]
-        same_time = key == "time" and old[:16] == new[:16]
-        if old != new and not same_time:
+        if old != new and not (key in _CLOSE and _difference(key, old, new) <= _CLOSE[key]):
             return (
                 f"{record.file}: exposure {record.exposure} {record.detector} has {key} {new!r}, but "
                 f"{sibling.detector} of the same exposure is stored with {old!r}: correct the header or --type"

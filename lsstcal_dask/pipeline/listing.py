@@ -121,8 +121,8 @@ def show_picture(store: Store, what: str, output: Path | None, choice: dict[str,
     else:
         dataset, title = _product(store, what, choice["version"])
     name = choice["variable"] or next(v for v in (_MAIN.get(what, "image"), "counts") if v in dataset)
-    if name not in dataset or not {"detector", "amplifier"} <= set(dataset[name].dims) <= _SHOWN:
-        good = [str(v) for v in dataset.data_vars if {"detector", "amplifier"} <= set(dataset[v].dims) <= _SHOWN]
+    good = sorted(str(v) for v in dataset.data_vars if set(dataset[v].dims) in _SHOWN)
+    if name not in good:
         raise CalibrationError(f"{title} has no picture of {name!r}: choose --variable from {', '.join(good)}")
     parts = [what, None if name == "image" else name, choice["detector"], choice["amplifier"]]
     path = output or Path("_".join(str(part) for part in parts if part) + ".png")
@@ -136,18 +136,17 @@ def show_picture(store: Store, what: str, output: Path | None, choice: dict[str,
     )
 
 
-_SHOWN = {"detector", "amplifier", "y", "x"}
+_SHOWN = ({"detector", "amplifier"}, {"detector", "amplifier", "y", "x"})
 
 
 def _product(store: Store, name: str, version: str | None) -> tuple[xr.Dataset, str]:
     found = [p for p in list_products(store.url, name) if version in (None, p.version)]
     if not found:
-        raise CalibrationError(f"{store.url} has no product or exposure {name!r}: see 'lsstcal ls {store.url}'")
+        which = f"version {version} of {name}" if version else f"product or exposure {name!r}"
+        raise CalibrationError(f"{store.url} has no {which}: see 'lsstcal ls {store.url}'")
     pointer = max(found, key=lambda p: p.created)
     dataset = open_product(store.url, name, pointer.version, chunked=False)
     dataset = dataset.sel(detector=list(pointer.detectors))
-    if "mask" in dataset and version is None:
-        dataset = dataset.drop_vars("level", errors="ignore")
     return dataset, f"{name} {pointer.version} ({pointer.verdict}), valid from {pointer.valid_from}"
 
 

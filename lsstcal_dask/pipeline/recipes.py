@@ -23,7 +23,7 @@ class Recipe:
     needs: tuple[str, ...]  # products without which it cannot be made
     uses: tuple[str, ...]  # products that improve it
     outputs: Mapping[str, Output]
-    check: Callable[[xr.Dataset, Any, bool], None]  # exposures, settings, every detector has a bias
+    check: Callable[[xr.Dataset, Any], None]  # exposures, settings
     make: Callable[..., AmplifierResults]  # exposures of one detector, detector, context, settings, products
     context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
     sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
@@ -50,7 +50,7 @@ RECIPES: Final = {
             needs=(),
             uses=(),
             outputs=bias.OUTPUTS,
-            check=lambda raw, settings, has_bias: bias.check_biases(raw, settings),
+            check=bias.check_biases,
             make=_make_bias,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
@@ -61,7 +61,7 @@ RECIPES: Final = {
             needs=(),
             uses=("bias",),
             outputs=gain.OUTPUTS,
-            check=lambda raw, settings, has_bias: gain.check_gains(raw, settings),
+            check=gain.check_gains,
             make=gain.gain_amplifiers,
             context=lambda camera: camera.temperature,
             sizes=_amplifier_sizes,
@@ -72,7 +72,7 @@ RECIPES: Final = {
             needs=("gain",),
             uses=("bias",),
             outputs=dark.OUTPUTS,
-            check=lambda raw, settings, has_bias: dark.check_darks(raw, settings, has_bias=has_bias),
+            check=dark.check_darks,
             make=dark.dark_amplifiers,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,

@@ -61,6 +61,8 @@ def _open(url: str) -> Store:
         raise CalibrationError(
             f"{url} is not a store: make one with 'lsstcal ingest {url} --camera NAME FILES'"
         ) from None
+    if not {"format", "camera"} <= set(found):
+        raise CalibrationError(f"{url}/{_MARKER}: is damaged: restore it from a copy")
     if found["format"] > _FORMAT:
         raise CalibrationError(f"{url} was written by a later version of lsstcal_dask: upgrade")
     return Store(url, from_mapping(found["camera"]))

@@ -68,22 +68,25 @@ def bias_amplifiers(
     names = [str(name) for name in raw["exposure"].values]
     counts = raw["counts"].isel(exposure=np.flatnonzero(present))
     for amplifier in detector.amplifiers:
-        transform = Transform(np.ones(int(present.sum())))
+        transform = Transform(np.ones(int(present.sum())), group=nights(raw)[present])
         try:
             stack = combine_amplifier(counts.sel(amplifier=amplifier.name).values, amplifier, transform, config)
         except InsufficientInputs as error:
             yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
             continue
         result = stack_dataset(stack, present, shape, names)
-        result.attrs["remarks"] += _drift(raw.isel(exposure=np.flatnonzero(present)), stack.level, stack.level_error)
+        used = stack.accepted
+        result.attrs["remarks"] += _drift(nights(raw)[present][used], stack.level[used], stack.level_error[used])
+        if config.method == "median" and stack.method != "median":
+            result.attrs["remarks"].append(f"{NOTE}noise too low for a median of integers: median of sums instead")
         result.attrs["summary"] = {"read_noise": stack.read_noise, "method": stack.method}
         yield amplifier.name, result
 
 
-def _drift(raw: xr.Dataset, level: np.ndarray, error: np.ndarray) -> list[str]:
+def _drift(night_of: np.ndarray, level: np.ndarray, error: np.ndarray) -> list[str]:
     """How the level changed from night to night; a note if its scatter explains that, else a remark."""
     found = []
-    groups = [(night, nights(raw) == night) for night in np.unique(nights(raw))]
+    groups = [(night, night_of == night) for night in np.unique(night_of)]
     groups = [(night, here) for night, here in groups if here.sum() > 1]
     for (before, a), (after, b) in itertools.pairwise(groups):
         change = level[b].mean() - level[a].mean()

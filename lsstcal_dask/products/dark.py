@@ -70,6 +70,7 @@ def dark_amplifiers(
     Name and Dataset (`OUTPUTS`) of an amplifier; one without gain or signal is NaN with a remark.
     """
     present = raw["present"].values
+    check_darks(raw.isel(exposure=np.flatnonzero(present)), config, has_bias="bias" in products)
     names = [str(name) for name in raw["exposure"].values]
     there = raw.isel(exposure=np.flatnonzero(present))
     for amplifier in detector.amplifiers:

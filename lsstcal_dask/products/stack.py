@@ -56,6 +56,7 @@ class Transform:
     scale: np.ndarray  # (n,) units of the product per adu
     plane: np.ndarray | None = None  # (y, x) bias, adu, trimmed to the data box
     gain: float = float("inf")  # electron/adu for the photon noise of the signal; inf: none
+    group: np.ndarray | None = None  # (n,) night or the like: levels are compared within one
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Stack:
 
 
 @njit(nogil=True, cache=True)
-def _block_means(stack, offset, plane, value, limits):  # type: ignore[no-untyped-def]
-    """Mean residual (n, by, bx) in adu of each frame against ``value``, and pixels in each block (by, bx).
+def _block_means(stack, offset, plane, value, inverse, limits):  # type: ignore[no-untyped-def]
+    """Mean residual (n, by, bx) in adu of each frame against ``value * inverse``, and pixels per block (by, bx).
 
     Residuals are cut to ``limits``: one cosmic ray moves a block by next to nothing, a
     change of the whole block still shows.
@@ -86,15 +87,14 @@ def _block_means(stack, offset, plane, value, limits):  # type: ignore[no-untype
     by, bx = (ny + _BLOCK - 1) // _BLOCK, (nx + _BLOCK - 1) // _BLOCK
     total = np.zeros((n, by, bx), np.float32)
     count = np.zeros((by, bx), np.float32)
-    reference = plane + value
     for i in range(n):
-        limit = limits[i]
+        limit, factor = limits[i], inverse[i]
         for y in range(ny):
-            row, at, level = stack[i, y], reference[y], offset[i, y]
+            row, base, signal, level = stack[i, y], plane[y], value[y], offset[i, y]
             for b in range(bx):
                 part = np.float32(0)
                 for x in range(b * _BLOCK, min((b + 1) * _BLOCK, nx)):
-                    residual = np.float32(row[x]) - level - at[x]
+                    residual = np.float32(row[x]) - level - base[x] - signal[x] * factor
                     part += min(max(residual, -limit), limit)
                 total[i, y // _BLOCK, b] += part
     for y in range(ny):
@@ -140,11 +140,13 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
         raise InsufficientInputs(f"amplifier {amplifier.name} is dead (every pixel reads {data.flat[0]})")
     bad = ~np.isfinite(levels.level).all(axis=1)
     reasons = {int(i): "its overscan has no usable row" for i in np.flatnonzero(bad)}
-    accepted = ~bad
+    reasons |= {int(i): "its reference pixels are all alike: no data" for i in np.flatnonzero(~(noise > 0))}
+    accepted = ~bad & (noise > 0)
     model = (levels, noise, transform)
     value, variance, frames, method = _combine(data, accepted, model, config)
     blocks, counted, limits = _residual_blocks(data, value, model)
-    found = _misfits(blocks, counted, limits, levels, config.reject)
+    found = {i: why for i, why in _misfits(blocks, counted, limits, levels, config.reject).items() if accepted[i]}
+    found |= {i: why for i, why in _outlying_levels(blocks, limits, model, config.reject).items() if accepted[i]}
     if len(found) and (accepted.sum() - len(found)) >= config.minimum:
         reasons |= found
         accepted[list(found)] = False
@@ -154,7 +156,8 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
     row = (levels.variance[accepted] * transform.scale[accepted, None] ** 2).mean(axis=0) / accepted.sum()
     if np.isnan(levels.read_noise).all() and accepted.sum() > 1:  # nothing removes the jitter of whole frames
         row = row + np.var(level[accepted] * transform.scale[accepted], ddof=1) / accepted.sum()
-    pixels = max(amplifier.overscan.shape[0] * (amplifier.overscan.shape[1] - 1), data[0].size)
+    reference = amplifier.data.shape[0] * max(amplifier.overscan.shape[1] - 1 - config.overscan.skip, 0)
+    pixels = reference or data[0].size / 2
     read_noise = float(np.sqrt(np.mean(noise[accepted] ** 2)))
     return Stack(
         value,
@@ -183,7 +186,7 @@ def _combine(
     scale = transform.scale[use].astype(np.float32)
     calibration = Calibration(levels.level[use], transform.plane, scale)
     read_variance = noise[use] ** 2
-    method = _method(config, float(np.sqrt(read_variance.mean())))
+    method = _method(config, float(np.sqrt(read_variance.mean())), n)
     if method == "clipmean":
         model_noise = Noise(read_variance.astype(np.float32), 1 / transform.gain)
         value, variance, frames = clipped_mean(data, calibration, model_noise, k=config.k)
@@ -196,53 +199,86 @@ def _combine(
     step = config.group if method == "sums" else 1
     per_frame = (read_variance * scale**2).mean() + np.maximum(value, 0) * float(scale.mean()) / transform.gain
     lattice = float(np.mean(scale) ** 2) / 12 / step**2
-    variance = (np.pi / 2 * per_frame / np.maximum(frames, 1) + lattice).astype(np.float32)
+    # Of few values the median is nearly the mean, so its variance is not yet pi/2 times larger.
+    runs = np.maximum(frames / step, 1)
+    variance = (np.pi / 2 * per_frame / (runs + np.pi / 2 - 1) / step + lattice).astype(np.float32)
     return value, variance, frames, method
 
 
-def _method(config: StackConfig, sigma: float) -> str:
+_RUNS = 5
+"""Fewest sums whose median is robust: of fewer, two bad frames can spoil the majority."""
+
+
+def _method(config: StackConfig, sigma: float, n: int) -> str:
     """The method to use: a median of integers is a staircase where their noise is not well above one."""
     if config.method == "auto":
         return "clipmean"
-    if config.method == "median" and sigma < 2:
-        return "sums"
-    return config.method
+    enough = n // config.group >= _RUNS
+    if config.method == "sums" and not enough:
+        raise InsufficientInputs(
+            f"method sums needs {_RUNS} sums of {config.group}, {_RUNS * config.group} exposures, and there are {n}: "
+            f"take more, or use method clipmean"
+        )
+    return "sums" if config.method == "median" and sigma < 2 and enough else config.method
 
 
 def _residual_blocks(
     data: np.ndarray, value: np.ndarray, model: tuple[RowLevels, np.ndarray, Transform]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean residual of each frame in blocks (n, by, bx), pixels in a block (by, bx), limit of a pixel (n,); adu."""
     levels, noise, transform = model
+    value = np.nan_to_num(value)
     plane = np.zeros_like(value) if transform.plane is None else transform.plane.astype(np.float32)
-    # Values scale with exposure; a common scale is enough to find the frame that does not belong.
-    adu = (value / np.float32(np.median(transform.scale))).astype(np.float32)
-    typical = max(float(np.nanmedian(adu)), 0.0) / transform.gain
-    limits = 6 * np.sqrt(noise**2 + typical).astype(np.float32)
-    blocks, counted = _block_means(data, np.nan_to_num(levels.level), plane, np.nan_to_num(adu), limits)
-    return blocks, counted, limits
+    inverse = (1 / transform.scale).astype(np.float32)
+    offset = np.nan_to_num(levels.level)
+    some = (slice(None, None, 5), slice(None, None, 3))
+    centre = np.zeros(len(data), np.float32)
+    for i in range(len(data)):  # a frame off as a whole must not lose its pixels to the limits
+        residual = data[i][some].astype(np.float32) - offset[i][some[0], None] - (plane + value * inverse[i])[some]
+        centre[i] = np.median(residual)
+    typical = max(float(np.median(value)), 0.0) * inverse / np.float32(transform.gain)
+    limits = (6 * np.sqrt(np.nan_to_num(noise) ** 2 + typical)).astype(np.float32)
+    blocks, counted = _block_means(data, offset + centre[:, None], plane, value, inverse, limits)
+    return blocks + centre[:, None, None], counted, limits
 
 
 def _misfits(
     blocks: np.ndarray, counted: np.ndarray, limits: np.ndarray, levels: RowLevels, reject: float
 ) -> dict[int, str]:
-    """Frames whose level or two-dimensional structure is unlike the others', with the reason."""
-    n = len(blocks)
+    """Frames whose two-dimensional structure is unlike the others', with the reason."""
+    if len(blocks) < 3:
+        return {}
     level = blocks.mean(axis=(1, 2))
-    sigma2 = (limits[:, None, None] / 6) ** 2 / counted + levels.variance.mean(axis=1)[:, None, None]
+    sigma2 = np.maximum(limits[:, None, None] / 6, 1e-3) ** 2 / counted
+    sigma2 = sigma2 + np.nan_to_num(levels.variance.mean(axis=1))[:, None, None]
     chi2 = ((blocks - level[:, None, None]) ** 2 / sigma2).mean(axis=(1, 2))
     freedom = max(blocks[0].size - 1, 1)
-    found = {}
     # Pattern noise common to all frames raises their chi2 and its scatter: judge each against the others.
     typical = max(1.0, float(np.median(chi2)))
     scatter = 1.4826 * float(np.median(np.abs(chi2 - np.median(chi2))))
     limit = typical + reject * max(typical * float(np.sqrt(2 / freedom)), scatter)
-    for i in np.flatnonzero(chi2 > limit) if n > 2 else ():
-        found[int(i)] = f"its structure differs from the others' (chi2 {chi2[i]:.1f}, limit {limit:.1f})"
-    has_overscan = bool((levels.read_noise > 0).any())
-    centred = np.abs(level - np.median(level))
-    spread = max(1.4826 * float(np.median(centred)), float(np.median(limits)) / 6 * 0.1)
-    for i in np.flatnonzero(centred > reject * spread) if has_overscan and n > 2 else ():
-        found[int(i)] = f"its level above the overscan is {level[i]:+.2f} adu off: light leak or idle camera"
+    return {
+        int(i): f"its structure differs from the others' (chi2 {chi2[i]:.1f}, limit {limit:.1f})"
+        for i in np.flatnonzero(chi2 > limit)
+    }
+
+
+def _outlying_levels(
+    blocks: np.ndarray, limits: np.ndarray, model: tuple[RowLevels, np.ndarray, Transform], reject: float
+) -> dict[int, str]:
+    """Frames whose level above the overscan is unlike that of the others of their group, with the reason."""
+    levels, _, transform = model
+    if not (levels.read_noise > 0).any():
+        return {}
+    level = blocks.mean(axis=(1, 2))
+    group = np.zeros(len(level)) if transform.group is None else transform.group
+    found = {}
+    for one in np.unique(group):
+        where = np.flatnonzero(group == one)
+        off = level[where] - np.median(level[where])
+        spread = max(1.4826 * float(np.median(np.abs(off))), float(np.median(limits)) / 6 * 0.1)
+        for i in np.flatnonzero(np.abs(off) > reject * spread) if len(where) > 2 else ():
+            found[int(where[i])] = f"its level above the overscan is {off[i]:+.2f} adu off: light leak or idle camera"
     return found
 
 

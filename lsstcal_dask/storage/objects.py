@@ -113,7 +113,11 @@ def read_json(url: str, path: str) -> Any:
     if not is_remote(url) and not Path(url, path).is_file():
         raise FileNotFoundError(f"{url}/{path}")
     with _reaching(url):
-        return json.loads(bytes(_connect(url).get(path).bytes()))
+        text = bytes(_connect(url).get(path).bytes())
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CalibrationError(f"{url}/{path}: is damaged ({error}): restore it from a copy, or delete it") from error
 
 
 def exists(url: str, path: str) -> bool:

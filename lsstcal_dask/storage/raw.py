@@ -54,6 +54,8 @@ class FrameRecord:
 
 
 def _path(exposure: str, detector: str, pixels: str) -> str:
+    if {"/", "\\", ".."} & {*exposure, *detector, exposure, detector}:  # never outside the store
+        raise CalibrationError(f"{exposure!r} {detector!r}: not an exposure id and a detector")
     return f"raw/frames/{exposure}/{detector}/{pixels}"
 
 
@@ -114,7 +116,7 @@ def read_records(url: str) -> dict[tuple[str, str], FrameRecord]:
     """Every visible frame by (exposure, detector); of two with other pixels the first published stays."""
     found: dict[tuple[str, str], FrameRecord] = {}
     headers: dict[str, dict[str, Any]] = {}
-    for name in objects.list_names(url, "raw/manifests"):
+    for name in (name for name in objects.list_names(url, "raw/manifests") if name.endswith(".json")):
         manifest = objects.read_json(url, f"raw/manifests/{name}")
         for exposure, header in manifest["exposures"].items():
             headers.setdefault(exposure, header)
@@ -147,9 +149,16 @@ class _FrameArray(BackendArray):
         def fill(place: tuple[int, int]) -> None:
             i, j = exposures[place[0]], detectors[place[1]]
             if pixels := self.pixels[i, j].decode():
-                frame = _open_frame(self.url, _path(self.exposures[i], self.detectors[j], pixels))
-                for position, amplifier in enumerate(amplifiers):
-                    out[*place, position] = frame[int(amplifier)]
+                path = _path(self.exposures[i], self.detectors[j], pixels)
+                try:
+                    frame = _open_frame(self.url, path)
+                    for position, amplifier in enumerate(amplifiers):
+                        out[*place, position] = frame[int(amplifier)]
+                except Exception as error:
+                    raise CalibrationError(
+                        f"exposure {self.exposures[i]} {self.detectors[j]}: its stored pixels cannot be read "
+                        f"({error}): delete {path} and ingest its file again"
+                    ) from error
             else:
                 out[place] = 0
 
