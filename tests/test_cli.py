@@ -102,7 +102,7 @@ def test_wrong_use_is_exit_2(store, arguments, says):
         (["build", "{store}", "bias", "--exposure", "NOPE"], "exposure NOPE is not in"),
         (["show", "{store}", "NOPE", "-o", "{tmp}/x.png"], "no product or exposure 'NOPE'"),
         (["show", "{store}", small_plans()[0].name, "-o", "{tmp}/x.png"], "is not calibrated: run 'lsstcal calibrate"),
-        (["show", "{store}", "bias", "--version", "0", "-o", "{tmp}/x.png"], "no product or exposure 'bias'"),
+        (["show", "{store}", "bias", "--version", "0", "-o", "{tmp}/x.png"], "no version 0 of bias"),
         (["show", "{store}", "bias", "--detector", "R99", "-o", "{tmp}/x.png"], "has no detector R99"),
         (["show", "{store}", "gain", "--variable", "level", "-o", "{tmp}/x.png"], "choose --variable from"),
         (["build", "{store}", "--scheduler", "cloud"], "scheduler 'cloud' is unknown: use threads, local, slurm"),

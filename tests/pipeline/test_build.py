@@ -292,3 +292,87 @@ def test_configuration_file(tmp_path):
         read_config(path)
     with pytest.raises(CalibrationError, match="cannot be read"):
         read_config(tmp_path / "none.toml")
+
+
+def bias_store(folder, threads, change, nights=(5, 5)):
+    """Biases of two nights, each changed by ``change(index, counts of one CCD)``; the store and its bias."""
+    camera = load_camera("mini1")
+    plans = [Plan(i + 1, "bias", 0.0) for i in range(nights[0])]
+    plans += [Plan(i + 1001, "bias", 0.0) for i in range(nights[1])]
+    files = make_files(folder / "raw", "mini1", plans)
+    for i, path in enumerate(files):
+        frame = read_frame(path, camera)
+        change(i, frame.counts)
+        write_frame(path, camera, frame, compress=False)
+    store = create_store(folder / "s", "mini1")
+    assert not ingest(store, files, threads).errors
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    return store, one.pointer
+
+
+@pytest.mark.parametrize("shift", [0, 3, 30])
+def test_a_drift_between_nights_is_reported_as_it_is(tmp_path, threads, shift):
+    box = load_camera("mini1").detectors[0].amplifiers[0].data
+
+    def change(i, counts):
+        if i >= 5:
+            counts[(slice(None), *box.slices)] += shift
+
+    _, pointer = bias_store(tmp_path, threads, change)
+    assert pointer.verdict == ("WARN" if shift else "PASS")
+    found = [remark for remark in pointer.remarks if "level changed by" in remark]
+    assert len(found) == 4
+    for remark in found:
+        change, error = (float(word) for word in remark.split("changed by ")[1].split(" adu")[0].split(" +- "))
+        assert abs(change - shift) < 5 * error
+        assert error < 0.5
+    assert not [remark for remark in pointer.remarks if "left out" in remark]
+
+
+def test_frames_without_data_are_left_out_and_do_not_dilute_the_noise(tmp_path, threads):
+    def change(i, counts):
+        if i in (2, 7):
+            counts[:] = 0
+
+    store, pointer = bias_store(tmp_path, threads, change)
+    assert pointer.verdict == "WARN"
+    assert sum("no data" in remark for remark in pointer.remarks) == 8
+    camera = store.camera
+    for a in camera.detectors[0].amplifiers:
+        part = product(store, "bias").isel(detector=0).sel(amplifier=a.name)
+        truth = amplifier_truth(SEED, camera.detectors[0], a)
+        expected = np.hypot(truth.read_noise / truth.gain, 1 / np.sqrt(12))
+        assert abs(part["read_noise"] - expected) < 5 * part["read_noise_error"]
+        assert part["frames"].max() == 8
+
+
+def test_darks_of_unequal_times_all_enter(tmp_path, threads):
+    plans = [p for p in small_plans() if p.kind in ("bias", "flat")]
+    plans += [Plan(30 + i, "dark", t) for i, t in enumerate((100.0, 300.0, 300.0, 900.0, 900.0))]
+    store = create_store(tmp_path / "s", "mini1")
+    ingest(store, make_files(tmp_path / "raw", "mini1", plans), threads)
+    dark = dict(build(store, [], Config(), threads))["dark"].pointer
+    assert dark.verdict == "PASS"
+    assert product(store, "dark")["accepted"].all()
+
+
+def test_a_product_without_a_usable_amplifier_is_not_published(tmp_path, threads):
+    def change(i, counts):
+        counts[:] = 0
+
+    with pytest.raises(AttributeError):  # nothing was published
+        assert bias_store(tmp_path, threads, change)[1].verdict
+    assert not list_products(str(tmp_path / "s"), "bias")
+
+
+def test_the_version_asked_for_last_is_the_one_in_use(ingested, tmp_path, threads):
+    shutil.copytree(ingested.url, tmp_path / "s")
+    store = open_store(tmp_path / "s")
+    other = Config(bias={"method": "median"})
+    versions = []
+    for config in (Config(), other, Config()):
+        ((_, one),) = build(store, ["bias"], config, threads)
+        versions.append(one.pointer.version)
+        in_use = lookup(list_products(store.url), "bias", store.camera.detectors[0].name, "2026-07-02T00:00:00")
+        assert in_use.version == versions[-1]
+    assert versions[0] == versions[2] != versions[1]

@@ -143,3 +143,18 @@ def test_interrupted_ingest_is_invisible_and_resumes_without_decoding_again(
     assert [record.exposure for record in report.ingested] == [frame.exposure]
     found = open_raw(store.url, store.camera, exposures=[frame.exposure])["counts"].values[0, 0]
     np.testing.assert_array_equal(found, frame.counts)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "..", "/abs", "a/b", "a b", ""])
+def test_an_exposure_id_cannot_lead_out_of_the_store(store, frame, threads, tmp_path, name):
+    path = tmp_path / "in" / "bad.fits"
+    path.parent.mkdir()
+    write_frame(path, store.camera, frame, compress=False)
+    card = f"OBSID   = '{frame.exposure}'".encode()
+    blob = path.read_bytes()
+    assert card in blob
+    path.write_bytes(blob.replace(card, f"OBSID   = '{name}'".encode().ljust(len(card))))
+    before = files_under(tmp_path)
+    report = ingest(store, [str(path)], threads)
+    assert "bad.fits" in report.errors[0]
+    assert files_under(tmp_path) == before
