@@ -31,9 +31,11 @@ from lsstcal_dask.compute import _WORKER_ENVIRONMENT
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.isr.overscan import reference_pixels, row_levels
 from lsstcal_dask.products.bias import bias_amplifiers
-from lsstcal_dask.products.stack import StackConfig, Transform, combine_amplifier
+from lsstcal_dask.products.exposures import Transform
+from lsstcal_dask.products.stack import StackConfig, combine_amplifier
 from lsstcal_dask.statistics import Calibration, Noise, clipped_mean
-from lsstcal_dask.storage.raw import FrameRecord, open_raw, publish_frames, write_frame
+from lsstcal_dask.storage.manifests import FrameRecord, publish_frames
+from lsstcal_dask.storage.raw import open_raw, write_frame
 
 TARGET = 75.0
 NUMBER = 20

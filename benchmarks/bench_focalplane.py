@@ -31,7 +31,8 @@ from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.store import create_store
 from lsstcal_dask.products.bias import OUTPUTS, bias_amplifiers, master_bias
 from lsstcal_dask.products.stack import StackConfig
-from lsstcal_dask.storage.raw import open_raw, publish_frames, write_frame
+from lsstcal_dask.storage.manifests import publish_frames
+from lsstcal_dask.storage.raw import open_raw, write_frame
 
 LIMIT = 600  # MB that a worker should need
 WORKERS = 2

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,8 +99,15 @@ def ingest(
     ] = None,
     exposure_type: Annotated[
         str | None,
-        typer.Option("--type", help="bias, dark, flat, fe55, science ... where headers do not say."),
+        typer.Option("--type", help="bias, dark, flat, fe55, science, cbp, spot or ppump, where headers do not say."),
     ] = None,
+    correct: Annotated[
+        bool,
+        typer.Option(
+            "--correct",
+            help="Let headers and --type of files that are stored already replace what is stored.",
+        ),
+    ] = False,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
     memory: MemoryOption = None,
@@ -109,14 +117,17 @@ def ingest(
 
     What is wrong with a file is said in one line; the others go in.
     """
+    from lsstcal_dask.pipeline.ingest import check_type  # noqa: PLC0415
     from lsstcal_dask.pipeline.ingest import ingest as run  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import create_store, open_store  # noqa: PLC0415
 
+    check_type(exposure_type)
     opened = create_store(store, camera) if camera else open_store(store)
     with _compute(scheduler, workers, memory) as compute:
-        report = run(opened, files, compute, exposure_type=exposure_type, progress=_shows_progress())
-    _say(f"{opened.url}: {len(report.ingested)} frames ingested, {len(report.unchanged)} already there")
-    counts = {"ingested": len(report.ingested), "unchanged": len(report.unchanged)}
+        report = run(opened, files, compute, exposure_type=exposure_type, correct=correct, progress=_shows_progress())
+    counts = {name: len(getattr(report, name)) for name in ("ingested", "corrected", "unchanged")}
+    corrected = f"{counts['corrected']} corrected, " if correct else ""
+    _say(f"{opened.url}: {counts['ingested']} frames ingested, {corrected}{counts['unchanged']} already there")
     _finish({"store": opened.url, **counts}, report.errors, as_json)
 
 
@@ -146,19 +157,17 @@ def build(
     A build that was killed goes on where it stopped.
     """
     from lsstcal_dask.pipeline import build as module  # noqa: PLC0415
-    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
     from lsstcal_dask.pipeline.recipes import RECIPES  # noqa: PLC0415
-    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     names = products or []
     if unknown := sorted(set(names) - set(RECIPES)):
         raise typer.BadParameter(f"unknown product {unknown[0]!r}: choose from {', '.join(RECIPES)}")
-    settings, opened = read_config(config), open_store(store)
     validity = module.Validity(_iso(valid_from), _iso(valid_until))
     if validity.valid_until and validity.valid_until <= validity.valid_from:
         raise typer.BadParameter("--valid-until must be later than --valid-from")
-    with _compute(scheduler, workers, memory) as compute:
-        built = module.build(
+
+    def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
+        return module.build(
             opened,
             names,
             settings,
@@ -168,7 +177,24 @@ def build(
             by_night=by_night,
             progress=_shows_progress(),
         )
-        _report(opened, built, as_json)
+
+    _make(make, store, config, (scheduler, workers, memory), as_json)
+
+
+def _make(
+    make: Callable[[Any, Any, Any], Iterator[tuple[str, Any]]],
+    store: str,
+    config: Path | None,
+    where: tuple[str, int | None, str | None],
+    as_json: bool,
+) -> None:
+    """Run what makes products in a store, given configuration and workers, and report each."""
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config), open_store(store)
+    with _compute(*where) as compute:
+        _report(opened, make(opened, settings, compute), as_json)
 
 
 def _iso(text: str) -> str:
@@ -178,11 +204,13 @@ def _iso(text: str) -> str:
     if not text:
         return ""
     try:
-        found = np.datetime64(text.removesuffix("Z"))
-        if "+" in text or np.isnat(found):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy warns of the offset of a time zone
+            found = np.datetime64(text.removesuffix("Z"))
+        if np.isnat(found):
             raise ValueError(text)
         return str(np.datetime_as_string(found, unit="s"))
-    except ValueError:
+    except (ValueError, Warning):
         raise typer.BadParameter(f"{text!r} is not a time: write it in UTC as 2026-07-01T12:00:00") from None
 
 
@@ -223,13 +251,12 @@ def calibrate(
 ) -> None:
     """Correct exposures: image in electrons, variance, mask."""
     from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
-    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
-    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
-    settings, opened = read_config(config).calibrate, open_store(store)
-    with _compute(scheduler, workers, memory) as compute:
-        built = run(opened, exposures or [], settings, compute, skip=skip or [], progress=_shows_progress())
-        _report(opened, built, as_json)
+    def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
+        chosen = exposures or []
+        return run(opened, chosen, settings.calibrate, compute, skip=skip or [], progress=_shows_progress())
+
+    _make(make, store, config, (scheduler, workers, memory), as_json)
 
 
 @app.command("ls")

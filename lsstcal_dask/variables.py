@@ -13,6 +13,7 @@ from lsstcal_dask.errors import InconsistentGeometry, UnitsError
 
 __all__ = [
     "DIMS",
+    "EXPOSURE_TYPES",
     "MASK_BITS",
     "NOTE",
     "VARIABLES",
@@ -25,6 +26,9 @@ __all__ = [
 
 DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
 """Dimension names, singular, in the order they have in every array."""
+
+EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump")
+"""Types an exposure can have, whatever a camera's headers call them."""
 
 MASK_BITS: Final = {
     "NO_DATA": 1,  # padding, missing detector, dead amplifier: takes part in nothing
@@ -62,7 +66,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "exposure": Variable(("exposure",), "OUT", ("",), "exposure id"),
     "detector": Variable(("detector",), "OUT", ("",), "detector name, as R22_S11"),
     "amplifier": Variable(("amplifier",), "OUT", ("",), "amplifier name, as C10"),
-    "exposure_type": Variable(("exposure",), "OUT", ("",), "bias, dark, flat, fe55, science, cbp ..."),
+    "exposure_type": Variable(("exposure",), "OUT", ("",), "one of EXPOSURE_TYPES"),
     "time": Variable(("exposure",), "M", ("",), "UTC of the start of readout or of the exposure"),
     "exposure_time": Variable(("exposure",), "f", ("s",), "time the shutter or lamp was open"),
     "dark_time": Variable(("exposure",), "f", ("s",), "time over which dark charge gathered (Sec. 2.7)"),

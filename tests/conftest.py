@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import dask
+import numpy as np
 import pytest
 from making import make_files, small_plans
 
@@ -19,6 +20,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("measured data absent: set LSSTCAL_REAL_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def msfc_taps(real_data):
+    """Function of a file's name: four taps (520, 1076) of a measured frame, each seen from its outer edge, adu."""
+    from astropy.io import fits
+
+    def read(name: str) -> list[np.ndarray]:
+        image = fits.getdata(real_data / "msfc_ccd" / name).astype(np.float32)
+        halves = image[:520], image[520:][::-1]
+        return [half[:, columns] for half in halves for columns in (np.s_[:1076], np.s_[:1075:-1])]
+
+    return read
 
 
 @pytest.fixture

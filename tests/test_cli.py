@@ -15,7 +15,7 @@ from matplotlib import image as png
 from typer.testing import CliRunner
 
 from lsstcal_dask import cli
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, WrongUse
 
 SCIENCE = small_plans()[-1].name
 COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "show"]
@@ -25,7 +25,8 @@ def run(*arguments):
     """Exit code, stdout and stderr of the command, as `main` gives them, without a new process."""
     result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
     if isinstance(result.exception, CalibrationError):
-        return 1, result.stdout, f"{result.stderr}lsstcal: {result.exception}\n"
+        code = 2 if isinstance(result.exception, WrongUse) else 1
+        return code, result.stdout, f"{result.stderr}lsstcal: {result.exception}\n"
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -77,8 +78,23 @@ def test_help_lists_the_commands():
         (["build", "{store}", "nonsense"], "unknown product 'nonsense': choose from bias, gain, dark"),
         (["build", "{store}", "bias", "--valid-from", "yesterday"], "'yesterday' is not a time"),
         (["build", "{store}", "bias", "--valid-until", "2026-13-01"], "'2026-13-01' is not a time"),
+        (["build", "{store}", "bias", "--valid-until", "NaT"], "'NaT' is not a time: write it in UTC as"),
+        (["build", "{store}", "bias", "--valid-from", "2026-07-01T12:00:00+02:00"], "is not a time: write it in UTC"),
+        (["build", "{store}", "bias", "--valid-from", "2026-07-01T12:00:00-05:00"], "is not a time: write it in UTC"),
+        (
+            ["build", "{store}", "bias", "--valid-from", "2026-07-02", "--valid-until", "2026-07-02T00:00:00Z"],
+            "--valid-until must be later than --valid-from",
+        ),
         (["show", "{store}", "bias", "--amplifier", "C10"], "--amplifier needs --detector"),
         (["build", "{store}", "--workers", "many"], "Invalid value for '--workers'"),
+        (
+            ["ingest", "{store}", "x.fits", "--type", "nonsense"],
+            "choose --type from bias, dark, flat, fe55, science, cbp",
+        ),
+        (["ingest", "{store}/new", "x.fits", "--camera", "mini1", "--type", "Bias"], "unknown type of exposure 'Bias'"),
+        (["build", "{store}", "--scheduler", "cloud"], "scheduler 'cloud' is unknown: use threads, local, slurm"),
+        (["build", "{store}", "--workers", "0"], "give at least 1"),
+        (["calibrate", "{store}", "--skip", "flat"], "unknown correction 'flat' to skip"),
         (["build"], "Missing argument 'STORE'"),
         (["frobnicate"], "No such command 'frobnicate'"),
     ],
@@ -105,9 +121,23 @@ def test_wrong_use_is_exit_2(store, arguments, says):
         (["show", "{store}", "bias", "--version", "0", "-o", "{tmp}/x.png"], "no version 0 of bias"),
         (["show", "{store}", "bias", "--detector", "R99", "-o", "{tmp}/x.png"], "has no detector R99"),
         (["show", "{store}", "gain", "--variable", "level", "-o", "{tmp}/x.png"], "choose --variable from"),
-        (["build", "{store}", "--scheduler", "cloud"], "scheduler 'cloud' is unknown: use threads, local, slurm"),
-        (["build", "{store}", "--workers", "0"], "give at least 1"),
-        (["calibrate", "{store}", "--skip", "flat"], "unknown correction 'flat' to skip"),
+        (
+            ["show", "{store}", "bias", "--variable", "colour", "-o", "{tmp}/x.png"],
+            "has no picture of 'colour': choose --variable from frames, image, mask, read_noise, read_noise_error",
+        ),
+        (
+            ["show", "{store}", "bias", "--detector", "R22_S11", "--amplifier", "C99", "-o", "{tmp}/x.png"],
+            "R22_S11 has no amplifier C99: it has C00, C01, C10, C11",
+        ),
+        (
+            ["show", "{store}", "gain", "--detector", "R22_S11", "--amplifier", "C10", "-o", "{tmp}/x.png"],
+            "one value for each amplifier: show it without --amplifier",
+        ),
+        (["show", "{store}", SCIENCE, "--raw", "--variable", "image", "-o", "{tmp}/x.png"], "--variable from counts"),
+        (
+            ["build", "{store}", "bias", "--valid-until", "2026-07-01"],
+            "bias: --valid-until 2026-07-01T00:00:00 is not later than its start 2026-07-01T12:00:00",
+        ),
         (["build", "{store}", "--config", "{tmp}/none.toml"], "none.toml: cannot be read"),
         (["build", "{store}", "--config", "{tmp}/broken.toml"], "broken.toml: is not TOML"),
         (["build", "{store}", "--config", "{tmp}/unknown.toml"], "unknown.toml: bias.colour"),
@@ -167,6 +197,12 @@ def test_check_reads_the_pixels_again(store, tmp_path):
     code, _, err = run("ls", tmp_path / "s", "--check")
     assert code == 1
     assert re.search(r"^error: bias [0-9a-f]{16}: R22_S11: its values changed on disk", err, re.MULTILINE)
+    frame = next(p for p in (tmp_path / "s/raw/frames").glob("*/*/*/c/2/0/0"))
+    frame.write_bytes(frame.read_bytes()[:-9])
+    code, _, err = run("ls", tmp_path / "s", "--check")
+    assert code == 1
+    name = frame.relative_to(tmp_path / "s/raw/frames").parts[0]
+    assert f"error: exposure {name} R22_S11: its pixels changed on disk" in err
 
 
 @pytest.mark.parametrize(
@@ -253,3 +289,29 @@ def test_validity_and_configuration_reach_the_product(store, tmp_path):
     pointer = json.loads((tmp_path / f"s/products/bias/published/{version}.json").read_text())
     assert (pointer["valid_from"], pointer["valid_until"]) == ("2026-07-03T00:00:00", "2026-07-04T12:00:00")
     assert pointer["configuration"]["method"] == "median"
+
+
+def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, raw_files, tmp_path):
+    shutil.copytree(store, tmp_path / "s")
+    name = small_plans()[0].name
+    code, _, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "dark")
+    assert (code, err.count("--correct")) == (1, 1)
+    code, out, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "spot", "--correct", "--json")
+    assert (code, json.loads(out)["corrected"]) == (0, 1)
+    assert "0 frames ingested, 1 corrected, 0 already there" in err
+    found = json.loads(run("ls", tmp_path / "s", "--json")[1])
+    assert found["exposures"][0]["exposure_type"] == "spot"
+    why = {row["product"]: row["outdated"] for row in found["products"]}
+    assert why["bias"] == f"made from exposure {name}, whose header was corrected since"
+    assert all(why[product].startswith("made with ") for product in ("gain", "dark", "calibrated"))
+    out = run("ls", tmp_path / "s")[1]
+    assert out.count("OUTDATED") == 4
+    assert "whose header was corrected since: it is not used; build again" in out
+    code, _, err = run("calibrate", tmp_path / "s")
+    assert code == 1
+    assert f"was made from exposure {name}, whose header was corrected since: build bias again" in err
+    assert run("build", tmp_path / "s")[0] == 0
+    assert run("calibrate", tmp_path / "s")[0] == 0
+    rows = json.loads(run("ls", tmp_path / "s", "--json")[1])["products"]
+    assert sorted(row["product"] for row in rows if not row["outdated"]) == ["bias", "calibrated", "dark", "gain"]
+    assert len(rows) == 8

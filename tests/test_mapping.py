@@ -8,7 +8,16 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsstcal_dask.mapping import Opaque, Output, empty_values, map_detectors, output_attributes, output_dims
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.mapping import (
+    _MANY_BLOCKS,
+    Opaque,
+    Output,
+    empty_values,
+    map_detectors,
+    output_attributes,
+    output_dims,
+)
 from lsstcal_dask.variables import MASK_BITS
 
 OUTPUTS = {
@@ -183,3 +192,19 @@ def test_outputs_follow_the_dictionary():
     assert empty_values("mask", OUTPUTS["mask"], (2,)).tolist() == [MASK_BITS["NO_DATA"]] * 2
     assert np.isnan(empty_values("gain", OUTPUTS["gain"], ())).all()
     assert Opaque(raw := source()).value is raw
+
+
+def wide(exposures, chunks=None):
+    """As many exposures as wanted, of one pixel each; ``None`` leaves them in memory."""
+    counts = np.broadcast_to(np.zeros((), np.uint16), (exposures, 1, 1, 1, 1))
+    coords = {"exposure": np.arange(exposures), "detector": ["d0"], "amplifier": ["a0"]}
+    raw = xr.Dataset({"counts": (("exposure", "detector", "amplifier", "y", "x"), counts)}, coords=coords)
+    return raw if chunks is None else raw.chunk(chunks)
+
+
+def test_more_chunks_than_can_be_searched_are_refused(no_compute):
+    too_many = wide(_MANY_BLOCKS + 1, {"exposure": 1})
+    with pytest.raises(CalibrationError, match=f"{_MANY_BLOCKS + 1} Dask chunks .*chunked=False"):
+        run(too_many)
+    assert run(wide(_MANY_BLOCKS + 1, {"exposure": 2}))["gain"].chunks is not None
+    assert run(wide(_MANY_BLOCKS + 1))["gain"].chunks is not None  # no chunks, any number of exposures

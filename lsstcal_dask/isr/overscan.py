@@ -41,7 +41,7 @@ class RowLevels:
     rejected: np.ndarray  # (n,) int, rows left out
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _row_moments(pixels, centre, reach):  # type: ignore[no-untyped-def]
     """Mean, sum of squared deviations and number of the pixels of each row within ``reach`` of ``centre``."""
     n, ny, nx = pixels.shape
@@ -50,16 +50,18 @@ def _row_moments(pixels, centre, reach):  # type: ignore[no-untyped-def]
     used = np.empty((n, ny), np.int64)
     for i in range(n):
         for y in range(ny):
-            total, total2, count = 0.0, 0.0, 0
+            row, c, r = pixels[i, y], centre[i, y], reach[i]
+            total, total2, count = 0.0, 0.0, 0.0
             for x in range(nx):
-                deviation = pixels[i, y, x] - centre[i, y]
-                if abs(deviation) <= reach[i]:
-                    total += deviation
-                    total2 += deviation * deviation
-                    count += 1
-            used[i, y] = count
-            mean[i, y] = centre[i, y] + total / count if count else np.nan
-            squares[i, y] = total2 - total * total / count if count else np.nan
+                deviation = np.float64(row[x]) - c
+                kept = abs(deviation) <= r
+                deviation = deviation if kept else 0.0
+                count += 1.0 if kept else 0.0
+                total += deviation
+                total2 += deviation * deviation
+            used[i, y] = int(count)
+            mean[i, y] = c + total / count
+            squares[i, y] = total2 - total * (total / count)
     return mean, squares, used
 
 
@@ -88,29 +90,59 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
 
 @lru_cache(maxsize=8)
 def _basis(ny: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cubic B-splines (ny, nb), their products (ny, nb * nb) and their roughness (nb, nb).
+    """Cubic B-splines: the four that reach each row (ny, 4), the first of them (ny,), their roughness (nb, nb).
 
     Knots are denser at the first rows, where amplifiers settle.
     """
     inner = [k for k in (3, 8, 20, 50) if k < min(spacing, ny / 2)]
     inner += list(np.linspace(0, ny - 1, max(2, round(ny / spacing) + 1))[1:-1])
     knots = np.concatenate([[0.0] * 4, inner, [float(ny - 1)] * 4])
-    basis = BSpline.design_matrix(np.arange(ny, dtype=float), knots, 3).toarray()
+    basis = BSpline.design_matrix(np.arange(ny, dtype=float), knots, 3)
     second = np.diff(np.eye(basis.shape[1]), 2, axis=0)
-    products = (basis[:, :, None] * basis[:, None, :]).reshape(ny, -1)
-    return basis, products, second.T @ second
+    return basis.data.reshape(ny, 4), basis.indices.reshape(ny, 4)[:, 0].astype(np.int64), second.T @ second
+
+
+@njit(nogil=True, cache=True)
+def _normal_equations(mean, weight, local, first, freedom):  # type: ignore[no-untyped-def]
+    """Matrix (n, nb, nb) and right side (n, nb) of the least squares through the row means."""
+    n, ny = mean.shape
+    matrix = np.zeros((n, freedom, freedom))
+    right = np.zeros((n, freedom))
+    for i in range(n):
+        for y in range(ny):
+            for a in range(4):
+                part = weight[i, y] * local[y, a]
+                right[i, first[y] + a] += part * mean[i, y]
+                for b in range(4):
+                    matrix[i, first[y] + a, first[y] + b] += part * local[y, b]
+    return matrix, right
+
+
+@njit(nogil=True, cache=True)
+def _evaluate(coefficients, covariance, local, first):  # type: ignore[no-untyped-def]
+    """Values and variances (n, y) of splines with these coefficients (n, nb) and covariance (n, nb, nb)."""
+    n, ny = len(coefficients), len(local)
+    value = np.zeros((n, ny))
+    variance = np.zeros((n, ny))
+    for i in range(n):
+        for y in range(ny):
+            for a in range(4):
+                value[i, y] += local[y, a] * coefficients[i, first[y] + a]
+                for b in range(4):
+                    variance[i, y] += local[y, a] * local[y, b] * covariance[i, first[y] + a, first[y] + b]
+    return value, variance
 
 
 def _spline(mean: np.ndarray, weight: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Penalised weighted spline through the row means: its values and variances (n, y), and its freedom."""
-    basis, products, rough = _basis(mean.shape[1], spacing)
-    freedom = basis.shape[1]
-    normal = (weight @ products).reshape(-1, freedom, freedom)
+    local, first, rough = _basis(mean.shape[1], spacing)
+    freedom = len(rough)
+    normal, right = _normal_equations(mean, weight, local, first, freedom)
     # A penalty a thousandth of the data's weight only bridges rows that have none.
     strength = 1e-3 * np.trace(normal, axis1=1, axis2=2) / freedom + 1e-300
     inverse = np.linalg.inv(normal + strength[:, None, None] * rough)
-    coefficients = np.einsum("nbc,nc->nb", inverse, (weight * mean) @ basis)
-    return coefficients @ basis.T, inverse.reshape(-1, freedom**2) @ products.T, freedom
+    coefficients = np.einsum("nbc,nc->nb", inverse, right)
+    return *_evaluate(coefficients, inverse, local, first), freedom
 
 
 def _usable_rows(mean: np.ndarray, weight: np.ndarray, config: OverscanConfig) -> np.ndarray:
@@ -178,7 +210,7 @@ def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) ->
     """
     n, ny, nx = pixels.shape
     skip = config.skip if nx > 4 * config.skip else 0
-    pixels = pixels[:, :, skip:]
+    pixels = np.ascontiguousarray(pixels[:, :, skip:])
     if nx < 2 or config.method == "none":
         zero = np.zeros((n, ny), np.float32)
         return RowLevels(zero, zero, np.full(n, np.nan), np.zeros(n, int))

@@ -16,6 +16,8 @@ from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
 from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.upstream import OverscanMismatch, find_upstream, read_upstream
+from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.objects import write_json
 from lsstcal_dask.storage.products import (
     Pointer,
@@ -23,7 +25,6 @@ from lsstcal_dask.storage.products import (
     create_template,
     finished,
     list_products,
-    lookup,
     open_product,
     publish,
     write_detector,
@@ -76,6 +77,7 @@ def build(
     by_night : one product per night of exposures, each valid from its night on.
     """
     raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
+    run = _Run(store, config, compute, validity, progress)
     for name in [name for name in RECIPES if not names or name in names]:
         sets: list[xr.Dataset] = []
         try:
@@ -85,10 +87,21 @@ def build(
                     f"{name}: no exposures of type {' or '.join(RECIPES[name].types)}: ingest some (--type)"
                 )
             for part in sets:
-                yield name, _build_one(store, RECIPES[name], part, config, compute, validity, progress)
+                yield name, _build_one(run, RECIPES[name], part)
         except CalibrationError as error:
             unasked = not sets and not names
             yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the products of one build have in common."""
+
+    store: Store
+    config: Config
+    compute: Compute
+    validity: Validity
+    progress: bool
 
 
 def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.Dataset]:
@@ -102,34 +115,19 @@ def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.
         yield raw.isel(exposure=np.flatnonzero(nights(raw) == night))
 
 
-def _build_one(
-    store: Store,
-    recipe: Recipe,
-    raw: xr.Dataset,
-    config: Config,
-    compute: Compute,
-    validity: Validity,
-    progress: bool,
-) -> Built:
+def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
-    start = validity.valid_from or np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s")
-    if validity.valid_until and validity.valid_until <= start:
-        raise WrongUse(f"{recipe.name}: --valid-until {validity.valid_until} is not later than its start {start}")
-    settings = getattr(config, recipe.name)
-    upstream, failed, remarks = _upstream(store, recipe, raw, start)
+    settings = getattr(run.config, recipe.name)
+    start = _start(recipe, raw, run.validity)
+    upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     recipe.check(raw, settings)
-    inputs: dict[str, Any] = {
-        "exposures": [str(name) for name in raw["exposure"].values],
-        "pixels": _pixel_digests(raw),
-        "upstream": {det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()},
-    }
     pointer = Pointer(
         name=recipe.name,
         valid_from=start,
-        valid_until=validity.valid_until,
+        valid_until=run.validity.valid_until,
         failed=failed,
         remarks=remarks,
-        inputs=inputs,
+        inputs=_inputs(raw, upstream),
         configuration=settings.model_dump(mode="json"),
         software=software(),
     )
@@ -137,14 +135,45 @@ def _build_one(
     if not names:
         return Built(None, errors=failures(recipe.name, failed))
     raw = raw.sel(detector=names)
-    sizes = {**recipe.sizes(raw, store.camera), "detector": len(names)}
-    template = Template(recipe.outputs, sizes, _coordinates(raw, recipe), {"product": recipe.name})
+    template, work = _template(run.store, recipe, raw), _work(run.store, recipe, settings, names, upstream)
+    return run_version(run.store.url, pointer, template, raw, work, run.compute, run.progress)
+
+
+def _start(recipe: Recipe, raw: xr.Dataset, validity: Validity) -> str:
+    """Start of validity, ISO; of a product that ends before it begins there is none."""
+    start = validity.valid_from or np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s")
+    if validity.valid_until and validity.valid_until <= start:
+        raise WrongUse(f"{recipe.name}: --valid-until {validity.valid_until} is not later than its start {start}")
+    return str(start)
+
+
+def _inputs(raw: xr.Dataset, upstream: Mapping[str, Mapping[str, Pointer]]) -> dict[str, Any]:
+    """What determines the bits, besides settings and software: exposures, their headers and pixels, products."""
+    return {
+        "exposures": [str(name) for name in raw["exposure"].values],
+        "headers": header_digests(raw),
+        "pixels": _pixel_digests(raw),
+        "upstream": {det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()},
+    }
+
+
+def _template(store: Store, recipe: Recipe, raw: xr.Dataset) -> Template:
+    sizes = {**recipe.sizes(raw, store.camera), "detector": raw.sizes["detector"]}
+    return Template(recipe.outputs, sizes, _coordinates(raw, recipe), {"product": recipe.name})
+
+
+def _work(
+    store: Store, recipe: Recipe, settings: Any, names: Sequence[str], upstream: Mapping[str, Mapping[str, Pointer]]
+) -> dict[str, tuple[Any, tuple]]:
+    """What a worker calls for each detector."""
     context = recipe.context(store.camera)
-    work = {}
-    for det in names:
-        versions = _versions(upstream[det])
-        work[det] = (_results, (store.camera.detector(det), context, store.url, recipe.name, settings, versions))
-    return run_version(store.url, pointer, template, raw, work, compute, progress)
+    return {
+        det: (
+            _results,
+            (store.camera.detector(det), context, store.url, recipe.name, settings, _versions(upstream[det])),
+        )
+        for det in names
+    }
 
 
 def _pixel_digests(raw: xr.Dataset) -> dict[str, str]:
@@ -164,10 +193,12 @@ def _coordinates(raw: xr.Dataset, recipe: Recipe) -> dict[str, tuple[tuple[str, 
 
 
 def _upstream(
-    store: Store, recipe: Recipe, raw: xr.Dataset, time: str
+    store: Store, recipe: Recipe, raw: xr.Dataset, time: str, settings: Any
 ) -> tuple[dict[str, dict[str, Pointer]], dict[str, str], list[str]]:
     """Products each detector uses; the detectors that lack a required one, with the reason; remarks."""
-    pointers = list_products(store.url)
+    if not (recipe.needs or recipe.uses):
+        return {str(name): {} for name in raw["detector"].values}, {}, []
+    known = read_upstream(store.url)
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     without: dict[str, list[str]] = {}
@@ -175,7 +206,9 @@ def _upstream(
         found[det] = {}
         for name in (*recipe.needs, *recipe.uses):
             try:
-                found[det][name] = lookup(pointers, name, det, time)
+                found[det][name] = find_upstream(known, name, det, time, (recipe.name, settings.overscan))
+            except OverscanMismatch as error:  # never made without it instead
+                raise OverscanMismatch(f"{recipe.name}: {det}: {error}") from None
             except CalibrationError as error:
                 if name in recipe.needs:
                     failed[det] = str(error)
@@ -242,7 +275,8 @@ def run_version(
         else:
             done[str(det)] = result
     if errors:
-        return Built(None, errors=[*errors, f"{pointer.name}: not published; run the same command to resume"])
+        remedy = f"run the same command to resume; if it fails again, 'lsstcal ls {url} --check' finds what is damaged"
+        return Built(None, errors=[*errors, f"{pointer.name}: not published; {remedy}"])
     for det in [det for det, marker in done.items() if not marker["usable"]]:
         failed[det] = "no usable amplifier: " + "; ".join(done.pop(det)["remarks"][:1])
     if not done:

@@ -16,7 +16,9 @@ from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
 from lsstcal_dask.pipeline.config import CalibrateConfig
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.storage.products import Pointer, Template, list_products, lookup, open_product
+from lsstcal_dask.pipeline.upstream import Upstream, find_upstream, read_upstream
+from lsstcal_dask.storage.manifests import header_digests
+from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import MASK_BITS
@@ -55,9 +57,9 @@ def calibrate(
     raw = open_raw(store.url, store.camera, chunked=False, **chosen)
     if not raw.sizes["exposure"]:
         raise CalibrationError("there are no science exposures: name the exposures to calibrate, or ingest some")
-    pointers = list_products(store.url)
+    upstream = read_upstream(store.url)
     for i, name in enumerate(str(value) for value in raw["exposure"].values):
-        yield name, _calibrate_one(store, raw.isel(exposure=i), config, compute, (pointers, skip, progress))
+        yield name, _calibrate_one(store, raw.isel(exposure=i), config, compute, (upstream, skip, progress))
 
 
 def _calibrate_one(
@@ -65,9 +67,9 @@ def _calibrate_one(
     raw: xr.Dataset,
     config: CalibrateConfig,
     compute: Compute,
-    extra: tuple[list[Pointer], Sequence[str], bool],
+    extra: tuple[Upstream, Sequence[str], bool],
 ) -> Built:
-    pointers, skip, progress = extra
+    upstream, skip, progress = extra
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values))
     exposure, time = str(raw["exposure"].values), str(np.datetime_as_string(raw["time"].values, unit="s"))
     steps = [step for step in ORDERS[config.order] if step in NEEDED and step not in skip]
@@ -75,7 +77,8 @@ def _calibrate_one(
     failed: dict[str, str] = {}
     for det in (str(name) for name in raw["detector"].values):
         try:
-            found[det] = {step: lookup(pointers, NEEDED[step], det, time) for step in steps}
+            setting = ("calibrate", config.overscan)
+            found[det] = {step: find_upstream(upstream, NEEDED[step], det, time, setting) for step in steps}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
     if not found:
@@ -89,6 +92,7 @@ def _calibrate_one(
         remarks=[f"without {', '.join(sorted(skip))}"] if skip else [],
         inputs={
             "exposure": exposure,
+            "headers": header_digests(raw),
             "pixels": {str(det): value.decode() for det, value in pixels},
             "upstream": {d: {k: f"{p.version}/{p.hash}" for k, p in use.items()} for d, use in found.items()},
         },

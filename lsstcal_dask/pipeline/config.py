@@ -2,8 +2,9 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.overscan import OverscanConfig
@@ -23,14 +24,24 @@ class CalibrateConfig(BaseModel):
 
 
 class Config(BaseModel):
-    """Every table of the configuration file."""
+    """Every table of the configuration file; ``[overscan]`` stands for that of each table that has none of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    overscan: OverscanConfig = OverscanConfig()
     bias: StackConfig = StackConfig()
     gain: GainConfig = GainConfig()
     dark: StackConfig = StackConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_overscan(cls, tables: Any) -> Any:
+        if not isinstance(tables, dict) or "overscan" not in tables:
+            return tables
+        sharing = {name: tables.get(name, {}) for name in cls.model_fields if name != "overscan"}
+        given = {k: {"overscan": tables["overscan"], **t} if isinstance(t, dict) else t for k, t in sharing.items()}
+        return {**tables, **given}
 
 
 def read_config(path: str | Path | None) -> Config:

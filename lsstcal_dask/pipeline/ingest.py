@@ -1,6 +1,6 @@
 """Raw FITS files into the store: each file opened once, checked, written beside what is there, then published."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,18 @@ import dask
 import numpy as np
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import read_frame, read_header
 from lsstcal_dask.pipeline.store import Store, open_store
+from lsstcal_dask.storage.manifests import FrameRecord, filled, is_absent, publish_frames, read_records, same_entry
 from lsstcal_dask.storage.provenance import hash_file
-from lsstcal_dask.storage.raw import FrameRecord, find_frame, publish_frames, read_records, write_frame
+from lsstcal_dask.storage.raw import find_frame, write_frame
+from lsstcal_dask.variables import EXPOSURE_TYPES
 
-__all__ = ["IngestReport", "ingest"]
-
-_SHARED = ("exposure_type", "time", "exposure_time", "dark_time", "filter")
-"""Header entries in which the detectors of one exposure must agree."""
+__all__ = ["IngestReport", "check_type", "ingest"]
 
 _CLOSE = {"time": 60.0, "dark_time": 5.0}
-"""Seconds by which they may differ: detectors are read by their own clocks."""
+"""Seconds by which the detectors of an exposure may differ, which are read by their own clocks; else they agree."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class IngestReport:
     """What an ingest did."""
 
     ingested: list[FrameRecord] = field(default_factory=list)
+    corrected: list[FrameRecord] = field(default_factory=list)  # stored before, with another header from now on
     unchanged: list[FrameRecord] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # one line for each file that was refused
 
@@ -57,6 +57,7 @@ def ingest(
     compute: Compute,
     *,
     exposure_type: str | None = None,
+    correct: bool = False,
     progress: bool = False,
 ) -> IngestReport:
     """Ingest raw files; what is wrong with one is reported and the others go on.
@@ -66,66 +67,149 @@ def ingest(
     store : an open store.
     files : paths that every worker can read.
     exposure_type : type of all of them, where their headers do not say or say wrong.
+    correct : what the files say of exposures whose pixels are stored already replaces the stored headers.
 
     Returns
     -------
     IngestReport. Ingesting the same files again changes nothing. A worker holds one file:
     its bytes and its counts, twice (about 150 MB for a 16-amplifier LSST CCD).
+
+    Raises
+    ------
+    WrongUse
+        There is no such type of exposure.
     """
+    check_type(exposure_type)
     task = dask.delayed(_ingest_file, pure=False)
     tasks = [task(store.url, str(path), exposure_type) for path in files]
     found: dict[int, FrameRecord | Exception] = {}
     for i, result in compute.run(tasks, labels=range(len(files)), describe="ingest", progress=progress):
         found[i] = result
-    return _publish(store.url, [found[i] for i in range(len(files))], files)
+    return _publish(store.url, [found[i] for i in range(len(files))], files, correct)
 
 
-def _publish(url: str, results: Sequence[FrameRecord | Exception], files: Sequence[str]) -> IngestReport:
+def check_type(exposure_type: str | None) -> None:
+    """Refuse what is no type of exposure, before anything is read or made.
+
+    Raises
+    ------
+    WrongUse
+        It is not one of `EXPOSURE_TYPES`.
+    """
+    if exposure_type is not None and exposure_type not in EXPOSURE_TYPES:
+        raise WrongUse(f"unknown type of exposure {exposure_type!r}: choose --type from {', '.join(EXPOSURE_TYPES)}")
+
+
+def _publish(url: str, results: Sequence[FrameRecord | Exception], files: Sequence[str], correct: bool) -> IngestReport:
     """Decide in the order of the files, so that the outcome does not depend on which worker was faster."""
     report = IngestReport()
     visible = dict(read_records(url))
-    headers = {record.exposure: record for record in visible.values()}
-    for result, path in zip(results, files, strict=True):
-        if isinstance(result, CalibrationError):
-            report.errors.append(str(result))
-            continue
+    headers: dict[str, dict[str, Any]] = {}
+    refused: dict[int, str] = {}
+    if correct:
+        headers, refused = _corrections(results, visible)
+    siblings = {r.exposure: replace(r, header=headers.get(r.exposure, r.header)) for r in visible.values()}
+    for i, (result, path) in enumerate(zip(results, files, strict=True)):
         if isinstance(result, Exception):
-            report.errors.append(f"{path}: {type(result).__name__}: {result}")
+            known = isinstance(result, CalibrationError)
+            report.errors.append(str(result) if known else f"{path}: {type(result).__name__}: {result}")
             continue
-        problem = _conflict(result, visible.get((result.exposure, result.detector)), headers.get(result.exposure))
-        if problem:
+        key = (result.exposure, result.detector)
+        same, sibling = visible.get(key), siblings.get(result.exposure)
+        if problem := refused.get(i) or _conflict(result, same, sibling, correct):
             report.errors.append(problem)
-        elif (result.exposure, result.detector) in visible:
-            report.unchanged.append(result)
-        else:
+        elif same is None:
             report.ingested.append(result)
-            visible[result.exposure, result.detector] = result
-            headers.setdefault(result.exposure, result)
-    publish_frames(url, report.ingested)
+            visible[key] = replace(result, own=result.header)
+            siblings[result.exposure] = _told(sibling, result)
+        elif result.exposure in headers:
+            report.corrected.append(replace(same, header=headers[result.exposure], own=result.header))
+        else:
+            report.unchanged.append(result)
+    publish_frames(url, report.ingested, report.corrected)
     return report
 
 
-def _difference(key: str, old: Any, new: Any) -> float:
-    """How far two header entries are apart, s."""
+def _corrections(
+    results: Sequence[FrameRecord | Exception], visible: Mapping[tuple[str, str], FrameRecord]
+) -> tuple[dict[str, dict[str, Any]], dict[int, str]]:
+    """New header of each exposure that the files correct; lines for files that contradict others, by position.
+
+    An exposure about whose header the files disagree keeps the one it has.
+    """
+    stored: dict[str, list[tuple[int, FrameRecord, FrameRecord]]] = {}
+    for i, result in enumerate(results):
+        same = visible.get((result.exposure, result.detector)) if isinstance(result, FrameRecord) else None
+        if isinstance(result, FrameRecord) and same is not None and same.pixels == result.pixels:
+            stored.setdefault(result.exposure, []).append((i, result, same))
+    headers: dict[str, dict[str, Any]] = {}
+    refused: dict[int, str] = {}
+    for exposure, members in stored.items():
+        changes: dict[str, Any] = {}
+        for _, given, same in members:
+            changes = {**_changes(given, same), **changes}
+        header = {**members[0][2].header, **changes}
+        wrong = {}
+        for i, given, _ in members:
+            if key := _disagreement(header, given.header):
+                wrong[i] = (
+                    f"{given.file}: exposure {exposure} {given.detector} has {key} {given.header[key]!r}, but another "
+                    f"file given has {header[key]!r}: nothing of this exposure was changed; make its files agree"
+                )
+        refused |= wrong
+        if changes and not wrong:
+            headers[exposure] = header
+    return headers, refused
+
+
+def _changes(given: FrameRecord, stored: FrameRecord) -> dict[str, Any]:
+    """Header entries of a stored frame that its file now gives otherwise."""
+    if stored.own is None:  # what this detector's own file said is not known
+        return {key: new for key, new in given.header.items() if not _agree(key, stored.header[key], new)}
+    return {key: new for key, new in given.header.items() if not same_entry(stored.own[key], new)}
+
+
+def _agree(key: str, one: Any, other: Any) -> bool:
+    """Whether two detectors of an exposure may have these entries; what one lacks the other may tell."""
+    if one == other or is_absent(one) or is_absent(other):
+        return True
     if key == "time":
-        return float(abs(np.datetime64(old) - np.datetime64(new)) / np.timedelta64(1, "s"))
-    return abs(float(old) - float(new))
+        return bool(abs(np.datetime64(one) - np.datetime64(other)) <= np.timedelta64(int(_CLOSE[key]), "s"))
+    return key in _CLOSE and abs(float(one) - float(other)) <= _CLOSE[key]
 
 
-def _conflict(record: FrameRecord, same: FrameRecord | None, sibling: FrameRecord | None) -> str:
+def _told(sibling: FrameRecord | None, record: FrameRecord) -> FrameRecord:
+    """Frame whose header stands for its exposure, once ``record`` has joined."""
+    if sibling is None:
+        return record
+    adds = any(is_absent(old) and not is_absent(record.header[key]) for key, old in sibling.header.items())
+    return replace(record, header=filled(sibling.header, record.header)) if adds else sibling
+
+
+def _disagreement(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Name of the first entry in which two headers of an exposure disagree; empty if they agree."""
+    return next((key for key in one if not _agree(key, one[key], other[key])), "")
+
+
+def _conflict(record: FrameRecord, same: FrameRecord | None, sibling: FrameRecord | None, correct: bool) -> str:
     """One line if a frame contradicts what is stored."""
+    where = f"{record.file}: exposure {record.exposure} {record.detector}"
     if same is not None and same.pixels != record.pixels:
         return (
-            f"{record.file}: exposure {record.exposure} {record.detector} is already stored from {same.file} "
-            f"with different pixels: nothing was changed; give the new one another exposure id"
+            f"{where} is already stored from {same.file} with different pixels: nothing was changed; "
+            f"give the new one another exposure id"
         )
-    if sibling is None:
-        return ""
-    for key in _SHARED:
-        old, new = sibling.header[key], record.header[key]
-        if old != new and not (key in _CLOSE and _difference(key, old, new) <= _CLOSE[key]):
+    if same is not None:
+        changes = {} if correct else _changes(record, same)
+        for key, new in changes.items():
+            old = (same.own or same.header)[key]
             return (
-                f"{record.file}: exposure {record.exposure} {record.detector} has {key} {new!r}, but "
-                f"{sibling.detector} of the same exposure is stored with {old!r}: correct the header or --type"
+                f"{where} has {key} {new!r}, but is stored with {old!r}: nothing was changed; "
+                f"to replace the stored header ingest it with --correct"
             )
+    elif sibling is not None and (key := _disagreement(sibling.header, record.header)):
+        return (
+            f"{where} has {key} {record.header[key]!r}, but {sibling.detector} of the same exposure is stored with "
+            f"{sibling.header[key]!r}: correct the header or --type, or ingest {sibling.detector} with --correct"
+        )
     return ""

@@ -11,8 +11,10 @@ from lsstcal_dask.instrument import trim
 from lsstcal_dask.pipeline.calibrate import find_calibrated
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.storage.products import Pointer, check_product, list_products, open_product
-from lsstcal_dask.storage.raw import open_raw, read_records
+from lsstcal_dask.pipeline.upstream import read_upstream
+from lsstcal_dask.storage.manifests import read_records, record_digests
+from lsstcal_dask.storage.products import Pointer, check_product, list_products, open_product, outdated
+from lsstcal_dask.storage.raw import check_frame, open_raw
 from lsstcal_dask.verify.display import picture
 
 __all__ = ["list_contents", "print_contents", "show_picture"]
@@ -22,15 +24,24 @@ _MAIN = {"gain": "gain"}
 
 
 def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
-    """Exposures and products of a store; ``damaged`` has a line for every detector whose pixels have changed."""
+    """Exposures and products of a store; ``damaged`` has a line for all pixels that changed on disk."""
     exposures: dict[str, dict[str, Any]] = {}
-    for (name, _), record in sorted(read_records(store.url).items()):
+    records = read_records(store.url)
+    for (name, _), record in sorted(records.items()):
         row = exposures.setdefault(name, {"exposure": name, **record.header, "detectors": 0})
         row["detectors"] += 1
     for row in exposures.values():
         row.update({k: None for k, v in row.items() if isinstance(v, float) and not np.isfinite(v)})
-    products, damaged = [], []
-    for pointer in sorted(list_products(store.url), key=lambda p: [*RECIPES, p.name].index(p.name)):
+    products: list[dict[str, Any]] = []
+    damaged = [
+        f"exposure {record.exposure} {record.detector}: its pixels changed on disk: delete {record.path}, "
+        f"then ingest its file again"
+        for record in records.values()
+        if check and not check_frame(store.url, record)
+    ]
+    pointers = list_products(store.url)
+    stale = outdated(pointers, record_digests(records))
+    for pointer in sorted(pointers, key=lambda p: [*RECIPES, p.name].index(p.name)):
         if check:
             damaged += [
                 f"{pointer.name} {pointer.version}: {det}: its values changed on disk: delete "
@@ -38,7 +49,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
                 f"{pointer.version}, then build it again"
                 for det in check_product(store.url, pointer)
             ]
-        products.append(_product_row(pointer))
+        products.append(_product_row(pointer, stale.get(pointer.version, "")))
     ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
     return {
         "store": store.url,
@@ -49,7 +60,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
     }
 
 
-def _product_row(pointer: Pointer) -> dict[str, Any]:
+def _product_row(pointer: Pointer, stale: str) -> dict[str, Any]:
     return {
         "product": pointer.name,
         "version": pointer.version,
@@ -58,6 +69,7 @@ def _product_row(pointer: Pointer) -> dict[str, Any]:
         "valid_until": pointer.valid_until,
         "detectors": len(pointer.detectors),
         "verdict": pointer.verdict,
+        "outdated": stale,
         "created": pointer.created,
         "remarks": pointer.remarks,
     }
@@ -82,13 +94,15 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
         name = f"{row['product']} {row['exposure']}".strip()
         until = row["valid_until"] or ("" if row["exposure"] else "open")
         row_remarks = str(len(row["remarks"]) or "")
-        table.add_row(
-            name, row["version"], row["valid_from"], until, str(row["detectors"]), row["verdict"], row_remarks
-        )
+        verdict = "OUTDATED" if row["outdated"] else row["verdict"]
+        table.add_row(name, row["version"], row["valid_from"], until, str(row["detectors"]), verdict, row_remarks)
     console.print()
     console.print(table if found["products"] else "no products")
-    for row in found["products"] if remarks else ():
-        for remark in row["remarks"]:
+    for row in found["products"]:
+        if row["outdated"]:
+            line = f"{row['product']} {row['version']} was {row['outdated']}: it is not used; build again"
+            console.print(line, highlight=False, soft_wrap=True)
+        for remark in row["remarks"] if remarks else ():
             console.print(f"{row['product']} {row['version']}: {remark}", highlight=False, soft_wrap=True)
 
 
@@ -147,14 +161,20 @@ def _product(store: Store, name: str, version: str | None) -> tuple[xr.Dataset, 
     pointer = max(found, key=lambda p: p.created)
     dataset = open_product(store.url, name, pointer.version, chunked=False)
     dataset = dataset.sel(detector=list(pointer.detectors))
-    return dataset, f"{name} {pointer.version} ({pointer.verdict}), valid from {pointer.valid_from}"
+    title = f"{name} {pointer.version} ({_verdict(store, pointer)}), valid from {pointer.valid_from}"
+    return dataset, title
+
+
+def _verdict(store: Store, pointer: Pointer) -> str:
+    return "OUTDATED" if pointer.version in read_upstream(store.url).outdated else pointer.verdict
 
 
 def _exposure(store: Store, exposure: str, raw: bool) -> tuple[xr.Dataset, str]:
     if not raw:
         pointer = find_calibrated(store, exposure)
         dataset = open_product(store.url, pointer.name, pointer.version, chunked=False)
-        return dataset.sel(detector=list(pointer.detectors)), f"{exposure}, calibrated"
+        title = f"{exposure}, calibrated ({_verdict(store, pointer)})"
+        return dataset.sel(detector=list(pointer.detectors)), title
     # Dask arrays, so that a picture of the focal plane reads one CCD at a time.
     frames = open_raw(store.url, store.camera, exposures=[exposure]).isel(exposure=0)
     frames = frames.isel(detector=np.flatnonzero(frames["present"].values))

@@ -9,7 +9,7 @@ import xarray as xr
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.products import bias, dark, gain
-from lsstcal_dask.products.stack import stack_sizes
+from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
 

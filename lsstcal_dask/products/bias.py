@@ -1,22 +1,17 @@
 """Master bias: what an amplifier reads without light or time, above its overscan (Lupton 2016, Sec. 2.1; §1)."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lsstcal_dask.errors import InsufficientInputs, UnitsError
-from lsstcal_dask.instrument.camera import Camera, Detector
+from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
-from lsstcal_dask.products.stack import (
-    StackConfig,
-    Transform,
-    combine_amplifier,
-    dead_amplifier,
-    stack_dataset,
-    stack_outputs,
-    stack_sizes,
-)
+from lsstcal_dask.products.combined import combine_detector, stack_outputs, stack_sizes
+from lsstcal_dask.products.exposures import Transform
+from lsstcal_dask.products.stack import Stack, StackConfig
 from lsstcal_dask.variables import NOTE, nights
 
 __all__ = ["OUTPUTS", "bias_amplifiers", "check_biases", "master_bias"]
@@ -61,26 +56,21 @@ def bias_amplifiers(
 
     Yields
     ------
-    Name and Dataset (`OUTPUTS`) of an amplifier; a dead one is NaN with a remark. One
-    amplifier's stack, raw and trimmed, is in memory at a time.
+    Name and Dataset (`OUTPUTS`) of an amplifier; a dead one is NaN with a remark.
     """
-    present = raw["present"].values
-    names = [str(name) for name in raw["exposure"].values]
-    counts = raw["counts"].isel(exposure=np.flatnonzero(present))
-    for amplifier in detector.amplifiers:
-        transform = Transform(np.ones(int(present.sum())), group=nights(raw)[present])
-        try:
-            stack = combine_amplifier(counts.sel(amplifier=amplifier.name).values, amplifier, transform, config)
-        except InsufficientInputs as error:
-            yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
-            continue
-        result = stack_dataset(stack, present, shape, names)
+    night = nights(raw)[raw["present"].values]
+
+    def transform(_: Amplifier) -> Transform:
+        return Transform(np.ones(len(night)), group=night)
+
+    def finish(_: Amplifier, terms: Transform, stack: Stack) -> tuple[Stack, list[str], dict[str, Any]]:
         used = stack.accepted
-        result.attrs["remarks"] += _drift(nights(raw)[present][used], stack.level[used], stack.level_error[used])
+        remarks = _drift(night[used], stack.level[used], stack.level_error[used])
         if config.method == "median" and stack.method != "median":
-            result.attrs["remarks"].append(f"{NOTE}noise too low for a median of integers: median of sums instead")
-        result.attrs["summary"] = {"read_noise": stack.read_noise, "method": stack.method}
-        yield amplifier.name, result
+            remarks.append(f"{NOTE}noise too low for a median of integers: median of sums instead")
+        return stack, remarks, {"read_noise": stack.read_noise, "method": stack.method}
+
+    return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish)
 
 
 def _drift(night_of: np.ndarray, level: np.ndarray, error: np.ndarray) -> list[str]:

@@ -1,6 +1,7 @@
 """Master dark: the charge that gathers in one second without light (Lupton 2016, Sec. 2.7; §6)."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -8,16 +9,9 @@ import xarray as xr
 from lsstcal_dask.errors import InsufficientInputs, UnitsError
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, map_detectors
-from lsstcal_dask.products.stack import (
-    Stack,
-    StackConfig,
-    Transform,
-    combine_amplifier,
-    dead_amplifier,
-    stack_dataset,
-    stack_outputs,
-    stack_sizes,
-)
+from lsstcal_dask.products.combined import combine_detector, stack_outputs, stack_sizes
+from lsstcal_dask.products.exposures import Transform
+from lsstcal_dask.products.stack import Stack, StackConfig
 
 __all__ = ["OUTPUTS", "check_darks", "dark_amplifiers", "master_dark"]
 
@@ -71,26 +65,20 @@ def dark_amplifiers(
     """
     present = raw["present"].values
     check_darks(raw.isel(exposure=np.flatnonzero(present)), config, has_bias="bias" in products)
-    names = [str(name) for name in raw["exposure"].values]
-    there = raw.isel(exposure=np.flatnonzero(present))
-    for amplifier in detector.amplifiers:
+    seconds = raw["dark_time"].values[present]
+
+    def transform(amplifier: Amplifier) -> Transform:
         gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
-        try:
-            if not gain > 0:
-                raise InsufficientInputs("no gain for this amplifier: see the remarks of 'gain'")
-            plane = _bias_part(products, amplifier, "image")
-            transform = Transform(gain / there["dark_time"].values, plane, gain)
-            stack = combine_amplifier(
-                there["counts"].sel(amplifier=amplifier.name).values, amplifier, transform, config
-            )
-        except InsufficientInputs as error:
-            yield amplifier.name, dead_amplifier(OUTPUTS, stack_sizes(raw, shape), str(error))
-            continue
-        stack = _with_bias_noise(stack, products, amplifier, transform)
-        result = stack_dataset(stack, present, shape, names).drop_vars(["read_noise", "read_noise_error"])
-        good = result["image"].values[result["mask"].values == 0]
-        result.attrs["summary"] = {"median_rate": float(np.median(good)), "method": stack.method}
-        yield amplifier.name, result
+        if not gain > 0:
+            raise InsufficientInputs("no gain for this amplifier: see the remarks of 'gain'")
+        return Transform(gain / seconds, _bias_part(products, amplifier, "image"), gain)
+
+    def finish(amplifier: Amplifier, terms: Transform, stack: Stack) -> tuple[Stack, list[str], dict[str, Any]]:
+        stack = _with_bias_noise(stack, products, amplifier, terms)
+        summary = {"median_rate": float(np.nanmedian(stack.value)), "method": stack.method}
+        return stack, [], summary
+
+    return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish)
 
 
 def _bias_part(products: dict[str, xr.Dataset], amplifier: Amplifier, variable: str) -> np.ndarray | None:
@@ -111,9 +99,7 @@ def _with_bias_noise(
     rows = _bias_part(products, amplifier, "row_variance")
     if variance is None or rows is None:
         return stack
-    scale = transform.scale[stack.accepted]
-    # With weights 1/scale**2 the bias enters the mean with this factor.
-    factor = np.float32(((1 / scale).sum() / (1 / scale**2).sum()) ** 2)
+    factor = np.float32((stack.weight * transform.scale).sum() ** 2)
     return replace(stack, variance=stack.variance + factor * variance, row_variance=stack.row_variance + factor * rows)
 
 

@@ -1,18 +1,14 @@
 # mypy: allow-untyped-defs
 """Kernels of the robust combination of a stack of exposures of one amplifier (Secs. 2.1, 2.7 and 2.8).
 
-They read the raw counts once, at their own width, and calibrate them on the way: 256 pixels of a row at a
-time are laid out as blocks of 64 pixels by N exposures that stay in the cache, where every step is one
-vector instruction per eight pixels and no step branches on a pixel.
+They read the raw counts once, at their own width, and calibrate them on the way: a tile of some thousand
+pixels of every exposure at a time is laid out as float32 that stay in the second-level cache, for memory is
+read at full speed only in long runs of one exposure. From there on `LANES` pixels are one number, a vector
+(`vectors`), and nothing branches on a pixel.
 
 The median comes from two sorted halves: blocks of up to 16 exposures are sorted in registers, merged by
 Batcher's network until two lists are left, and the k-th smallest of lists a and b is the least over
 i + j = k of max(a_i, b_j), which needs no further sorting.
-
-Two rules keep the generated code so, and a test reads it: the distance between two rows of a block is a
-constant of the compilation (one-dimensional buffers, unsigned indices, which numba does not wrap), and a
-value chosen by comparison is not stored where one of the two came from, for LLVM makes that a masked store,
-which costs tens of cycles on some processors.
 """
 
 from collections.abc import Callable
@@ -22,40 +18,60 @@ from typing import Any, Final
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import types
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "DTYPES", "MEDIAN", "MODEL", "SAMPLE", "plan", "run"]
+from lsstcal_dask.statistics.vectors import (
+    DTYPES,
+    LANES,
+    LINE,
+    VERSION,
+    address,
+    any_set,
+    choose,
+    either_nan,
+    emitted,
+    get,
+    least,
+    load_counts,
+    most,
+    number,
+    put,
+    spread,
+    sqrt,
+    tally,
+)
 
-DTYPES: Final = ("uint16", "int32", "float32")
+__all__ = ["BLOCK", "DTYPES", "LANES", "MEDIAN", "MODEL", "SAMPLE", "plan", "run"]
+
 MEDIAN, SAMPLE, MODEL = 0, 1, 2
 BLOCK: Final = 16  # exposures sorted in registers, of which a processor with AVX2 has 16
-_W: Final = 64  # pixels of a block: 8 vectors of 8, and 32 exposures of it fill half a first-level cache
-_STRIP: Final = 256  # pixels read at once from one exposure: shorter runs read slower
-_STRIDE: Final = _STRIP + 16  # of an exposure in the buffer; a power of two would crowd one set of the cache
-_LANES: Final = 8  # pixels of a vector
+_HALF: Final = 8  # pixels sorted at once: one register each
+_TILE: Final = 4096  # pixels of an exposure in the buffer at most
+_CACHE: Final = 65536  # floats of the buffer in use at most: half of a second-level cache
+_STRIDE: Final = _TILE + 16  # of an exposure in the buffer; a power of two would crowd one set of the cache
 
 
 @cache
-def plan(n: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+def plan(n: int) -> tuple[NDArray[np.uint64], ...]:
     """How to find the middle of n rows: what to sort, what to merge, what to compare at the end.
 
     Returns
     -------
     blocks : (b, 2) first row and size, 4, 8 or 16, of the blocks to sort.
-    merges : (c, 2) rows to put in order, until two sorted lists are left.
-    terms : (t, 3) row i of one list, row j of the other and 0 or 1: the lower or upper middle is the least
-        of all max(row i, row j) of its terms. The row before the first of a list is `minus infinity`, row
-        ``ceil(n / BLOCK) * BLOCK``.
+    merges : (c, 3) first row, second row and number, 2 or 16, of equally spaced rows whose sorted halves to
+        merge, until two sorted lists are left.
+    lower, upper : (t, 2) row i of one list and row j of the other: the lower or upper middle is the least of
+        all max(row i, row j). The row before the first of a list is `minus infinity`, row
+        ``2 * ceil(n / BLOCK) * BLOCK``.
     """
-    first = min(n, _LANES)
+    first = min(n, _HALF)
     while 2 * first < n:
         first *= 2
     if n > 2 * BLOCK:
         first = max(first, BLOCK)
     blocks: list[tuple[int, int]] = []
-    merges: list[tuple[int, int]] = []
+    merges: list[tuple[int, int, int]] = []
     for low, high in ((0, first), (first, n)):
         for start in range(low, high, BLOCK):
             left = min(BLOCK, high - start)
@@ -63,30 +79,75 @@ def plan(n: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uin
         size = BLOCK
         while size < high - low:
             for start in range(low, high, 2 * size):
-                _merge(merges, start, 2 * size, 1)
+                _merge(merges, start, 2 * size, 1, BLOCK)
             size *= 2
-    bottom = -(-n // BLOCK) * BLOCK
-    terms = []
-    for which, rank in enumerate((max(n // 2, 1), n // 2 + 1)):
+    bottom = -(-n // BLOCK) * BLOCK * 2
+    terms: list[list[tuple[int, int]]] = [[], []]
+    for pairs, rank in zip(terms, (max(n // 2, 1), n // 2 + 1), strict=True):
         for i in range(max(0, rank - (n - first)), min(first, rank) + 1):
             j = rank - i
-            terms.append((i - 1 if i else bottom, first + j - 1 if j else bottom, which))
-    merges = [(i, j) for i, j in merges if j < n]  # rows from n on are +inf, already in place
-    return _table(blocks, 2), _table(merges, 2), _table(terms, 3)
+            pairs.append((i - 1 if i else bottom, first + j - 1 if j else bottom))
+    merges = [(i, j, m) for i, j, m in merges if i + m // 2 * (j - i) < n]  # rows from n on are +inf, in place
+    tables = (np.array(table, np.uint64) for table in (blocks, merges, *terms))
+    return tuple(table.reshape(-1, columns) for table, columns in zip(tables, (2, 3, 2, 2), strict=True))
 
 
-def _table(rows: list[Any], columns: int) -> NDArray[np.uint64]:
-    return np.array(rows, np.uint64).reshape(-1, columns)
+def _merge(steps: list[tuple[int, int, int]], low: int, length: int, step: int, block: int = 2) -> None:
+    """Append the odd-even merge of the two sorted halves of ``length`` rows from ``low``, every ``step``-th.
 
-
-def _merge(pairs: list[tuple[int, int]], low: int, length: int, step: int) -> None:
-    """Append the odd-even merge of the two sorted halves of rows ``low + step*i`` of ``length`` rows."""
-    if 2 * step >= length:
-        pairs.append((low, low + step))
+    A step is first row, second row and number of equally spaced rows, of which ``block`` are left whole.
+    """
+    if length == block * step:
+        steps.append((low, low + step, block))
         return
-    _merge(pairs, low, length, 2 * step)
-    _merge(pairs, low + step, length, 2 * step)
-    pairs.extend((i, i + step) for i in range(low + step, low + length - step, 2 * step))
+    _merge(steps, low, length, 2 * step, block)
+    _merge(steps, low + step, length, 2 * step, block)
+    steps.extend((i, i + step, 2) for i in range(low + step, low + length - step, 2 * step))
+
+
+def _network(builder: Any, steps: list[tuple[int, int, int]], sources: list[Any], targets: list[Any]) -> None:
+    """Load rows of half a vector, put pairs of them in order, store them."""
+    v = [builder.load(source, align=4) for source in sources]
+    for i, j, _ in steps:
+        v[i], v[j] = least(builder, v[i], v[j]), most(builder, v[i], v[j])
+    for row, target in zip(v, targets, strict=True):
+        builder.store(row, target, align=4)
+
+
+def _rows(builder: Any, line: Any, at: Any, count: int, step: Any) -> list[Any]:
+    """Give the addresses of rows of half a vector, ``step`` floats apart."""
+    kind, size = ir.VectorType(ir.FloatType(), _HALF), at.type
+    places = (builder.add(at, builder.mul(step, size(row))) for row in range(count))
+    return [address(builder, line, place, kind) for place in places]
+
+
+def _sorter(size: int) -> Callable[..., Any]:
+    """Give the function that sorts ``size`` rows of half a vector in registers, from one line to another."""
+    steps: list[tuple[int, int, int]] = []
+    half = 1
+    while half < size:
+        for low in range(0, size, 2 * half):
+            _merge(steps, low, 2 * half, 1)
+        half *= 2
+
+    @emitted(types.void, LINE, types.uint64, LINE, types.uint64)
+    def sort(builder, rows, at, work, to):
+        sources = _rows(builder, rows, at, size, at.type(_STRIDE))
+        _network(builder, steps, sources, _rows(builder, work, to, size, to.type(LANES)))
+
+    return sort
+
+
+_sort4, _sort8, _sort16 = (_sorter(size) for size in (4, 8, 16))
+
+
+@emitted(types.void, LINE, types.uint64, types.uint64)
+def _merge16(builder, work, at, step):
+    """Merge the sorted halves of 16 rows of half a vector, ``step`` floats apart, in registers."""
+    steps: list[tuple[int, int, int]] = []
+    _merge(steps, 0, BLOCK, 1)
+    places = _rows(builder, work, at, BLOCK, step)
+    _network(builder, steps, places, places)
 
 
 def _jit(function: Callable[..., Any], **wrappers: bool) -> Callable[..., Any]:
@@ -101,329 +162,274 @@ def _jit(function: Callable[..., Any], **wrappers: bool) -> Callable[..., Any]:
         return numba.njit(**options)(function)
 
 
-def _extremum(name: str) -> Any:
-    """Give the smaller or larger of two float32 that are not NaN, by one instruction.
-
-    Written as a comparison it becomes a masked store wherever one of the two goes back to its place.
-    """
-
-    @intrinsic
-    def choose(context: Any, a: types.Float, b: types.Float) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            f4 = ir.FloatType()
-            function = builder.module.declare_intrinsic(name, [f4], ir.FunctionType(f4, [f4, f4]))
-            return builder.call(function, args, fastmath=("nnan",))
-
-        return types.float32(types.float32, types.float32), generate
-
-    return choose
-
-
-_least, _most = _extremum("llvm.minnum"), _extremum("llvm.maxnum")
-
-
-def _sorter(size: int) -> Any:
-    """Give the function that sorts ``size`` rows of one vector of pixels in registers."""
-    pairs: list[tuple[int, int]] = []
-    half = 1
-    while half < size:
-        for low in range(0, size, 2 * half):
-            _merge(pairs, low, 2 * half, 1)
-        half *= 2
-
-    @intrinsic
-    def sort(context: Any, rows: Any, at: Any, work: Any, to: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vector = ir.VectorType(ir.FloatType(), _LANES)
-            kind = ir.FunctionType(vector, [vector, vector])
-            names = (f"llvm.{name}num.v{_LANES}f32" for name in ("min", "max"))
-            least, most = (cgutils.get_or_insert_function(builder.module, kind, name) for name in names)
-
-            def place(array: int, index: int, row: int, stride: int) -> Any:
-                data = context.make_array(signature.args[array])(context, builder, args[array]).data
-                shifted = builder.add(args[index], ir.Constant(ir.IntType(64), row * stride))
-                return builder.bitcast(builder.gep(data, [shifted]), vector.as_pointer())
-
-            v = [builder.load(place(0, 1, row, _STRIDE), align=4) for row in range(size)]
-            for i, j in pairs:
-                operands = (v[i], v[j])
-                v[i] = builder.call(least, operands, fastmath=("nnan",))
-                v[j] = builder.call(most, operands, fastmath=("nnan",))
-            for row in range(size):
-                builder.store(v[row], place(2, 3, row, _W), align=4)
-            return context.get_dummy_value()
-
-        return types.void(rows, types.uint64, work, types.uint64), generate
-
-    return sort
-
-
-_sort4, _sort8, _sort16 = (_sorter(size) for size in (4, 8, 16))
-
-
 def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile for calls from other kernels only, without the entries for Python and C that cost time."""
-    return _jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    """Compile as a part of the kernel that calls it: handing over the arrays would cost as much as the work."""
+    return _jit(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 _U = np.uint64
 _F = np.float32
-# Rows of a block's scratch: interval kept, sign of the next filling, middle two, centre, survivors, sums.
-_HALF, _SHIFT, _BEFORE, _SIGN, _LOWER, _UPPER, _PIVOT, _COUNT, _SUM, _SQUARES = (_U(_W * row) for row in range(10))
-
-
-@_inner
-def _put(line, first, length, value):
-    for x in range(_U(length)):
-        line[first + x] = value
-
-
-@_inner
-def _low(a, b):
-    return a if a < b else b
-
-
-@_inner
-def _high(a, b):
-    return b if a < b else a
 
 
 @_inner
 def _calibrate(flat, f, o, c, plane, p, rows, at, width, new):
     """Put a strip of one exposure into ``rows``, or add it to them."""
-    if new:
-        for x in range(width):
-            rows[at + x] = ((_F(flat[f + x]) - o) - plane[p + x]) * c
-    else:
-        for x in range(width):
-            rows[at + x] += ((_F(flat[f + x]) - o) - plane[p + x]) * c
+    whole = width - width % _U(LANES)
+    for x in range(_U(0), whole, _U(LANES)):
+        v = (load_counts(flat, f + x) - spread(o) - get(plane, p + x)) * spread(c)
+        put(rows, at + x, v if new else get(rows, at + x) + v)
+    for x in range(whole, width):
+        v = ((_F(flat[f + x]) - o) - plane[p + x]) * c
+        rows[at + x] = v if new else rows[at + x] + v
 
 
 @_inner
-def _load(flats, starts, edges, offset, plane, scale, y, nx, strip, rows):
-    """Calibrate a strip of row ``y`` of every exposure into ``rows``, averaging the exposures of a run."""
-    width, first = _U(min(_STRIP, nx - strip)), y * nx + strip
-    p = _U(first if plane.size > nx else strip)
+def _load(flats, places, offset, plane, scale, tile, nx, rows):
+    """Calibrate a tile of every exposure into ``rows``, averaging the exposures of a run."""
+    starts, edges, step = places
+    y0, y1, x0, width, padded = tile
     for run in range(len(edges) - 1):
-        at, size = _U(run * _STRIDE), _F(edges[run + 1] - edges[run])
+        size = _F(edges[run + 1] - edges[run])
         for i in range(edges[run], edges[run + 1]):
-            f, o, c, new = _U(starts[i] + first), offset[i, y], scale[i] / size, i == edges[run]
-            if flats[0].size:
-                _calibrate(flats[0], f, o, c, plane, p, rows, at, width, new)
-            elif flats[1].size:
-                _calibrate(flats[1], f, o, c, plane, p, rows, at, width, new)
-            else:
-                _calibrate(flats[2], f, o, c, plane, p, rows, at, width, new)
+            c, new = scale[i] / size, i == edges[run]
+            for y in range(y0, y1):
+                at = _U(run * _STRIDE) + _U(y - y0) * padded
+                f, o, p = _U(starts[i] + y * step + x0), offset[i, y], _U((y * nx if plane.size > nx else 0) + x0)
+                if flats[0].size:
+                    _calibrate(flats[0], f, o, c, plane, p, rows, at, width, new)
+                elif flats[1].size:
+                    _calibrate(flats[1], f, o, c, plane, p, rows, at, width, new)
+                else:
+                    _calibrate(flats[2], f, o, c, plane, p, rows, at, width, new)
 
 
 @_inner
-def _fill(rows, at, n, sizes, s):
-    """Replace NaN by infinities of alternating sign, which cancel out of the median; count the others."""
-    _put(s, _SIGN, _W, _F(np.inf))
-    _put(s, _COUNT, _W, _F(0))
-    for first in range(0, n, 4):
-        r, sa, sb, sc, sd = at + _U(first * _STRIDE), sizes[first], sizes[first + 1], sizes[first + 2], sizes[first + 3]
-        for x in range(_U(_W)):
-            sign, m = s[_SIGN + x], s[_COUNT + x]
-            a, b = rows[r + x], rows[r + _U(_STRIDE) + x]
-            c, d = rows[r + _U(2 * _STRIDE) + x], rows[r + _U(3 * _STRIDE) + x]
-            a, sign, m = _filled(a, sign, m, sa)
-            b, sign, m = _filled(b, sign, m, sb)
-            c, sign, m = _filled(c, sign, m, sc)
-            d, sign, m = _filled(d, sign, m, sd)
-            rows[r + x], rows[r + _U(_STRIDE) + x] = a, b
-            rows[r + _U(2 * _STRIDE) + x], rows[r + _U(3 * _STRIDE) + x] = c, d
-            s[_SIGN + x], s[_COUNT + x] = sign, m
+def _fill(rows, at, n, sizes):
+    """Replace NaN by infinities of alternating sign, which cancel out of the median.
+
+    Returns the sign that the next would have, and the exposures that took part.
+    """
+    gap = spread(_F(0))
+    for i in range(0, n, 2):
+        r = at + _U(i * _STRIDE)
+        gap = gap | either_nan(get(rows, r), get(rows, r + _U(_STRIDE)))
+    sign, count = spread(_F(np.inf)), spread(_F(0))
+    if not any_set(gap):
+        return sign, spread(sizes[n])
+    for i in range(n):
+        r = at + _U(i * _STRIDE)
+        v = get(rows, r)
+        good = v == v  # noqa: PLR0124 - false for NaN alone
+        put(rows, r, choose(good, v, sign) + spread(_F(0)))  # + 0: else a masked store, tens of cycles on AMD
+        sign = choose(good, sign, spread(_F(0)) - sign)
+        count += good & spread(sizes[i])
+    return sign, count
 
 
 @_inner
-def _filled(v, sign, count, size):
-    good = v == v  # noqa: PLR0124 - false for NaN alone; np.isnan compiles slower
-    return (v if good else sign) + _F(0), sign if good else -sign, count + (size if good else _F(0))
-
-
-@_inner
-def _middle(rows, at, n, steps, work, s):
+def _middle(rows, at, n, steps, work, sign):
     """Sort, merge, compare; the middle value, or the mean of the middle two of an even number of values."""
-    blocks, merges, terms = steps
+    blocks, merges, below, above = steps
     for block in range(len(blocks)):
         first, size = blocks[block, 0], blocks[block, 1]
-        r, o = at + first * _U(_STRIDE), first * _U(_W)
-        for x in range(_U(0), _U(_W), _U(_LANES)):
+        r, o = at + first * _U(_STRIDE), first * _U(LANES)
+        for x in range(_U(0), _U(LANES), _U(_HALF)):
             if size == _U(4):
                 _sort4(rows, r + x, work, o + x)
             elif size == _U(8):
                 _sort8(rows, r + x, work, o + x)
             else:
                 _sort16(rows, r + x, work, o + x)
-    for pair in range(len(merges)):
-        i, j = merges[pair, 0] * _U(_W), merges[pair, 1] * _U(_W)
-        for x in range(_U(_W)):
-            a, b = work[i + x], work[j + x]
-            work[i + x] = _least(a, b)
-            work[j + x] = _most(a, b)
-    _put(s, _LOWER, 2 * _W, _F(np.inf))
-    for term in range(len(terms)):
-        i, j, k = terms[term, 0] * _U(_W), terms[term, 1] * _U(_W), _LOWER + terms[term, 2] * _U(_W)
-        for x in range(_U(_W)):
-            s[k + x] = _least(s[k + x], _most(work[i + x], work[j + x]))
+    for merge in range(len(merges)):
+        i, j = merges[merge, 0] * _U(LANES), merges[merge, 1] * _U(LANES)
+        if merges[merge, 2] == _U(2):
+            a, b = get(work, i), get(work, j)
+            put(work, i, least(a, b))
+            put(work, j, most(a, b))
+        else:
+            for x in range(_U(0), _U(LANES), _U(_HALF)):
+                _merge16(work, i + x, j - i)
+    lower, upper = _select(work, below), _select(work, above)
     odd = _F(1) if n % 2 == 1 else _F(-1)  # an odd number of NaN leaves the sign negative
-    for x in range(_U(_W)):
-        lower, upper = s[_LOWER + x], s[_UPPER + x]
-        single = upper if odd > 0 else lower
-        s[_PIVOT + x] = single if s[_SIGN + x] * odd > 0 else _F(0.5) * (lower + upper)
+    single = upper if odd > 0 else lower
+    return choose(spread(_F(0)) < sign * spread(odd), single, spread(_F(0.5)) * (lower + upper))
 
 
 @_inner
-def _add(v, pivot, half, count, total, squares):
-    d = v - pivot
-    kept = abs(d) <= half
-    d = d if kept else _F(0)
-    return count + (_F(1) if kept else _F(0)), total + d, squares + d * d
+def _select(work, terms):
+    """Give the least of the larger ones of the pairs."""
+    found = spread(_F(np.inf))
+    for term in range(len(terms)):
+        i, j = terms[term, 0] * _U(LANES), terms[term, 1] * _U(LANES)
+        found = least(found, most(get(work, i), get(work, j)))
+    return found
 
 
 @_inner
-def _moments(rows, at, n, s):
-    """Sum what lies within the half-width of the pivots."""
-    _put(s, _COUNT, 3 * _W, _F(0))
-    for first in range(0, n, 4):
-        r = at + _U(first * _STRIDE)
-        for x in range(_U(_W)):
-            half, p = s[_HALF + x], s[_PIVOT + x]
-            c, t, q = s[_COUNT + x], s[_SUM + x], s[_SQUARES + x]
-            c, t, q = _add(rows[r + x], p, half, c, t, q)
-            c, t, q = _add(rows[r + _U(_STRIDE) + x], p, half, c, t, q)
-            c, t, q = _add(rows[r + _U(2 * _STRIDE) + x], p, half, c, t, q)
-            c, t, q = _add(rows[r + _U(3 * _STRIDE) + x], p, half, c, t, q)
-            s[_COUNT + x], s[_SUM + x], s[_SQUARES + x] = c, t, q
+def _low(a, b):
+    return choose(a < b, a, b)
 
 
 @_inner
-def _recentre(rows, at, n, s):
-    """Take the sums of `_moments` about the mean that they give."""
-    for x in range(_U(_W)):
-        pivot, half, shift = s[_PIVOT + x], s[_HALF + x], s[_SUM + x] / s[_COUNT + x]
-        total, squares = _F(0), _F(0)
-        for i in range(n):
-            d = rows[at + _U(i * _STRIDE) + x] - pivot
-            if abs(d) <= half:
-                total += d - shift
-                squares += (d - shift) * (d - shift)
-        s[_SHIFT + x], s[_SUM + x], s[_SQUARES + x] = shift, total, squares
+def _high(a, b):
+    return choose(b < a, a, b)
 
 
 @_inner
-def _clip_sample(rows, at, n, k, rounds, s):
-    """Clip at ``k`` sample deviations about the mean, ``rounds`` times; leaves the mean in ``s``.
+def _moments(rows, at, n, pivot, half, shift):
+    """Count what lies within ``half`` of the pivot, and sum it and its square about ``pivot + shift``."""
+    count, total, squares = spread(_F(0)), spread(_F(0)), spread(_F(0))
+    for i in range(n):
+        d = get(rows, at + _U(i * _STRIDE)) - pivot
+        kept = abs(d) <= half
+        d = (d - shift) & kept
+        count = tally(count, kept)
+        total += d
+        squares += d * d
+    return number(count), total, squares
+
+
+@_inner
+def _all_moments(rows, at, n, pivot):
+    """Do what `_moments` does where nothing is left out, in half as many instructions."""
+    total, squares = spread(_F(0)), spread(_F(0))
+    for i in range(n):
+        d = get(rows, at + _U(i * _STRIDE)) - pivot
+        total += d
+        squares += d * d
+    return spread(_F(n)), total, squares
+
+
+@_inner
+def _clip_sample(rows, at, n, gaps, k, rounds, unclip):
+    """Clip at ``k`` sample deviations about the mean, ``rounds`` times; mean, its variance, survivors.
 
     Intervals only shrink. The pivot is the middle of the interval, so that one comparison tells what is in
-    it; where it was too far from the mean for float32 the sums are taken again about the mean.
+    it; where it was too far from the mean for float32 the sums are taken again about the mean. A pixel whose
+    survivors stay the same is left alone: the result does not depend on its neighbours.
     """
-    for x in range(_U(_W)):
-        a, b, c = rows[at + x], rows[at + _U(_STRIDE) + x], rows[at + _U(2 * _STRIDE) + x]
-        guess = _high(_low(a, b), _low(_high(a, b), c))  # rarely an outlier
-        s[_PIVOT + x] = guess if abs(guess) < _F(1e30) else _F(0)
-        s[_HALF + x] = _F(3e38)
-    _put(s, _BEFORE, _W, _F(-1))
+    zero, one = spread(_F(0)), spread(_F(1))
+    a, b, c = get(rows, at), get(rows, at + _U(_STRIDE)), get(rows, at + _U(2 * _STRIDE))
+    guess = _high(_low(a, b), _low(_high(a, b), c))  # rarely an outlier
+    pivot = choose(abs(guess) < spread(_F(1e30)), guess, zero)
+    half, before = spread(_F(3e38)), spread(_F(-1))
     for step in range(rounds + 1):
-        _moments(rows, at, n, s)
-        far, changed = False, False
-        for x in range(_U(_W)):
-            count, total = s[_COUNT + x], s[_SUM + x]
-            far |= total * total > _F(0.999) * s[_SQUARES + x] * count  # empty pixels are false
-            changed |= count != s[_BEFORE + x]
-            s[_BEFORE + x] = count
-        _put(s, _SHIFT, _W, _F(0))
-        if far:
-            _recentre(rows, at, n, s)
-        if step == rounds or not changed:
+        shift = zero
+        if step > 0 or gaps:
+            count, total, squares = _moments(rows, at, n, pivot, half, zero)
+        else:
+            count, total, squares = _all_moments(rows, at, n, pivot)
+        far = spread(_F(0.999)) * squares * count < total * total  # false where nothing is left
+        if any_set(far):
+            shift = choose(far, total / count, zero)
+            count, total, squares = _moments(rows, at, n, pivot, half, shift)
+        each = one / count
+        offset = total * each
+        squares = _high(zero, squares - offset * total)
+        offset += shift
+        changed = count != before
+        if step == rounds or not any_set(changed):
             break
-        for x in range(_U(_W)):
-            pivot, half, total, each = s[_PIVOT + x], s[_HALF + x], s[_SUM + x], _F(1) / s[_COUNT + x]
-            shift = s[_SHIFT + x] + total * each
-            mean, left = pivot + shift, _high(_F(0), s[_SQUARES + x] - total * each * total)
-            reach = k * np.sqrt(left * each) + _F(2.4e-7) * abs(mean)  # two roundings
-            low, high = _high(shift - reach, -half), _low(shift + reach, half)
-            s[_PIVOT + x] = pivot + _F(0.5) * (low + high)
-            s[_HALF + x] = _F(0.5) * (high - low)
-    for x in range(_U(_W)):
-        shift = s[_SUM + x] / s[_COUNT + x]
-        s[_SQUARES + x] = _high(_F(0), s[_SQUARES + x] - shift * s[_SUM + x])
-        s[_PIVOT + x] += s[_SHIFT + x] + shift
+        reach = spread(k) * sqrt(squares * each) + spread(_F(2.4e-7)) * abs(pivot + offset)  # two roundings
+        low, high = _high(offset - reach, zero - half), _low(offset + reach, half)
+        pivot = choose(changed, pivot + spread(_F(0.5)) * (low + high), pivot)
+        half = choose(changed, spread(_F(0.5)) * (high - low), half)
+        before = count
+    variance = spread(unclip * unclip) * squares / ((count - one) * count)
+    return pivot + offset, choose(one < count, variance, spread(_F(np.nan))), count
 
 
 @_inner
-def _clip_model(rows, at, model, k, rounds, s):
-    """Weighted mean within ``k`` model sigma of ``s[_PIVOT]``, then of that mean; 1/variance in _SQUARES."""
+def _clip_model(rows, at, centre, model, k, rounds, unclip):
+    """Weighted mean within ``k`` model sigma of the centre, then of that mean; its variance, survivors."""
+    read, poisson, weight_of = model
+    zero, one = spread(_F(0)), spread(_F(1))
+    count, weights = zero, zero
     for _ in range(rounds + 1):
-        _put(s, _COUNT, 3 * _W, _F(0))
-        for i in range(model.shape[1]):
-            r = at + _U(i * _STRIDE)
-            read, poisson = model[0, i], model[1, i]
-            for x in range(_U(_W)):
-                centre = s[_PIVOT + x]
-                variance = read + poisson * _high(_F(0), centre)
-                d = rows[r + x] - centre
-                kept = d * d < k * k * variance
-                weight = _F(1) / variance if kept else _F(0)
-                s[_COUNT + x] += _F(1) if kept else _F(0)
-                s[_SUM + x] += weight * d if kept else _F(0)
-                s[_SQUARES + x] += weight
-        for x in range(_U(_W)):
-            s[_PIVOT + x] += s[_SUM + x] / s[_SQUARES + x]
+        level = _high(zero, centre)
+        count, total, weights = zero, zero, zero
+        for i in range(read.size):
+            d = get(rows, at + _U(i * _STRIDE)) - centre
+            if poisson.size:
+                variance = spread(read[i]) + spread(poisson[i]) * level
+                kept = d * d < spread(k * k) * variance
+                weight = one / variance & kept
+            else:  # no division: the weights are those of the exposures
+                weight = spread(weight_of[i])
+                kept = d * d * weight < spread(k * k)
+                weight = weight & kept
+            count = tally(count, kept)
+            total += weight * (d & kept)
+            weights += weight
+        centre += total / weights
+    count = number(count)
+    return centre, choose(zero < count, spread(unclip) / weights, spread(_F(np.nan))), count
 
 
 @_inner
-def _store(s, method, unclip, nx, y, first, value, variance, frames):
-    """Write a block's centre, variance of the mean and survivors."""
-    width, out = _U(min(_W, nx - first)), _U(y * nx + first)
+def _store(line, at, width, first, value, variance, frames):
+    """Write the centres, variances of the mean and survivors of a row of a tile."""
     for x in range(width):
-        count = s[_COUNT + x]
-        value[out + x] = s[_PIVOT + x] if count > 0 else _F(np.nan)
-        frames[out + x] = np.int32(count)
-    if method == SAMPLE:
+        value[first + x] = line[at + x]
+        frames[first + x] = np.int32(line[at + _U(2 * _STRIDE) + x])
+    if variance.size:
         for x in range(width):
-            count = s[_COUNT + x]
-            square = unclip * unclip * s[_SQUARES + x] / ((count - _F(1)) * count)
-            variance[out + x] = square if count > 1 else _F(np.nan)
-    elif method == MODEL:
-        for x in range(width):
-            variance[out + x] = unclip / s[_SQUARES + x] if s[_COUNT + x] > 0 else _F(np.nan)
+            variance[first + x] = line[at + _U(_STRIDE) + x]
 
 
-@_jit
-def run(counts, calibration, steps, model, method, clip, nx, results):
-    """Combine one amplifier, strip by strip; `stacks` prepares the arguments."""
-    flats, starts, edges, gaps = counts
-    offset, plane, scale = calibration
-    k, rounds, unclip = clip
-    value, variance, frames = results
-    n = len(edges) - 1
-    padded = -(-n // BLOCK) * BLOCK
-    rows = np.empty(_STRIDE * padded, np.float32)
-    work = np.empty(_W * (padded + 1), np.float32)
-    s = np.empty(10 * _W, np.float32)
-    sizes = np.empty(padded, np.float32)
-    _put(rows, _U(0), rows.size, _F(np.inf))  # exposures from n on stay +inf
-    _put(work, _U(0), work.size, _F(np.inf))
-    _put(work, _U(_W * padded), _W, _F(-np.inf))
-    _put(sizes, _U(0), padded, _F(0))
-    for run in range(n):
-        sizes[run] = edges[run + 1] - edges[run]
-    for y in range(value.size // nx):
-        for strip in range(0, nx, _STRIP):
-            _load(flats, starts, edges, offset, plane, scale, y, nx, strip, rows)
-            for x in range(strip, min(strip + _STRIP, nx), _W):
-                at = _U(x - strip)
-                if method == SAMPLE:
-                    _clip_sample(rows, at, n, k, rounds, s)
-                else:
-                    if gaps:
-                        _fill(rows, at, n, sizes, s)
+def _compile(version: int) -> Callable[..., Any]:
+    """Give the kernel; its cache on disk notices another ``version`` of `vectors`, being a closure of it."""
+
+    @_jit
+    def run(counts, calibration, steps, model, method, clip, nx, results):
+        """Combine one amplifier, tile by tile; `stacks` prepares the arguments."""
+        _ = version
+        flats, places, gaps = counts
+        offset, plane, scale, start = calibration
+        k, rounds, unclip = clip
+        value, variance, frames = results
+        starts, edges, _ = places
+        n = len(edges) - 1
+        block = -(-n // BLOCK) * BLOCK
+        rows = np.full(_STRIDE * block, _F(np.inf))  # exposures from n on stay +inf
+        work = np.full(LANES * (2 * block + 1), _F(np.inf))
+        put(work, _U(LANES * 2 * block), spread(_F(-np.inf)))
+        line = np.empty(3 * _STRIDE, np.float32)
+        sizes = np.empty(n + 1, np.float32)
+        for i in range(n):
+            sizes[i] = edges[i + 1] - edges[i]
+        sizes[n] = starts.size
+        room = max(min(_TILE, _CACHE // n), LANES) // LANES * LANES  # pixels of a tile
+        ny, whole = value.size // nx, -(-nx // LANES) * LANES
+        high = max(room // whole, 1)
+        for y0 in range(0, ny, high):
+            y1 = min(y0 + high, ny)
+            for x0 in range(0, nx, room):
+                width = min(room, nx - x0)
+                padded = _U(-(-width // LANES) * LANES)
+                _load(flats, places, offset, plane, scale, (y0, y1, x0, _U(width), padded), nx, rows)
+                for x in range(_U(0), _U(y1 - y0) * padded, _U(LANES)):
+                    if method == SAMPLE:
+                        centre, error, count = _clip_sample(rows, x, n, gaps, k, rounds, unclip)
                     else:
-                        _put(s, _SIGN, _W, _F(np.inf))
-                        _put(s, _COUNT, _W, _F(starts.size))
-                    _middle(rows, at, n, steps, work, s)
-                    if method == MODEL:
-                        _clip_model(rows, at, model, k, rounds, s)
-                _store(s, method, unclip, nx, y, x, value, variance, frames)
+                        sign, count, error = spread(_F(np.inf)), spread(sizes[n]), spread(_F(0))
+                        if start.size:
+                            centre = get(start, _U((y0 + x // padded) * nx + x0) + x % padded)
+                        else:
+                            if gaps:
+                                sign, count = _fill(rows, x, n, sizes)
+                            centre = _middle(rows, x, n, steps, work, sign)
+                        if method == MODEL:
+                            centre, error, count = _clip_model(rows, x, centre, model, k, rounds, unclip)
+                    centre = choose(spread(_F(0)) < count, centre, spread(_F(np.nan)))
+                    put(line, x, centre)
+                    put(line, x + _U(_STRIDE), error)
+                    put(line, x + _U(2 * _STRIDE), count)
+                for y in range(y0, y1):
+                    first = _U(y * nx + x0)
+                    _store(line, _U(y - y0) * padded, _U(width), first, value, variance, frames)
+
+    return run
+
+
+run = _compile(VERSION)

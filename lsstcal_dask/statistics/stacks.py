@@ -47,7 +47,7 @@ def median(
     Parameters
     ----------
     stack : (n, y, x) uint16, int32 or float32 counts, adu; NaN takes no part. A view over exposures is
-        read in place if each image is contiguous.
+        read in place if the pixels of each row touch.
     calibration : offset, plane and scale of the counts; None combines them as they are.
     use : (n,) bool, exposures that take part; all by default.
 
@@ -102,6 +102,7 @@ def clipped_mean(
     k: float = 4.0,
     iterations: int = 1,
     use: ArrayLike | None = None,
+    start: ArrayLike | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
     """Mean of the values within ``k`` sigma of a robust centre.
 
@@ -117,6 +118,8 @@ def clipped_mean(
     Parameters
     ----------
     k : half-width of the interval kept, in sigma; ``math.inf`` clips nothing.
+    start : (n,) bool, exposures whose median is the first centre, all by default: a median that half of
+        them, much noisier than the others, have carried off would clip the good ones. With ``noise`` only.
     stack, calibration, use : as for `median`.
 
     Returns
@@ -137,7 +140,13 @@ def clipped_mean(
     """
     if not k > 0 or iterations < 0:
         raise InconsistentGeometry(f"clip with k={k}, iterations={iterations}: k > 0 and iterations >= 0")
-    return _combine(stack, calibration, use, noise=noise, k=k, rounds=iterations)
+    centre = None
+    if noise is not None and start is not None:
+        everything = np.ones(len(stack), bool) if use is None else np.asarray(use, bool)
+        first = everything & np.asarray(_shaped("start", start, (len(stack),)), bool)
+        if not first[everything].all():
+            centre, _ = median(stack, calibration, use=first)
+    return _combine(stack, calibration, use, noise=noise, k=k, rounds=iterations, start=centre)
 
 
 def _combine(
@@ -149,6 +158,7 @@ def _combine(
     k: float | None = None,
     rounds: int = 0,
     group: int = 1,
+    start: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
     """Check the arguments, run the kernel; median unless ``k`` is given."""
     _check(stack, calibration, noise)
@@ -167,20 +177,25 @@ def _combine(
     terms = calibration or Calibration(np.zeros((n, ny), np.float32), None, np.ones(n, np.float32))
     plane = np.zeros((1, nx), np.float32) if terms.plane is None else _f4(terms.plane)
     offset, scale = _f4(terms.offset)[kept], _f4(terms.scale)[kept]
-    model = np.ones((2, kept.size), np.float32)
+    read, poisson = np.ones(kept.size, np.float32), np.empty(0, np.float32)
     if noise is not None:
-        model[0] = _f4(noise.read_variance)[kept] * scale**2
-        model[1] = noise.poisson * scale
+        read = _f4(noise.read_variance)[kept] * scale**2
+        poisson = noise.poisson * scale if noise.poisson else poisson
+    with np.errstate(divide="ignore"):
+        weight = np.where(read > 0, 1 / read, np.float32(np.inf))
     method = kernels.MEDIAN if k is None else kernels.SAMPLE if noise is None else kernels.MODEL
     reach = min(k or 0.0, _HUGE)
     shrink = clip_variance_factor(reach) if k else 1.0
-    flat, starts = _flatten(stack)
+    flat, starts, step = _flatten(stack)
     gaps = stack.dtype.kind == "f" or any(np.isnan(part.max()) for part in (offset, scale, plane))
+    centre = np.empty(0, np.float32)
+    if start is not None:  # the last vector of a row may reach beyond the image
+        centre = np.pad(start.reshape(-1), (0, kernels.LANES))
     kernels.run(
-        (_by_type(flat), starts[kept], edges, gaps),
-        (offset, plane.reshape(-1), scale),
+        (_by_type(flat), (starts[kept], edges, step), gaps),
+        (offset, plane.reshape(-1), scale, centre),
         kernels.plan(runs),
-        model,
+        (read, poisson, weight),
         method,
         (np.float32(reach), rounds, np.float32(1 / shrink)),
         nx,
@@ -219,16 +234,22 @@ def _f4(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _flatten(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Pixels as one read-only line, and where each exposure starts on it; no copy of contiguous images."""
+def _flatten(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+    """Pixels as one read-only line, where each exposure starts on it and the step from row to row.
+
+    Nothing is copied where pixels of a row touch and rows and exposures follow each other.
+    """
     n, ny, nx = stack.shape
     item = stack.itemsize
-    step = stack.strides[0] if n > 1 else ny * nx * item
-    if not stack[0].flags.c_contiguous or step < ny * nx * item or step % item:
+    frame, row, column = (
+        stride if size > 1 else whole
+        for stride, size, whole in zip(stack.strides, stack.shape, (ny * nx * item, nx * item, item), strict=True)
+    )
+    if column != item or row < nx * item or frame < (ny - 1) * row + nx * item or row % item or frame % item:
         return _flatten(np.ascontiguousarray(stack))
-    length = (n - 1) * step // item + ny * nx
+    length = ((n - 1) * frame + (ny - 1) * row) // item + nx
     flat = np.lib.stride_tricks.as_strided(stack, (length,), (item,), writeable=False)
-    return flat, np.arange(n) * (step // item)
+    return flat, np.arange(n) * (frame // item), row // item
 
 
 def _by_type(flat: NDArray[Any]) -> tuple[NDArray[Any], ...]:

@@ -30,6 +30,7 @@ __all__ = [
     "is_remote",
     "list_names",
     "normalise",
+    "read_bytes",
     "read_json",
     "sweep",
     "write_json",
@@ -102,6 +103,18 @@ def _put(url: str, path: str, value: object, mode: Any) -> None:
         _connect(url).put(path, json.dumps(value, indent=1, sort_keys=True).encode(), mode=mode)
 
 
+def read_bytes(url: str, path: str) -> bytes:
+    """Read one object.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    with _reaching(url):
+        return bytes(_connect(url).get(path).bytes()) if is_remote(url) else Path(url, path).read_bytes()
+
+
 def read_json(url: str, path: str) -> Any:
     """Read one small object.
 
@@ -112,10 +125,8 @@ def read_json(url: str, path: str) -> Any:
     """
     if not is_remote(url) and not Path(url, path).is_file():
         raise FileNotFoundError(f"{url}/{path}")
-    with _reaching(url):
-        text = bytes(_connect(url).get(path).bytes())
     try:
-        return json.loads(text)
+        return json.loads(read_bytes(url, path))
     except ValueError as error:
         raise CalibrationError(f"{url}/{path}: is damaged ({error}): restore it from a copy, or delete it") from error
 

@@ -11,13 +11,14 @@ version again and completes it. Nothing is visible before the pointer is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 import zarr.abc.store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from lsstcal_dask.errors import CalibrationError, StaleCalibration
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_attributes, output_dims
@@ -34,6 +35,7 @@ __all__ = [
     "list_products",
     "lookup",
     "open_product",
+    "outdated",
     "publish",
     "write_detector",
 ]
@@ -41,7 +43,8 @@ __all__ = [
 _MAIN = ("image", "gain")
 """Variables without which an amplifier of a product is of no use."""
 
-_PIXEL_CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+# Without a checksum a chunk that was cut short can decode to other numbers.
+_PIXEL_CODECS = [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()]
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _create_variable(store: zarr.abc.store.Store, var: str, output: Output, size
         chunks=tuple(1 if dim in single else max(sizes[dim], 1) for dim in dims),
         dtype=output.dtype,
         fill_value=empty_values(var, output, ()).item(),
-        compressors=[_PIXEL_CODEC] if "x" in dims else "auto",
+        compressors=_PIXEL_CODECS if "x" in dims else "auto",
         dimension_names=dims,
         attributes=output_attributes(var, output),
     )
@@ -134,7 +137,8 @@ def _create_variable(store: zarr.abc.store.Store, var: str, output: Output, size
 def finished(url: str, name: str, version: str) -> dict[str, dict[str, Any]]:
     """Records of the detectors of a version that are whole."""
     found = {}
-    for marker in objects.list_names(url, f"{_base(name, version)}/done"):
+    markers = objects.list_names(url, f"{_base(name, version)}/done")
+    for marker in (marker for marker in markers if marker.endswith(".json")):
         found[marker.removesuffix(".json")] = objects.read_json(url, f"{_base(name, version)}/done/{marker}")
     return found
 
@@ -218,17 +222,53 @@ def list_products(url: str, name: str | None = None) -> list[Pointer]:
     for product in names:
         published = objects.list_names(url, f"products/{product}/published")
         for pointer in (name for name in published if name.endswith(".json")):
-            found.append(Pointer(**objects.read_json(url, f"products/{product}/published/{pointer}")))
+            found.append(_read_pointer(url, f"products/{product}/published/{pointer}"))
     return sorted(found, key=lambda p: (p.name, p.valid_from, p.created, p.version))
 
 
-def lookup(pointers: Sequence[Pointer], name: str, detector: str, time: str) -> Pointer:
+def _read_pointer(url: str, path: str) -> Pointer:
+    found = objects.read_json(url, path)
+    try:
+        return Pointer(**found)
+    except TypeError:
+        raise CalibrationError(
+            f"{url}/{path}: is damaged: restore it from a copy, or delete it and build again"
+        ) from None
+
+
+def outdated(pointers: Sequence[Pointer], headers: Mapping[str, str]) -> dict[str, str]:
+    """Versions made from exposures whose header is another now, or from such products; with the reason.
+
+    Parameters
+    ----------
+    headers : hash of the header of every exposure, as `record_digests` finds it.
+    """
+    found = {}
+    for pointer in pointers:
+        for exposure, digest_then in pointer.inputs.get("headers", {}).items():
+            if headers.get(exposure) != digest_then:
+                found[pointer.version] = f"made from exposure {exposure}, whose header was corrected since"
+                break
+    used = {p.version: _upstream_versions(p) for p in pointers}
+    while new := {v: sorted(use & set(found))[0] for v, use in used.items() if v not in found and use & set(found)}:
+        found |= {version: f"made with {old}, which was {found[old]}" for version, old in new.items()}
+    return found
+
+
+def _upstream_versions(pointer: Pointer) -> set[str]:
+    return {text.partition("/")[0] for use in pointer.inputs.get("upstream", {}).values() for text in use.values()}
+
+
+def lookup(
+    pointers: Sequence[Pointer], name: str, detector: str, time: str, stale: Mapping[str, str] = MappingProxyType({})
+) -> Pointer:
     """The product to use for a detector at a time: of those valid then, the one that starts and was made last.
 
     Parameters
     ----------
     pointers : what `list_products` found.
     time : ISO, UTC.
+    stale : versions that must not be used, with the reason.
 
     Raises
     ------
@@ -237,8 +277,11 @@ def lookup(pointers: Sequence[Pointer], name: str, detector: str, time: str) -> 
     """
     candidates = [p for p in pointers if p.name == name and detector in p.detectors and p.verdict != "FAIL"]
     valid = [p for p in candidates if p.valid_from <= time and (not p.valid_until or time < p.valid_until)]
+    if current := [p for p in valid if p.version not in stale]:
+        return current[-1]
     if valid:
-        return valid[-1]
+        version = valid[-1].version
+        raise StaleCalibration(f"{name} {version} was {stale[version]}: build {name} again")
     if not candidates:
         raise StaleCalibration(f"there is no {name}: build it first")
     spans = ", ".join(f"{p.valid_from} to {p.valid_until or 'open'}" for p in candidates)

@@ -1,4 +1,6 @@
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.store import create_store, open_store
+from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.simulate.simple import Plan, amplifier_truth, sky
 from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
 
@@ -284,6 +287,13 @@ def test_configuration_file(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('[bias]\nmethod = "median"\n[bias.overscan]\nmethod = "row"\n')
     assert read_config(path).bias.method == "median"
+    path.write_text('[overscan]\nmethod = "row"\n[dark]\nk = 5\n[dark.overscan]\nmethod = "mean"\n')
+    shared = read_config(path)
+    found = [getattr(shared, name).overscan.method for name in ("bias", "gain", "calibrate", "dark")]
+    assert found == ["row", "row", "row", "mean"]
+    path.write_text("[overscan]\nskipp = 3\n")
+    with pytest.raises(CalibrationError, match=r"c.toml: .*overscan.skipp: there is no such entry"):
+        read_config(path)
     path.write_text("[bias]\nmethods = 3\n")
     with pytest.raises(CalibrationError, match=r"c.toml: bias.methods"):
         read_config(path)
@@ -376,3 +386,110 @@ def test_the_version_asked_for_last_is_the_one_in_use(ingested, tmp_path, thread
         in_use = lookup(list_products(store.url), "bias", store.camera.detectors[0].name, "2026-07-02T00:00:00")
         assert in_use.version == versions[-1]
     assert versions[0] == versions[2] != versions[1]
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    """A store with everything built, to be changed."""
+    shutil.copytree(built[0].url, tmp_path / "copy")
+    return open_store(tmp_path / "copy")
+
+
+def exposure_files(folder, plan, **changes):
+    """File of one exposure with some header entries replaced."""
+    camera = load_camera("mini1")
+    (path,) = make_files(folder, "mini1", [plan])
+    frame = read_frame(path, camera)
+    write_frame(path, camera, replace(frame, header={**frame.header, **changes}))
+    return [path]
+
+
+def test_another_dark_time_makes_another_dark(copy, built, threads, tmp_path):
+    """Same exposures, same pixels: only the header tells that the dark is another."""
+    before = built[1]["dark"].pointer
+    files = exposure_files(tmp_path / "raw", small_plans()[5], dark_time=360.0)
+    assert len(ingest(copy, files, threads, correct=True).corrected) == 1
+    found = dict(build(copy, [], Config(), threads))
+    assert [name for name, one in found.items() if one.new] == ["dark"]
+    after = found["dark"].pointer
+    assert (after.inputs["exposures"], after.inputs["pixels"]) == (before.inputs["exposures"], before.inputs["pixels"])
+    assert after.hash != before.hash
+    ((_, frame),) = calibrate(copy, [], Config().calibrate, threads)
+    assert frame.new
+    assert frame.pointer.inputs["upstream"]["R22_S11"]["dark"].startswith(after.version)
+
+
+def test_what_is_corrected_back_finds_its_products_again(copy, built, threads, tmp_path):
+    before = built[1]["bias"].pointer
+    files = make_files(tmp_path / "raw", "mini1", small_plans()[:1])
+    for kind, new in (("spot", True), ("bias", False)):
+        ingest(copy, files, threads, exposure_type=kind, correct=True)
+        ((_, one),) = build(copy, ["bias"], Config(), threads)
+        assert one.new is new
+    assert one.pointer.version == before.version
+    upstream = read_upstream(copy.url)
+    assert before.version not in upstream.outdated
+    assert lookup(upstream.pointers, "bias", "R22_S11", NOON, upstream.outdated).version == before.version
+
+
+def test_a_product_whose_last_exposures_turned_out_wrong_is_not_used(copy, threads, tmp_path):
+    """Nothing can be built in its place, and still it must not be applied."""
+    files = make_files(tmp_path / "raw", "mini1", small_plans()[:5])
+    ingest(copy, files, threads, exposure_type="spot", correct=True)
+    ((_, one),) = build(copy, ["bias"], Config(), threads)
+    assert "no exposures of type bias" in one.errors[0]
+    ((_, frame),) = calibrate(copy, [], Config().calibrate, threads)
+    assert frame.pointer is None
+    assert "whose header was corrected since: build bias again, or leave it out with --skip" in frame.errors[0]
+
+
+ROW = {"overscan": {"method": "row"}}
+
+
+@pytest.mark.parametrize("name", ["gain", "dark"])
+def test_a_bias_of_another_overscan_is_not_subtracted(copy, built, threads, name):
+    bias = built[1]["bias"].pointer
+    ((_, one),) = build(copy, [name], Config(**{name: ROW}), threads)
+    assert one.errors == [
+        f"{name}: R22_S11: bias {bias.version} was made with overscan method = 'spline', but {name} is to use "
+        f"'row': write one of them in [overscan] for both, and build bias again if it is not its own"
+    ]
+    assert len(list_products(copy.url, name)) == 1
+
+
+def test_a_frame_of_another_overscan_is_not_calibrated(copy, threads):
+    config = Config(calibrate=ROW).calibrate
+    ((_, one),) = calibrate(copy, [], config, threads)
+    (error,) = one.errors
+    assert "bias" in error
+    assert "overscan method = 'spline', but calibrate is to use 'row'" in error
+    list(build(copy, ["bias"], Config(bias=ROW), threads))
+    ((_, one),) = calibrate(copy, [], config, threads)
+    assert re.search(r"dark [0-9a-f]{16} was made with overscan method = 'spline'", one.errors[0])
+    everything = Config(bias=ROW, gain=ROW, dark=ROW, calibrate=ROW)
+    assert not [e for _, one in build(copy, [], everything, threads) for e in one.errors]
+    ((_, one),) = calibrate(copy, [], config, threads)
+    assert one.errors == []
+    with_spline = calibrate(copy, [], Config().calibrate, threads, skip=["bias", "dark"])
+    assert [one.errors for _, one in with_spline] == [[]]  # a gain is a number of the amplifier, whatever the overscan
+
+
+def test_validity_that_ends_and_validity_that_does_not(copy, threads):
+    """The end is exclusive; without one a product is valid until another starts."""
+    late = Validity(valid_until="2026-07-10T00:00:00")
+    ((_, ends),) = build(copy, ["bias"], Config(bias={"method": "median"}), threads, validity=late)
+    assert (ends.pointer.valid_from, ends.pointer.valid_until) == (NOON, "2026-07-10T00:00:00")
+    pointers = [p for p in list_products(copy.url, "bias") if p.valid_from == NOON]
+    for time, chosen in (
+        ("2026-07-01T11:59:59", None),
+        (NOON, ends),
+        ("2026-07-09T23:59:59", ends),
+        ("2026-07-10T00:00:00", "open"),
+        ("2099-01-01T00:00:00", "open"),
+    ):
+        if chosen is None:
+            with pytest.raises(CalibrationError, match="to 2026-07-10T00:00:00"):
+                lookup(pointers, "bias", "R22_S11", time)
+        else:
+            found = lookup(pointers, "bias", "R22_S11", time)
+            assert found.valid_until == ("" if chosen == "open" else ends.pointer.valid_until)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from making import SEED, make_files, small_plans
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import load_camera, read_frame, write_frame
 from lsstcal_dask.pipeline.ingest import IngestReport, ingest
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.simulate.simple import simulate_frame
-from lsstcal_dask.storage.raw import open_raw, read_records
+from lsstcal_dask.storage.manifests import read_records
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.variables import EXPOSURE_TYPES
 
 
 def files_under(folder):
@@ -104,9 +106,176 @@ def test_header_that_contradicts_its_exposure_is_refused(tmp_path, threads):
 
 
 def test_type_given_by_the_user_overrules_the_header_but_not_what_is_stored(store, raw_files, threads):
-    report = ingest(store, raw_files[:1], threads, exposure_type="dark")
-    assert "exposure_type 'dark'" in report.errors[0]
-    assert {r.header["exposure_type"] for r in read_records(store.url).values()} >= {"bias", "dark"}
+    before = files_under(store.url)
+    report = ingest(store, raw_files[:2], threads, exposure_type="dark")
+    assert (report.ingested, report.unchanged) == ([], [])
+    for path, error in zip(raw_files, report.errors, strict=False):
+        assert error == (
+            f"{Path(path).name}: exposure {Path(path).name[:-13]} R22_S11 has exposure_type 'dark', but is stored with "
+            f"'bias': nothing was changed; to replace the stored header ingest it with --correct"
+        )
+    assert files_under(store.url) == before
+
+
+def test_what_is_no_type_is_refused_before_anything_is_read(store):
+    with pytest.raises(WrongUse, match="unknown type of exposure 'nonsense': choose --type from bias, dark, flat"):
+        ingest(store, ["nowhere.fits"], None, exposure_type="nonsense")
+
+
+def test_every_camera_names_only_known_types():
+    for name in ("lsstcam", "latiss", "esis", "ohp", "mini1", "mini9"):
+        assert set(load_camera(name).headers["exposure_type"]["types"].values()) <= set(EXPOSURE_TYPES)
+
+
+def types(store):
+    return {key[0]: record.header["exposure_type"] for key, record in read_records(store.url).items()}
+
+
+def test_a_correction_replaces_the_header_and_nothing_else(store, raw_files, threads):
+    before, counts = files_under(store.url), open_raw(store.url, store.camera)["counts"].values
+    known = types(store)
+    report = ingest(store, raw_files[:1], threads, exposure_type="dark", correct=True)
+    assert (len(report.ingested), len(report.corrected), report.unchanged, report.errors) == (0, 1, [], [])
+    name = small_plans()[0].name
+    assert types(store) == known | {name: "dark"}
+    after = files_under(store.url)
+    (new,) = set(after) - set(before)
+    assert new.parent.as_posix() == "raw/manifests"
+    assert {path: after[path] for path in before} == before  # old manifests and frames remain
+    np.testing.assert_array_equal(open_raw(store.url, store.camera)["counts"].values, counts)
+    report = ingest(store, raw_files[:1], threads, exposure_type="dark", correct=True)
+    assert (report.corrected, len(report.unchanged)) == ([], 1)
+    assert ingest(store, raw_files[:1], threads, exposure_type="dark").errors == []
+    assert files_under(store.url) == after
+
+
+def test_the_last_correction_counts(store, raw_files, threads):
+    name = small_plans()[0].name
+    for kind in ("dark", "flat", None):
+        report = ingest(store, raw_files[:1], threads, exposure_type=kind, correct=True)
+        assert len(report.corrected) == 1
+        assert types(store)[name] == (kind or "bias")
+    assert ingest(store, raw_files, threads).errors == []
+
+
+def test_a_correction_does_not_touch_other_pixels(store, raw_files, threads, tmp_path):
+    frame = read_frame(raw_files[0], store.camera)
+    counts = frame.counts.copy()
+    counts[0, 5, 5] += 1
+    write_frame(tmp_path / "other.fits", store.camera, replace(frame, counts=counts))
+    before = files_under(Path(store.url) / "raw" / "manifests")
+    report = ingest(store, [str(tmp_path / "other.fits")], threads, exposure_type="dark", correct=True)
+    assert "different pixels" in report.errors[0]
+    assert files_under(Path(store.url) / "raw" / "manifests") == before
+
+
+def detector_files(folder, plan, headers):
+    """Files of one exposure of the nine-CCD camera, by detector, with some header entries replaced."""
+    camera = load_camera("mini9")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, changes in headers.items():
+        frame = simulate_frame(SEED, plan, camera, camera.detector(name))
+        path = folder / f"{name}.fits"
+        write_frame(path, camera, replace(frame, header={**frame.header, **changes}), compress=False)
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture
+def three(tmp_path, threads):
+    """A store with one dark of three CCDs, whose clocks differ a little."""
+    store = create_store(tmp_path / "s", "mini9")
+    clocks = {"R22_S00": {}, "R22_S01": {"dark_time": 300.25}, "R22_S02": {"dark_time": 299.5}}
+    files = detector_files(tmp_path / "raw", small_plans()[5], clocks)
+    assert ingest(store, files, threads).errors == []
+    return store, files
+
+
+def test_detectors_of_an_exposure_are_corrected_together(three, threads, tmp_path):
+    store, _ = three
+    right = {"R22_S00": {"dark_time": 303.0}, "R22_S01": {"dark_time": 303.25}}
+    files = detector_files(tmp_path / "right", small_plans()[5], right)
+    report = ingest(store, files, threads)
+    assert [("has dark_time 303" in line, "--correct" in line) for line in report.errors] == [(True, True)] * 2
+    report = ingest(store, files, threads, correct=True)
+    assert (len(report.corrected), report.errors) == (2, [])
+    assert {record.header["dark_time"] for record in read_records(store.url).values()} == {303.0}
+    before = files_under(store.url)
+    for correct in (True, False):
+        report = ingest(store, files, threads, correct=correct)
+        assert (len(report.unchanged), report.corrected, report.errors) == (2, [], [])
+    assert files_under(store.url) == before
+
+
+def test_files_that_disagree_correct_nothing(three, threads, tmp_path):
+    store, _ = three
+    wrong = {"R22_S00": {"exposure_type": "flat"}, "R22_S01": {"exposure_type": "flat"}, "R22_S02": {}}
+    files = detector_files(tmp_path / "wrong", small_plans()[5], wrong)
+    before = files_under(store.url)
+    report = ingest(store, files, threads, correct=True)
+    (error,) = report.errors
+    assert "R22_S02.fits: exposure" in error
+    assert "has exposure_type 'dark', but another file given has 'flat': nothing of this exposure was changed" in error
+    assert (report.corrected, files_under(store.url)) == ([], before)
+
+
+def test_a_new_detector_joins_the_corrected_exposure(three, threads, tmp_path):
+    store, _ = three
+    flat = {"exposure_type": "flat"}
+    files = detector_files(tmp_path / "more", small_plans()[5], {"R22_S10": flat, "R22_S00": flat})
+    assert "correct the header or --type" in ingest(store, files[:1], threads).errors[0]
+    report = ingest(store, files, threads, correct=True)
+    assert [r.detector for r in report.ingested] == ["R22_S10"]
+    assert [r.detector for r in report.corrected] == ["R22_S00"]
+    assert set(types(store).values()) == {"flat"}
+    assert ingest(store, files, threads).errors == []
+
+
+@pytest.mark.parametrize(
+    ("key", "close", "far"),
+    [("dark_time", 304.9, 305.1), ("time", "2026-07-01T20:00:59", "2026-07-01T20:01:01"), ("exposure_time", 0, 0.1)],
+)
+def test_clocks_of_the_detectors_may_differ_a_little(tmp_path, threads, key, close, far):
+    """Dark times by 5 s and times by a minute, for each CCD is read by its own clock; nothing else."""
+    start = {"time": "2026-07-01T20:00:00", "dark_time": 300.0, "exposure_time": 0.0}
+    given = {"R22_S00": start, "R22_S01": start | {key: close}, "R22_S02": start | {key: far}}
+    store = create_store(tmp_path / "s", "mini9")
+    report = ingest(store, detector_files(tmp_path / "raw", small_plans()[5], given), threads)
+    assert [record.detector for record in report.ingested] == ["R22_S00", "R22_S01"]
+    (error,) = report.errors
+    assert f"R22_S02 has {key} " in error
+    assert "but R22_S00 of the same exposure is stored with" in error
+    assert {record.header[key] for record in read_records(store.url).values()} == {report.ingested[0].header[key]}
+
+
+@pytest.mark.parametrize("key", ["wavelength", "photodiode"])
+def test_lamps_are_compared_among_the_detectors_of_an_exposure(tmp_path, threads, key):
+    """One lamp lights them all: two values contradict each other; what one file lacks another tells.
+
+    A controller that does not write the card must not keep its CCD out of the store, nor hide from
+    the exposure what the other controllers wrote, whichever file comes first.
+    """
+    given = {"R22_S00": {}, "R22_S01": {key: 500.0}, "R22_S02": {key: 600.0}, "R22_S10": {key: 500.0}, "R22_S11": {}}
+    files = detector_files(tmp_path / "raw", small_plans()[9], given)
+    store = create_store(tmp_path / "s", "mini9")
+    report = ingest(store, files[:4], threads)
+    (error,) = report.errors
+    assert f"R22_S02 has {key} 600.0, but R22_S01 of the same exposure is stored with 500.0" in error
+    assert len(report.ingested) == 3
+    assert {record.header[key] for record in read_records(store.url).values()} == {500.0}
+    assert ingest(store, files[4:], threads).errors == []
+    assert {record.header[key] for record in read_records(store.url).values()} == {500.0}
+    report = ingest(store, [files[0], files[1], files[4]], threads)
+    assert (len(report.unchanged), report.errors) == (3, [])
+
+
+def test_what_was_stored_without_a_lamp_learns_of_it(tmp_path, threads):
+    files = detector_files(tmp_path / "raw", small_plans()[9], {"R22_S00": {}, "R22_S01": {"wavelength": 500.0}})
+    store = create_store(tmp_path / "s", "mini9")
+    for path in files:
+        assert ingest(store, [path], threads).errors == []
+    assert open_raw(store.url, store.camera)["wavelength"].values.tolist() == [500.0]
 
 
 def test_a_store_keeps_its_camera(store):

@@ -249,18 +249,44 @@ def test_views_are_read_in_place_and_inputs_are_left_alone():
     rng = np.random.default_rng(5)
     whole = rng.integers(0, 1000, (12, 3, 4, 5, 66)).astype(np.uint16)
     before = whole.copy()
-    flat, starts = _flatten(whole[:, 1, 2])
+    flat, starts, step = _flatten(whole[:, 1, 2, 1:4, 2:60])
     assert np.shares_memory(flat, whole)
-    assert starts[1] == 3 * 4 * 5 * 66
+    assert (starts[1], step) == (3 * 4 * 5 * 66, 66)
     for view in (
         whole[:, 1, 2],
         whole[::2, 0, 0],
         whole[::-1, 0, 0],
         whole[:, 0, 0, :, ::2],
+        whole[:, 0, 0, ::2],
+        whole[:, 0, 0, ::-1, 3:40],
+        whole[:, 0, 0, 2:3, 3:40],
         whole[:1, 2, 3],
     ):
         np.testing.assert_array_equal(median(view)[0], np.median(view, axis=0))
     np.testing.assert_array_equal(whole, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (3, 4097), (700, 3), (1, 1)])
+@pytest.mark.parametrize("n", [4, 30])
+def test_images_of_any_shape(n, shape):
+    """Wider than a tile of the kernel, narrower than a vector."""
+    stack = np.random.default_rng(1).integers(0, 60000, (n, *shape)).astype(np.uint16)
+    np.testing.assert_array_equal(median(stack)[0], np.median(stack, axis=0).astype(np.float32))
+    np.testing.assert_allclose(clipped_mean(stack, k=np.inf)[0], stack.mean(axis=0), rtol=1e-6)
+
+
+def test_a_minority_of_good_exposures_is_not_clipped():
+    """Six good ones among nine noisy ones: where eight of nine fall on one side, the median of all is far off."""
+    rng = np.random.default_rng(4)
+    sigma = np.array([80.0] * 9 + [4.0] * 6, np.float32)
+    stack = rng.normal(1000, sigma[:, None, None], (15, 100, 100)).astype(np.float32)
+    noise = Noise(sigma**2, 0.0)
+    everyone, _, _ = clipped_mean(stack, None, noise)
+    value, variance, _ = clipped_mean(stack, None, noise, start=sigma < 10)
+    assert np.std((value - 1000) / np.sqrt(variance)) == pytest.approx(1, abs=0.03)
+    assert np.std(everyone) > 2 * np.std(value)
+    alone, _, _ = clipped_mean(stack, None, noise, start=np.ones(15, bool))
+    np.testing.assert_array_equal(alone, everyone)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 100, 101, 257])
@@ -268,6 +294,28 @@ def test_network_finds_the_middle_of_any_number(n):
     rng = np.random.default_rng(n)
     stack = rng.integers(0, 60000, (n, 1, 64)).astype(np.uint16)
     np.testing.assert_array_equal(median(stack)[0], np.median(stack, axis=0).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [5, 20, 70])
+def test_a_pixel_depends_on_its_own_values_alone(n):
+    """Cut out of the image at any row and column a pixel keeps every bit: no rounding is a neighbour's."""
+    rng = np.random.default_rng(n)
+    stack = rng.normal(30000, 3, (n, 5, 300)).astype(np.float32)
+    stack[rng.random(stack.shape) < 0.02] = -60000
+    stack[rng.random(stack.shape) < 0.02] = np.nan
+    noise = Noise(np.linspace(9, 10, n).astype(np.float32), 0.1)
+
+    def everything(part):
+        return (
+            *median(part),
+            *clipped_mean(part, None, noise),
+            *clipped_mean(part, k=2.5, iterations=3),
+        )
+
+    whole = everything(stack)
+    for y, x in ((slice(1, 3), slice(None)), (slice(4, 5), slice(37, 201)), (slice(0, 5), slice(291, 300))):
+        for found, expected in zip(everything(stack[:, y, x]), whole, strict=True):
+            np.testing.assert_array_equal(found, expected[y, x])
 
 
 # --- errors ---------------------------------------------------------------------------------------------
@@ -548,7 +596,7 @@ import numpy as np
 from lsstcal_dask.statistics import kernels as s, median
 assert not s.run.signatures
 median(np.zeros((9, 1, 64), np.uint16))
-for name in ("_middle", "_fill", "_moments", "_clip_sample", "_clip_model", "_store", "run"):
+for name in ("_calibrate", "_middle", "_fill", "_moments", "_clip_sample", "_clip_model", "_store", "run"):
     f = getattr(s, name)
     print("==", name)
     print("\\n".join(f.inspect_asm().values()))
@@ -561,6 +609,8 @@ for name in ("_middle", "_fill", "_moments", "_clip_sample", "_clip_model", "_st
     if "ymm" not in result.stdout:
         pytest.skip("not an x86 with AVX")
     assert len(re.findall(r"\bvminps\b", parts["_middle"])) >= 5 + 19 + 63  # sorters of 4, 8 and 16
+    assert re.search(r"\bvcvtdq2ps\b.*%ymm", parts["_calibrate"])
+    assert re.search(r"\bvfmadd\w*ps\b.*%ymm", parts["_moments"])
     assert re.search(r"\bvcmp\w*ps\b.*%ymm", parts["_moments"])
     assert re.search(r"\bvsqrtps\b", parts["_clip_sample"])
     assert re.search(r"\bvdivps\b", parts["_clip_model"])

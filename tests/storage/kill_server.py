@@ -23,7 +23,8 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.pipeline.build import build as run
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.store import open_store
-from lsstcal_dask.products.stack import StackConfig, Transform, combine_amplifier
+from lsstcal_dask.products.exposures import Transform
+from lsstcal_dask.products.stack import StackConfig, combine_amplifier
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.products import check_product, list_products
 

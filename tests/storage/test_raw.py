@@ -1,3 +1,6 @@
+import shutil
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -7,7 +10,8 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.simulate.simple import simulate_frame
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.raw import open_raw, read_records
+from lsstcal_dask.storage.manifests import FrameRecord, publish_frames, read_records
+from lsstcal_dask.storage.raw import check_frame, open_raw, write_frame
 
 
 def expected_counts(index):
@@ -59,10 +63,6 @@ def test_first_published_wins_over_a_later_manifest(ingested, tmp_path):
     records = read_records(ingested.url)
     key, record = next(iter(records.items()))
     url = str(tmp_path)
-    from dataclasses import asdict, replace
-
-    from lsstcal_dask.storage.raw import publish_frames
-
     publish_frames(url, [record])
     other = replace(record, pixels="0" * 16)
     row = {k: v for k, v in asdict(other).items() if k != "header"}
@@ -74,3 +74,56 @@ def test_stored_integers_are_as_narrow_as_they_can_be(ingested):
     dtypes = {record.dtype for record in read_records(ingested.url).values()}
     assert "uint16" in dtypes  # biases of an int32 camera fit
     assert open_raw(ingested.url, ingested.camera, exposure_type="bias")["counts"].dtype == np.uint16
+
+
+def changed_frame(ingested, folder, change):
+    """A copy of the store in which one file of the first bias has been changed."""
+    shutil.copytree(ingested.url, folder)
+    record = next(r for r in read_records(str(folder)).values() if r.header["exposure_type"] == "bias")
+    change(folder / record.path / "c" / "1" / "0" / "0")
+    return str(folder), record
+
+
+def flip(file):
+    blob = bytearray(file.read_bytes())
+    blob[len(blob) // 2] ^= 4
+    file.write_bytes(blob)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(lambda file: file.unlink(), "a part is missing"), (flip, "its checksum is wrong")],
+    ids=["missing", "one bit"],
+)
+def test_damaged_pixels_are_never_read_as_numbers(ingested, tmp_path, change, reason):
+    url, record = changed_frame(ingested, tmp_path / "s", change)
+    raw = open_raw(url, ingested.camera, chunked=False).sel(exposure=record.exposure)
+    assert raw["counts"].isel(amplifier=0).values.any()
+    with pytest.raises(CalibrationError, match=f"exposure {record.exposure} {record.detector}: .*{reason}.*ingest"):
+        raw["counts"].values  # noqa: B018
+    assert not check_frame(url, record)
+    assert check_frame(ingested.url, record)
+
+
+def test_an_amplifier_that_reads_zero_is_data(tmp_path):
+    counts = np.zeros((2, 5, 4), np.uint16)
+    counts[1] = 7
+    written = write_frame(str(tmp_path), FrameRecord("e", "d", "", "f", "h", "", {}), counts, {})
+    assert check_frame(str(tmp_path), written)
+    assert (tmp_path / written.path / "c/0/0/0").is_file()
+
+
+def test_frames_of_two_widths_make_one_array(ingested, tmp_path):
+    """An exposure whose counts need 32 bits among those that need 16."""
+    shutil.copytree(ingested.url, tmp_path / "s")
+    url = str(tmp_path / "s")
+    first = next(iter(read_records(url).values()))
+    counts = open_raw(url, ingested.camera, exposures=[first.exposure], chunked=False)["counts"].values[0, 0]
+    wide = counts.astype(np.int32) + 100_000
+    publish_frames(url, [write_frame(url, replace(first, exposure="WIDE", pixels=""), wide, {})])
+    raw = open_raw(url, ingested.camera, exposures=[first.exposure, "WIDE"], chunked=False)["counts"]
+    assert raw.dtype == np.int32
+    for choice in ((), (slice(None), 0, 1, slice(3, 9), slice(2, 30, 3))):
+        got = raw[choice].sel(exposure="WIDE").values.squeeze()
+        expected = wide if choice == () else wide[1, 3:9, 2:30:3]
+        np.testing.assert_array_equal(got, expected)

@@ -14,8 +14,9 @@ from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
-from lsstcal_dask.storage.raw import open_raw, read_records
+from lsstcal_dask.storage.raw import open_raw
 
 pytest.importorskip("moto", reason='no S3 server to test with: pip install "moto[server]"')
 pytest.importorskip("flask", reason='no S3 server to test with: pip install "moto[server]"')

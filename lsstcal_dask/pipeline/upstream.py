@@ -1,0 +1,56 @@
+"""The products a step applies: valid at its time, made from the headers of now, with the overscan of the step."""
+
+from dataclasses import dataclass
+
+from lsstcal_dask.errors import StaleCalibration
+from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.storage.manifests import read_records, record_digests
+from lsstcal_dask.storage.products import Pointer, list_products, lookup, outdated
+
+__all__ = ["OverscanMismatch", "Upstream", "find_upstream", "read_upstream"]
+
+_LEVELLED = ("bias", "dark")
+"""Products of pixels above the overscan: they hold what its setting left, and only frames with the same have it."""
+
+
+class OverscanMismatch(StaleCalibration):
+    """A product was made with another overscan setting than the frames it would be applied to."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What is published, and which versions were made from what has changed since, with the reason."""
+
+    pointers: list[Pointer]
+    outdated: dict[str, str]
+
+
+def read_upstream(url: str) -> Upstream:
+    """Everything published in a store as it is now."""
+    pointers = list_products(url)
+    return Upstream(pointers, outdated(pointers, record_digests(read_records(url))))
+
+
+def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step: tuple[str, OverscanConfig]) -> Pointer:
+    """The product for a detector at a time (ISO, UTC), fit for the frames of a step.
+
+    Parameters
+    ----------
+    step : table of the configuration that the step reads, and the overscan setting it says.
+
+    Raises
+    ------
+    StaleCalibration
+        None is valid, or what is was made from headers that were corrected since.
+    OverscanMismatch
+        It was made with another overscan setting.
+    """
+    pointer = lookup(upstream.pointers, name, detector, time, upstream.outdated)
+    table, overscan = step
+    made, used = pointer.configuration.get("overscan", {}), overscan.model_dump(mode="json")
+    for key in (key for key in used if name in _LEVELLED and made.get(key, used[key]) != used[key]):
+        raise OverscanMismatch(
+            f"{name} {pointer.version} was made with overscan {key} = {made[key]!r}, but {table} is to use "
+            f"{used[key]!r}: write one of them in [overscan] for both, and build {name} again if it is not its own"
+        )
+    return pointer

@@ -1,0 +1,169 @@
+"""What is damaged or does not belong is named, with the remedy, and what is whole is still read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.pipeline.build import build
+from lsstcal_dask.pipeline.calibrate import calibrate
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.ingest import ingest
+from lsstcal_dask.pipeline.listing import list_contents
+from lsstcal_dask.pipeline.store import open_store
+from lsstcal_dask.storage.manifests import read_records
+from lsstcal_dask.storage.products import finished, list_products, open_product
+
+
+@pytest.fixture
+def store(ingested, tmp_path):
+    shutil.copytree(ingested.url, tmp_path / "s")
+    return open_store(tmp_path / "s")
+
+
+@pytest.fixture(scope="module")
+def made(ingested, tmp_path_factory, threads):
+    """A store with a bias."""
+    folder = tmp_path_factory.mktemp("made") / "s"
+    shutil.copytree(ingested.url, folder)
+    ((_, one),) = build(open_store(folder), ["bias"], Config(), threads)
+    return folder, one.pointer
+
+
+@pytest.fixture
+def with_bias(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "s")
+    return open_store(tmp_path / "s"), made[1]
+
+
+def files_of(store, pattern):
+    return [path for path in sorted(Path(store.url).glob(pattern)) if path.is_file()]
+
+
+def one_line(error):
+    assert "\n" not in str(error)
+    return str(error)
+
+
+@pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_bytes(b"\0" * 40)], ids=["gone", "zeros"])
+def test_a_build_over_damaged_pixels_names_frame_and_path(store, threads, harm):
+    record = next(r for r in read_records(store.url).values() if r.header["exposure_type"] == "bias")
+    harm(Path(store.url, record.path, "c", "1", "0", "0"))
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert one.pointer is None
+    assert one_line(one.errors[0]).startswith(f"bias: {record.detector}: exposure {record.exposure} {record.detector}:")
+    assert f"delete {record.path} and ingest its file again" in one.errors[0]
+    assert not list_products(store.url, "bias")
+
+
+def test_a_damaged_frame_is_ingested_again_as_the_message_says(store, raw_files, threads):
+    record = next(r for r in read_records(store.url).values() if r.header["exposure_type"] == "bias")
+    Path(store.url, record.path, "c", "1", "0", "0").unlink()
+    shutil.rmtree(Path(store.url, record.path))
+    assert not ingest(store, raw_files, threads).errors
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert one.new
+    assert one.errors == []
+
+
+def test_damaged_pixels_of_a_product_are_never_subtracted(with_bias, threads):
+    """A chunk that was cut short would decode to numbers, but its checksum is wrong."""
+    store, bias = with_bias
+    chunk = files_of(store, f"products/bias/{bias.version}/data/image/c/**/*")[0]
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    ((_, one),) = calibrate(store, [], Config().calibrate, threads, skip=["gain", "dark"])
+    assert one.pointer is None
+    assert one_line(one.errors[0]).startswith("calibrated: R22_S11: ")
+    assert "--check' finds what is damaged" in one.errors[1]
+    (damage,) = list_contents(store, check=True)["damaged"]
+    assert damage.startswith(
+        f"bias {bias.version}: R22_S11: its values changed on disk: delete products/bias/published"
+    )
+
+
+WRONG = {
+    "not JSON": "{",
+    "another kind": "[]",
+    "empty": "{}",
+    "a number": "7",
+    "text": '{"exposures": 1, "frames": "x"}',
+}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_a_damaged_manifest_is_named(store, text):
+    (path,) = files_of(store, "raw/manifests/*.json")
+    path.write_text(text)
+    with pytest.raises(CalibrationError, match=f"raw/manifests/{path.name}: is damaged.*restore it") as error:
+        list_contents(store)
+    one_line(error.value)
+
+
+@pytest.mark.parametrize("change", ["frames", "exposures", "row", "corrections"])
+def test_a_manifest_that_lacks_a_part_is_damaged(store, change):
+    (path,) = files_of(store, "raw/manifests/*.json")
+    manifest = json.loads(path.read_text())
+    if change == "row":
+        del manifest["frames"][0]["pixels"]
+    elif change == "corrections":
+        manifest["corrections"] = {"e": {"header": {}}}
+    else:
+        del manifest[change]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CalibrationError, match=f"{path.name}: is damaged: restore it from a copy"):
+        read_records(store.url)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "bias", "colour": 1}'])
+def test_a_damaged_pointer_is_named(with_bias, text):
+    store, bias = with_bias
+    path = Path(store.url, "products/bias/published", f"{bias.version}.json")
+    path.write_text(text)
+    with pytest.raises(CalibrationError, match=rf"bias/published/{path.name}: is damaged.*or delete it") as error:
+        list_contents(store)
+    one_line(error.value)
+    path.unlink()  # as the message says
+    assert list_contents(store)["products"] == []
+
+
+def test_a_damaged_marker_of_a_detector_is_named(with_bias):
+    store, bias = with_bias
+    (path,) = files_of(store, f"products/bias/{bias.version}/done/*.json")
+    path.write_text("{")
+    with pytest.raises(CalibrationError, match=rf"done/{path.name}: is damaged"):
+        finished(store.url, "bias", bias.version)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}'])
+def test_a_damaged_store_is_no_store(store, tmp_path, text):
+    shutil.copytree(store.url, tmp_path / "other")
+    (tmp_path / "other" / "lsstcal.json").write_text(text)
+    with pytest.raises(CalibrationError, match=r"lsstcal\.json: is damaged"):
+        open_store(tmp_path / "other")
+
+
+def test_stray_files_are_left_alone(with_bias, raw_files, threads):
+    """Folders that a file manager or a person has been in."""
+    store, bias = with_bias
+    before = list_contents(store)
+    for folder in (
+        *("raw/manifests", "raw/frames", f"raw/frames/{bias.inputs['exposures'][0]}/R22_S11"),
+        *("products", "products/bias", "products/bias/published", f"products/bias/{bias.version}/done"),
+    ):
+        Path(store.url, folder, ".DS_Store").write_bytes(b"\0\1")
+        Path(store.url, folder, "notes.txt").write_text("mine")
+    Path(store.url, "products", "mine").mkdir()
+    assert list_contents(store, check=True) == before
+    assert ingest(store, raw_files, threads).errors == []
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert (one.new, one.pointer.version) == (False, bias.version)
+    assert list(finished(store.url, "bias", bias.version)) == ["R22_S11"]
+    ((_, frame),) = calibrate(store, [], Config().calibrate, threads, skip=["gain", "dark"])
+    assert frame.new
+
+
+def test_what_was_never_published_cannot_be_opened(store):
+    with pytest.raises(CalibrationError, match="bias 0000 is not published in"):
+        open_product(store.url, "bias", "0000")
