@@ -5,16 +5,20 @@ store, and the same frames of one amplifier in Rice-compressed FITS files, all w
 combines the files of that amplifier, as its users do; per pixel this scales to the CCD. Ours is everything
 that a task does: opening the store, reading, overscan, combination, the search for misfit frames. The
 process has the environment of our workers, whose allocator decides what reading costs and whose BLAS has one
-thread. Times come from one interleaved run, median of several rounds; the breakdown times the parts one by one.
+thread. Both are timed on one core; as `WORKERS` processes work at once, as a build does, ours are timed too, and
+ccdproc then as it is, for it knows no workers. Times come from one interleaved run, median of several rounds; the
+breakdown times the parts one by one.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from lsstcal_dask.storage.manifests import FrameRecord, publish_frames
 from lsstcal_dask.storage.raw import open_raw, write_frame
 
 TARGET = 75.0
+WORKERS = 2
 NUMBER = 20
 HEADER = {"exposure_type": "bias", "filter": "", "exposure_time": 0.0, "dark_time": 0.0, "wavelength": np.nan}
 
@@ -80,6 +85,12 @@ def ours(url: str, camera: Any, name: str, method: str, amplifiers: int) -> None
     results = bias_amplifiers(raw, camera.detector(name), camera.image_shape, StackConfig(method=method))
     for _ in range(amplifiers):
         next(results)
+
+
+def ours_at_once(pool: ProcessPoolExecutor, *arguments: Any) -> None:
+    """What `WORKERS` tasks do at once."""
+    for future in [pool.submit(ours, *arguments) for _ in range(WORKERS)]:
+        future.result()
 
 
 def theirs(files: list[Path], **options: Any) -> None:
@@ -128,9 +139,13 @@ def measure(folder: Path, rounds: int, amplifiers: int) -> dict[str, Any]:
     camera = load_camera("lsstcam")
     name = camera.detectors[0].name
     files, url = make_data(folder, camera, name, NUMBER), str(folder / "store")
+    pool = ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn"))
+    job = (url, camera, name)
     functions = {
-        "ours, clipped mean": lambda: ours(url, camera, name, "clipmean", amplifiers),
-        "ours, median": lambda: ours(url, camera, name, "median", amplifiers),
+        "ours, clipped mean": lambda: ours(*job, "clipmean", amplifiers),
+        "ours, median": lambda: ours(*job, "median", amplifiers),
+        "workers, clipped mean": lambda: ours_at_once(pool, *job, "clipmean", amplifiers),
+        "workers, median": lambda: ours_at_once(pool, *job, "median", amplifiers),
         "ccdproc, sigma clip": lambda: theirs(files, method="average", sigma_clip=True),
         "ccdproc, median": lambda: theirs(files, method="median"),
     }
@@ -138,10 +153,17 @@ def measure(folder: Path, rounds: int, amplifiers: int) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seconds = interleaved(functions, max(rounds // 2, 1))
-    times = {k: s / frames / (amplifiers if k.startswith("ours") else 1) * 1e9 for k, s in seconds.items()}
+    pool.shutdown()
+    shares = {"ours": amplifiers, "workers": amplifiers * WORKERS, "ccdproc": 1}
+    times = {k: s / frames / shares[k.partition(",")[0]] * 1e9 for k, s in seconds.items()}
     split = {k: s / frames * 1e9 for k, s in interleaved(dict(parts(url, camera, name)), rounds).items()}
     pairs = (("clipped mean", "sigma clip"), ("median", "median"))
-    ratios = {a: times[f"ccdproc, {b}"] / times[f"ours, {a}"] for a, b in pairs}
+    ratios = {
+        f"{who}, {a}": times[f"ccdproc, {b}"] / times[f"{who}, {a}"]
+        for a, b in pairs
+        for who in shares
+        if who != "ccdproc"
+    }
     shrunk = compressors(bias_frame(camera.raw_shape, 0), rounds)
     return {"times": times, "ratios": ratios, "parts": split, "compressors": shrunk}
 

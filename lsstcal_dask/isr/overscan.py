@@ -113,8 +113,11 @@ def _normal_equations(mean, weight, local, first, freedom):  # type: ignore[no-u
             for a in range(4):
                 part = weight[i, y] * local[y, a]
                 right[i, first[y] + a] += part * mean[i, y]
-                for b in range(4):
+                for b in range(a + 1):
                     matrix[i, first[y] + a, first[y] + b] += part * local[y, b]
+        for a in range(freedom):
+            for b in range(a):
+                matrix[i, b, a] = matrix[i, a, b]
     return matrix, right
 
 
@@ -122,14 +125,18 @@ def _normal_equations(mean, weight, local, first, freedom):  # type: ignore[no-u
 def _evaluate(coefficients, covariance, local, first):  # type: ignore[no-untyped-def]
     """Values and variances (n, y) of splines with these coefficients (n, nb) and covariance (n, nb, nb)."""
     n, ny = len(coefficients), len(local)
-    value = np.zeros((n, ny))
-    variance = np.zeros((n, ny))
+    value = np.empty((n, ny))
+    variance = np.empty((n, ny))
     for i in range(n):
         for y in range(ny):
+            here, error = 0.0, 0.0
             for a in range(4):
-                value[i, y] += local[y, a] * coefficients[i, first[y] + a]
+                part = 0.0
                 for b in range(4):
-                    variance[i, y] += local[y, a] * local[y, b] * covariance[i, first[y] + a, first[y] + b]
+                    part += local[y, b] * covariance[i, first[y] + a, first[y] + b]
+                here += local[y, a] * coefficients[i, first[y] + a]
+                error += local[y, a] * part
+            value[i, y], variance[i, y] = here, error
     return value, variance
 
 

@@ -92,7 +92,9 @@ def _dead_amplifier(outputs: Mapping[str, Output], sizes: Mapping[str, int], rea
 
 
 def _padded(values: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarray:
-    """``values`` in the lower corner of an array of the padded shape."""
+    """``values`` in the lower corner of an array of the padded shape; themselves where they fill it."""
+    if values.shape == shape:
+        return values
     out = np.full(shape, fill, values.dtype)
     out[tuple(slice(size) for size in values.shape)] = values
     return out
@@ -120,7 +122,7 @@ def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], na
             "image": (("y", "x"), _padded(stack.value, shape, np.nan)),
             "variance": (("y", "x"), _padded(stack.variance, shape, np.nan)),
             "mask": (("y", "x"), _padded(mask, shape, MASK_BITS["NO_DATA"])),
-            "frames": (("y", "x"), _padded(stack.frames.astype(np.uint16), shape, 0)),
+            "frames": (("y", "x"), _padded(stack.frames, shape, 0)),
             "row_variance": ("y", _padded(stack.row_variance, shape[:1], np.nan)),
             "level": ("exposure", spread(stack.level, np.nan)),
             "level_error": ("exposure", spread(stack.level_error, np.nan)),

@@ -47,17 +47,11 @@ def find_pairs(raw: xr.Dataset) -> list[tuple[int, int]]:
     --------
     Four flats of 1, 1, 2 and 2 s make the pairs (0, 1) and (2, 3).
     """
-    kinds = [str(kind) for kind in raw["exposure_type"].values]
+    columns = (raw[name].values for name in ("exposure_type", "exposure_time", "filter", "wavelength"))
     groups: dict[tuple, list[int]] = {}
-    for i, kind in enumerate(kinds):
+    for i, (kind, seconds, band, wavelength) in enumerate(zip(*columns, strict=True)):
         if kind == "flat":
-            part = raw.isel(exposure=i)
-            key = (
-                f"{float(part['exposure_time']):.4g}",
-                str(part["filter"].values),
-                f"{float(part['wavelength']):.1f}",
-            )
-            groups.setdefault(key, []).append(i)
+            groups.setdefault((f"{float(seconds):.4g}", str(band), f"{float(wavelength):.1f}"), []).append(i)
     return sorted((a, b) for found in groups.values() for a, b in zip(found[::2], found[1::2], strict=False))
 
 
@@ -111,16 +105,20 @@ def _amplifier_gain(
     values = dict.fromkeys(OUTPUTS, np.nan)
     remarks: list[str] = []
     summary: dict[str, float | str] = {}
-    noise = _Noise(products, amplifier.name)
+    known, plane = float("nan"), None
+    if "bias" in products:
+        bias = products["bias"].sel(amplifier=amplifier.name)
+        known, plane = float(bias["read_noise"]), bias["image"].values
+    noise = _Noise(known)
     try:
-        xrays = _from_xrays(raw, amplifier, temperature, config, products, noise)
+        xrays = _from_xrays(raw, amplifier, temperature, config, plane, noise)
         if xrays is not None:
             values["gain_fe55"], values["gain_fe55_error"] = xrays.gain, xrays.error
             summary["hits"] = xrays.spectrum.hits
     except CalibrationError as error:
         remarks.append(f"55Fe: {error}")
     try:
-        pair, plain = _from_pairs(raw, amplifier, config, products, noise, remarks)
+        pair, plain = _from_pairs(raw, amplifier, config, plane, noise, remarks)
         if pair is not None:
             values["gain_pair"], values["gain_pair_error"] = pair.gain, pair.error
             summary |= {"pairs": pair.pairs, "pair_method": pair.method, "pair_chi2": pair.chi2}
@@ -142,10 +140,8 @@ def _amplifier_gain(
 class _Noise:
     """Collects the read noise seen in the reference pixels of every frame that is read."""
 
-    def __init__(self, products: dict[str, xr.Dataset], amplifier: str) -> None:
-        self.known = float("nan")
-        if "bias" in products:
-            self.known = float(products["bias"]["read_noise"].sel(amplifier=amplifier))
+    def __init__(self, known: float) -> None:
+        self.known = known  # adu, used where no frame has reference pixels
         self.squares: list[float] = []
         self.pixels = 0
 
@@ -172,18 +168,17 @@ def _images(
     where: np.ndarray,
     amplifier: Amplifier,
     config: GainConfig,
-    products: dict[str, xr.Dataset],
+    plane: np.ndarray | None,
     noise: _Noise,
 ) -> np.ndarray:
-    """Frames (n, y, x) float32, adu, above overscan and bias; adds their read noise to ``noise``."""
+    """Frames (n, y, x) float32, adu, above overscan and ``plane``, the bias; adds their read noise to ``noise``."""
     counts = raw["counts"].isel(exposure=where).sel(amplifier=amplifier.name).values
     reference = reference_pixels(counts, amplifier)
     found = row_levels(reference, config.overscan)
     ny, nx = reference.shape[1:]
     noise.add(found.read_noise, ny * max(nx - 1 - config.overscan.skip, 0))
     images = counts[(slice(None), *amplifier.data.slices)] - found.level[:, :, None]
-    if "bias" in products:
-        plane = products["bias"]["image"].sel(amplifier=amplifier.name).values
+    if plane is not None:
         images -= plane[: images.shape[1], : images.shape[2]]
     return images.astype(np.float32, copy=False)
 
@@ -193,13 +188,13 @@ def _from_xrays(
     amplifier: Amplifier,
     temperature: float,
     config: GainConfig,
-    products: dict[str, xr.Dataset],
+    plane: np.ndarray | None,
     noise: _Noise,
 ) -> XrayGain | None:
     where = np.flatnonzero((raw["exposure_type"].values == "fe55") & raw["present"].values)
     if not len(where):
         return None
-    images = _images(raw, where, amplifier, config, products, noise)
+    images = _images(raw, where, amplifier, config, plane, noise)
     return fe55_gain(images, noise.value(), temperature_k=temperature, diffusion_px=(0.0, config.diffusion))
 
 
@@ -207,14 +202,14 @@ def _from_pairs(
     raw: xr.Dataset,
     amplifier: Amplifier,
     config: GainConfig,
-    products: dict[str, xr.Dataset],
+    plane: np.ndarray | None,
     noise: _Noise,
     remarks: list[str],
 ) -> tuple[CombinedGain | None, float]:
     """Gain from all good pairs, and from their variances alone; a pair that is none is left out with a remark."""
     found: list[PairGain] = []
     for first, second, names in _present_pairs(raw):
-        images = _images(raw, np.array([first, second]), amplifier, config, products, noise)
+        images = _images(raw, np.array([first, second]), amplifier, config, plane, noise)
         try:
             found.append(pair_gain(images[0], images[1], noise.value(), names=names))
         except CalibrationError as error:

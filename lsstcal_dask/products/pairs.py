@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, uniform_filter
 from scipy.optimize import least_squares
-from scipy.stats import chi2 as chi2_distribution
-from scipy.stats import norm
+from scipy.special import chdtrc, ndtr, ndtri
 
 from lsstcal_dask.errors import (
     CalibrationError,
@@ -252,7 +251,7 @@ def _reject(first: Floats, second: Floats, difference: Floats, read_noise: float
     slope = _inverse_gain(float(np.median(residual[good] ** 2)) / (2 * 0.4549), centre, read_noise)
     spread = np.sqrt(2 * (read_noise**2 + slope * np.maximum(level, 1e-3 * centre)))
     scaled = residual / spread
-    width = np.median(np.abs(scaled[good])) / norm.ppf(0.75)
+    width = np.median(np.abs(scaled[good])) / ndtri(0.75)
     for _ in range(2):  # the second width is not that of a median, noisier by 1.6
         kept = good & (np.abs(scaled) < _CLIP * width)
         width = np.sqrt(np.mean(scaled[kept] ** 2) / _clip_factor())
@@ -262,7 +261,8 @@ def _reject(first: Floats, second: Floats, difference: Floats, read_noise: float
 
 def _clip_factor(limit: float = _CLIP) -> float:
     """Variance of a unit Gaussian cut at +- ``limit``."""
-    return float(1 - 2 * limit * norm.pdf(limit) / (2 * norm.cdf(limit) - 1))
+    density = np.exp(-(limit**2) / 2) / np.sqrt(2 * np.pi)
+    return float(1 - 2 * limit * density / (2 * ndtr(limit) - 1))
 
 
 def _weights(level: Floats, difference: Floats, read_noise: float, good: Flags) -> Floats:
@@ -431,6 +431,6 @@ def _fit(inverse: Floats, relative: Floats, mean: Floats, method: str) -> Combin
         slope_error=float(np.sqrt(covariance[1, 1]) / scale) if free == 2 else np.nan,
         chi2=chi2,
         dof=dof,
-        probability=float(chi2_distribution.sf(chi2, dof)) if dof > 0 else np.nan,
+        probability=float(chdtrc(dof, chi2)) if dof > 0 else np.nan,
         pairs=len(mean),
     )

@@ -11,7 +11,7 @@ from lsstcal_dask.products.exposures import Exposures
 __all__ = ["Residuals", "frame_levels", "misfits", "residual_blocks"]
 
 _BLOCK: Final = 32  # pixels on a side of the blocks in which a frame's structure is compared
-_SAMPLE: Final = 5000  # pixels whose median is the level of a frame, to a fiftieth of their noise
+_SAMPLE: Final = 3000  # pixels whose median is the level of a frame, to a fortieth of their noise
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ def _block_means(counts, corner, offset, plane, value, inverse, limits):  # type
     total = np.zeros((n, by, bx), np.float32)
     count = np.zeros((by, bx), np.float32)
     columns = np.empty(nx, np.float32)
-    for i in range(n):
-        limit, factor = limits[i], inverse[i]
-        for b in range(by):
+    for b in range(by):  # what is common to the exposures stays in the cache
+        for i in range(n):
+            limit, factor = limits[i], inverse[i]
             columns[:] = 0
             for y in range(b * _BLOCK, min((b + 1) * _BLOCK, ny)):
                 row = counts[i, corner[0] + y, corner[1] : corner[1] + nx]
-                base, signal, level = plane[y], value[y], offset[i, y]
+                base, signal, level = plane[y if len(plane) > 1 else 0], value[y], offset[i, y]
                 for x in range(nx):
                     residual = np.float32(row[x]) - level - base[x] - signal[x] * factor
                     columns[x] += min(max(residual, -limit), limit)
@@ -58,8 +58,8 @@ def _block_means(counts, corner, offset, plane, value, inverse, limits):  # type
 def residual_blocks(exposures: Exposures, value: np.ndarray) -> Residuals:
     """Mean of each block of each frame less the combined ``value`` (y, x), in the unit of the product."""
     levels, noise, transform = exposures.levels, exposures.noise, exposures.transform
-    value = np.nan_to_num(value)
-    plane = np.zeros_like(value) if transform.plane is None else transform.plane.astype(np.float32)
+    value = np.nan_to_num(value) if np.isnan(value.sum()) else value
+    plane = np.zeros((1, value.shape[1]), np.float32) if transform.plane is None else transform.plane
     inverse = (1 / transform.scale).astype(np.float32)
     offset = np.nan_to_num(levels.level)
     data, box = exposures.data, exposures.amplifier.data

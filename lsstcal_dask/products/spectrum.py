@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_ndtr, logit, ndtr
-from scipy.stats import kstwo
 
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 
@@ -31,6 +30,7 @@ _RANGE: Final = (0.75, 1.22)  # part of the spectrum fitted, in units of K-alpha
 _PRIOR_CENTRE: Final = np.array([logit(0.12), logit(0.1), np.log(5.0), logit(0.05)])
 _PRIOR_WIDTH: Final = np.array([0.7, 1.5, 0.5, 1.5])
 _RESOLUTION_WIDTH: Final = 0.3  # of log(sigma), where the resolution is known beforehand
+_WIDTH: Final = np.array([1.0, _RESOLUTION_WIDTH, *_PRIOR_WIDTH])  # the position has no prior
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,13 @@ class Spectrum:
     fraction_flat: float
     hits: int
     ks: float
-    ks_probability: float
+
+    @property
+    def ks_probability(self) -> float:
+        """Probability of a larger ``ks`` were the model true."""
+        from scipy.stats import kstwo  # noqa: PLC0415 (half a second, and few ask)
+
+        return float(kstwo.sf(self.ks, self.hits))
 
 
 def kalpha_electrons(temperature_k: float = 173.0) -> float:
@@ -83,14 +89,16 @@ def fit_spectrum(charges: Pixels, *, resolution: float | None = None) -> Spectru
         No line stands out of the background.
     """
     peak = find_peak(charges)
-    for widths in ((1.0,), (0.7, 1.0, 2.0)):  # the second round has the range centred on the fitted line
+    starts = [_start(1.0, resolution)]
+    for _ in range(2):  # the second round has the range centred on the fitted line
         scaled = np.asarray(charges, dtype=np.float64) / peak
         scaled = scaled[(scaled > _RANGE[0]) & (scaled < _RANGE[1])]
         if len(scaled) < MINIMUM:
             counted = f"{len(scaled)} usable 55Fe hits, at least {MINIMUM} needed"
             raise InsufficientInputs(f"{counted}: add 55Fe exposures, or widen the selection")
-        theta = _maximise(scaled, resolution, widths)
+        theta = _maximise(scaled, resolution, starts)
         scale, peak = peak, peak * (1 + theta[0] / 100)
+        starts = [np.array([0.0, *theta[1:]]), _start(0.7, resolution), _start(2.0, resolution)]
     return _describe(theta, scaled, scale, resolution)
 
 
@@ -105,63 +113,75 @@ def find_peak(charges: Pixels) -> float:
     return float(np.exp(edges[np.argmax(smooth)] + step / 2))
 
 
-def _lines(x: Floats, theta: Floats) -> tuple[Floats, Floats]:
-    """Density and distribution function of both lines at ``x``, in units of the first position.
+def _lines(x: Floats, theta: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Density and distribution function (n,) of both lines at ``x``, in units of the first position.
 
-    A line's low tail is the Gaussian convolved with an exponential loss of mean ``tail``.
+    A line's low tail is the Gaussian convolved with an exponential loss of mean ``tail``. Then come
+    the slopes (5, n) of both with ``theta[:5]``.
     """
-    sigma = np.exp(theta[1])
-    tail = sigma * np.exp(theta[4])
+    sigma, steep = np.exp(theta[1]), np.exp(-theta[4])  # steep: sigma over tail
     kbeta, lossy = expit(theta[2:4])
-    density, cumulative = np.zeros_like(x), np.zeros_like(x)
-    for energy, weight in ((K_ALPHA, 1 - kbeta), (K_BETA, kbeta)):
-        z = (x - (1 + theta[0] / 100) * energy / K_ALPHA) / sigma
-        lost = np.exp(z * sigma / tail + (sigma / tail) ** 2 / 2 + log_ndtr(-z - sigma / tail))
-        gauss = np.exp(-(z**2) / 2) / (np.sqrt(2 * np.pi) * sigma)
-        density += weight * ((1 - lossy) * gauss + lossy * lost / tail)
-        cumulative += weight * (ndtr(z) + lossy * lost)
-    return density, cumulative
+    energy = np.array([[1.0], [K_BETA / K_ALPHA]])
+    z = (x - (1 + theta[0] / 100) * energy) / sigma
+    gauss = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    lost = np.exp(z * steep + steep**2 / 2 + log_ndtr(-z - steep))
+    change = steep * lost - gauss  # of lost with z, and of the line with lossy
+    line, below = gauss + lossy * change, ndtr(z) + lossy * lost
+    bend = lossy * steep * change - (1 - lossy) * z * gauss  # of the line with z
+    stretch = (z + steep) * lost - gauss  # of lost with steep
+    moved, mixed = -energy / (100 * sigma), lossy * (1 - lossy)
+    weights, swap = np.array([1 - kbeta, kbeta]), kbeta * (1 - kbeta) * np.array([-1.0, 1.0])
+    slopes = np.stack([moved * bend, -z * bend - line, line, mixed * change, -steep * lossy * (lost + steep * stretch)])
+    low = np.stack([moved * line, -z * line, below, mixed * lost, -steep * lossy * stretch])[:, :, -2:]
+    each = np.stack([weights, weights, swap, weights, weights])[:, None]
+    return weights @ line / sigma, weights @ below, (each @ slopes)[:, 0] / sigma, (each @ low)[:, 0]
 
 
-def _model(x: Floats, theta: Floats) -> tuple[Floats, Floats]:
-    """Density and distribution function of the hits within the fitted range."""
-    density, cumulative = _lines(np.concatenate([x, _RANGE]), theta)
-    below, above = cumulative[-2:]
-    inside, flat, width = max(above - below, 1e-9), expit(theta[5]), _RANGE[1] - _RANGE[0]
+def _model(x: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
+    """Density and distribution function (n,) of the hits within the fitted range; slopes (6, n) of the density."""
+    density, cumulative, slope, cumulative_slope = _lines(np.concatenate([x, _RANGE]), theta)
+    density, slope, below = density[:-2], slope[:, :-2], cumulative[-2]
+    inside, flat, width = max(cumulative[-1] - below, 1e-9), expit(theta[5]), _RANGE[1] - _RANGE[0]
+    wider = (cumulative_slope[:, -1] - cumulative_slope[:, -2])[:, None]
     return (
-        (1 - flat) * density[:-2] / inside + flat / width,
+        (1 - flat) * density / inside + flat / width,
         (1 - flat) * (cumulative[:-2] - below) / inside + flat * (x - _RANGE[0]) / width,
+        (1 - flat)
+        * np.concatenate([(slope - density * wider / inside) / inside, [flat * (1 / width - density / inside)]]),
     )
 
 
-def _cost(theta: Floats, scaled: Floats, resolution: float | None) -> float:
-    """Minus the logarithm of the likelihood, with the weak priors."""
+def _cost(theta: Floats, scaled: Floats, resolution: float | None) -> tuple[float, Floats]:
+    """Minus the logarithm of the likelihood, with the weak priors, and its gradient (6,)."""
     if not (abs(theta[0]) < 20 and -7 < theta[1] < -1.5 and np.all(np.abs(theta[2:]) < 12)):
-        return 1e10
-    prior = np.sum(((theta[2:] - _PRIOR_CENTRE) / _PRIOR_WIDTH) ** 2) / 2
+        return 1e10, np.zeros(6)
+    pull = np.zeros(6)
+    pull[2:] = (theta[2:] - _PRIOR_CENTRE) / _PRIOR_WIDTH
     if resolution is not None:
-        prior += ((theta[1] - np.log(resolution)) / _RESOLUTION_WIDTH) ** 2 / 2
-    return float(prior - np.sum(np.log(_model(scaled, theta)[0] + 1e-300)))
+        pull[1] = (theta[1] - np.log(resolution)) / _RESOLUTION_WIDTH
+    density, _, slope = _model(scaled, theta)
+    density = density + 1e-300
+    value = np.sum(pull**2) / 2 - np.sum(np.log(density))
+    return float(value), pull / _WIDTH - slope @ (1 / density)
 
 
-def _maximise(scaled: Floats, resolution: float | None, widths: tuple[float, ...]) -> Floats:
-    """Best parameters from starts that differ in the width of the line, relative to the resolution."""
-    starts = [[0.0, np.log(f * (resolution or 0.02)), *_PRIOR_CENTRE] for f in widths]
-    found = [minimize(_cost, s, args=(scaled, resolution), options={"gtol": 1e-3}) for s in starts]
+def _start(width: float, resolution: float | None) -> Floats:
+    """Parameters (6,) of a line at the expected place, its width relative to the resolution."""
+    return np.array([0.0, np.log(width * (resolution or 0.02)), *_PRIOR_CENTRE])
+
+
+def _maximise(scaled: Floats, resolution: float | None, starts: list[Floats]) -> Floats:
+    """Best parameters (6,) found from any of the starts."""
+    found = [minimize(_cost, s, args=(scaled, resolution), jac=True, options={"gtol": 1e-3}) for s in starts]
     return np.asarray(min(found, key=lambda f: f.fun).x)
 
 
 def _information(theta: Floats, scaled: Floats, resolution: float | None) -> Floats:
-    """Observed information (6, 6): second differences of the cost."""
+    """Observed information (6, 6): differences of the gradient of the cost."""
     step = np.array([0.02, 0.01, 0.05, 0.05, 0.03, 0.05])
-    shift = np.diag(step)
-
-    def mixed(i: int, j: int) -> float:
-        signs = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-        return sum(a * b * _cost(theta + a * shift[i] + b * shift[j], scaled, resolution) for a, b in signs)
-
-    second = np.array([[mixed(i, j) if i <= j else 0.0 for j in range(6)] for i in range(6)])
-    return (second + np.triu(second, 1).T) / (4 * np.outer(step, step))
+    ends = [[_cost(theta + sign * shift, scaled, resolution)[1] for shift in np.diag(step)] for sign in (1, -1)]
+    second = (np.array(ends[0]) - np.array(ends[1])) / (2 * step[:, None])
+    return (second + second.T) / 2
 
 
 def _describe(theta: Floats, scaled: Floats, scale: float, resolution: float | None) -> Spectrum:
@@ -189,5 +209,4 @@ def _describe(theta: Floats, scaled: Floats, scale: float, resolution: float | N
         fraction_flat=flat,
         hits=hits,
         ks=float(distance),
-        ks_probability=float(kstwo.sf(distance, hits)),
     )

@@ -182,13 +182,13 @@ def _median_variance(
     lattice of the integers adds 1/12 of its step squared.
     """
     transform = exposures.transform
-    scale, signal = transform.scale[use], np.maximum(value, np.float32(0))
-    read_variance = exposures.noise[use] ** 2
-    inverse = np.zeros_like(value)  # mean of 1/sigma: densities add up
+    scale, read_variance = transform.scale[use], exposures.noise[use] ** 2
+    signal = np.maximum(value, np.float32(0)) if np.isfinite(transform.gain) else np.float32(0)
+    inverse = np.float32(0) * signal  # mean of 1/sigma: densities add up
     for kind in np.unique(scale):
         same = scale == kind
         part = np.float32(read_variance[same].mean() * kind**2) + signal * np.float32(kind / transform.gain)
-        inverse += np.float32(same.mean()) / np.sqrt(part)
+        inverse = inverse + np.float32(same.mean()) / np.sqrt(part)
     runs = np.maximum(np.arange(len(scale) + 1) / group, 1)
     share = (np.pi / 2 / (runs + np.pi / 2 - 1) / group).astype(np.float32)
     return share[frames] / np.square(inverse) + np.float32(np.mean(scale) ** 2 / 12 / group**2)

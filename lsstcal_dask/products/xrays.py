@@ -4,10 +4,12 @@ An X-ray frees a known number of electrons. Each hit is a Gaussian cloud integra
 the charges of all hits make a `spectrum` whose K-alpha line gives the gain.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.special import erf
@@ -38,7 +40,10 @@ HALF: Final = 3
 """Half width of the fitted window: 7 x 7 pixels hold the cloud and enough background."""
 
 _PARAMETERS: Final = 5  # y0, x0, sigma, charge, background
-_BOUNDS: Final = ((-1.5, -1.5, 0.08), (1.5, 1.5, 2.5))  # px; narrower clouds are one pixel wherever they fell
+_BOUNDS: Final = (  # px for the first three; narrower clouds are one pixel wherever they fell
+    (-1.5, -1.5, 0.08, -np.inf, -np.inf),
+    (1.5, 1.5, 2.5, np.inf, np.inf),
+)
 
 FANO: Final = 0.116
 """Variance of the electrons freed over their mean."""
@@ -164,9 +169,9 @@ def fit_hits(image: Pixels, peaks: Peaks, read_noise: float, *, gain: float | No
     variance = np.full_like(data, read_noise**2)
     parameters = _minimise(data, variance, _start(data))
     for _ in range(2 if gain is not None else 0):  # the weights are settled after two rounds
-        variance = read_noise**2 + np.maximum(_cloud(parameters)[0], 0) / (gain or 1.0)
+        variance = read_noise**2 + np.maximum(_cloud(parameters), 0) / (gain or 1.0)
         parameters = _minimise(data, variance, parameters)
-    model = _cloud(parameters)[0]
+    model = _cloud(parameters)
     charge, background, error = _charge(data, parameters)
     return Hits(
         y=peaks[:, 0] + parameters[:, 0],
@@ -183,7 +188,7 @@ def _charge(data: Floats, parameters: Floats) -> tuple[Floats, Floats, Floats]:
     """Charge, background and error of the charge per read noise, each (n,), for fitted shapes."""
     unit = parameters.copy()
     unit[:, 3:] = 1.0, 0.0
-    share = _cloud(unit)[0]
+    share = _cloud(unit)
     inner, pixels = np.s_[:, HALF - 1 : HALF + 2, HALF - 1 : HALF + 2], 9
     others = (2 * HALF + 1) ** 2 - pixels
     ratio = pixels / others
@@ -211,60 +216,111 @@ def _sums(data: NDArray[Any]) -> tuple[Floats, Floats]:
     return background, data[:, 1:-1, 1:-1].sum(axis=(1, 2)) - (~rim).sum() * background
 
 
-def _shares(centre: Floats, sigma: Floats) -> tuple[Floats, Floats, Floats]:
-    """Share of a line of pixels (n, 7) in a Gaussian, and its slopes with centre and sigma."""
-    edge = np.arange(-HALF - 0.5, HALF + 1) - centre[:, None]
-    t = edge / sigma[:, None]
-    density = np.exp(-(t**2) / 2) / (np.sqrt(2 * np.pi) * sigma[:, None])
-    share = np.diff(erf(t / np.sqrt(2)), axis=1) / 2
-    return share, -np.diff(density, axis=1), -np.diff(density * t, axis=1)
+def _cloud(parameters: Floats) -> Floats:
+    """Model (n, 7, 7) of (y0, x0, sigma, charge, background)."""
+    y0, x0, sigma, charge, background = parameters.T[:, :, None]
+    edge = np.arange(-HALF - 0.5, HALF + 1)
+    fy, fx = (np.diff(erf((edge - centre) / (sigma * np.sqrt(2))), axis=1) / 2 for centre in (y0, x0))
+    return charge[:, None] * fy[:, :, None] * fx[:, None, :] + background[:, None]
 
 
-def _cloud(parameters: Floats) -> tuple[Floats, Floats]:
-    """Model (n, 7, 7) and its slopes (n, 5, 7, 7) with (y0, x0, sigma, charge, background)."""
-    y0, x0, sigma, charge, background = parameters.T
-    fy, fy_centre, fy_sigma = (f[:, :, None] for f in _shares(y0, sigma))
-    fx, fx_centre, fx_sigma = (f[:, None, :] for f in _shares(x0, sigma))
-    q = charge[:, None, None]
-    share = fy * fx
-    shape = q * fy_centre * fx, q * fy * fx_centre, q * (fy_sigma * fx + fy * fx_sigma)
-    slope = np.stack([*shape, share, np.ones_like(share)], axis=1)
-    return q * share + background[:, None, None], slope
+# A new user waits for the compiler, so the kernels spare it: they allocate nothing and assign no slices (numba
+# would compile the text of error messages for each), and call one another in one place only.
+@njit(nogil=True)
+def _shares(p, shares):  # type: ignore[no-untyped-def]
+    """Write share of a line of pixels in the cloud, and slopes with centre and sigma, to ``shares`` (2, 3, 7)."""
+    for axis in range(shares.shape[0]):
+        last = shares.shape[2]
+        for k in range(last + 1):
+            t = (k - last / 2 - p[axis]) / p[2]
+            half = math.erf(t / math.sqrt(2.0)) / 2
+            density = math.exp(-t * t / 2) / (math.sqrt(2 * math.pi) * p[2])
+            if k > 0:
+                shares[axis, 0, k - 1] += half
+                shares[axis, 1, k - 1] -= density
+                shares[axis, 2, k - 1] -= density * t
+            if k < last:
+                shares[axis, 0, k] = -half
+                shares[axis, 1, k] = density
+                shares[axis, 2, k] = density * t
+
+
+@njit(nogil=True)
+def _normal(pixels, variance, p, shares, slope, normal):  # type: ignore[no-untyped-def]
+    """Chi2 at ``p``; writes the lower half of the normal equations (5, 5) and, as row 5, their right side."""
+    _shares(p, shares)
+    free = normal.shape[1]
+    for i in range(free + 1):
+        for j in range(free):
+            normal[i, j] = 0.0
+    chi2 = 0.0
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            fy, fx = shares[0, 0, y], shares[1, 0, x]
+            slope[0] = p[3] * shares[0, 1, y] * fx
+            slope[1] = p[3] * fy * shares[1, 1, x]
+            slope[2] = p[3] * (shares[0, 2, y] * fx + fy * shares[1, 2, x])
+            slope[3] = fy * fx
+            slope[4] = 1.0
+            slope[5] = pixels[y, x] - p[3] * slope[3] - p[4]
+            chi2 += slope[5] ** 2 / variance[y, x]
+            for i in range(free + 1):
+                for j in range(min(i + 1, free)):
+                    normal[i, j] += slope[i] * slope[j] / variance[y, x]
+    return chi2
+
+
+@njit(nogil=True)
+def _step(normal, damping, lower):  # type: ignore[no-untyped-def]
+    """Solve the damped normal equations by Cholesky; the step is left in the last row of ``lower`` (6, 5)."""
+    free = normal.shape[1]
+    for i in range(free + 1):
+        for j in range(min(i + 1, free)):
+            total = normal[i, j]
+            if i == j:
+                total += damping * max(total, 1e-3) + 1e-9
+            for k in range(j):
+                total -= lower[i, k] * lower[j, k]
+            lower[i, j] = math.sqrt(total) if i == j else total / lower[j, j]
+    for i in range(free - 1, -1, -1):
+        for k in range(i + 1, free):
+            lower[free, i] -= lower[k, i] * lower[free, k]
+        lower[free, i] /= lower[i, i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fit(data, variance, bounds, best, work):  # type: ignore[no-untyped-def]
+    """Levenberg-Marquardt, one hit after the other: ``best`` (n, 5) moves to where chi2 has settled."""
+    shares, normal, lower, slope, trial = work
+    free = best.shape[1]
+    for n in range(data.shape[0]):
+        cost, damping, now = np.inf, 1e-2, 0
+        for i in range(free):
+            trial[i] = best[n, i]
+        for turn in range(61):
+            chi2 = _normal(data[n], variance[n], trial, shares, slope, normal[1 - now])
+            settled = damping > 1e8 or 0 <= cost - chi2 < 1e-5
+            if chi2 <= cost:
+                for i in range(free):
+                    best[n, i] = trial[i]
+                damping *= 0.2 if turn > 0 else 1.0
+                cost, now = chi2, 1 - now
+            else:
+                damping *= 10.0
+            if settled:
+                break
+            _step(normal[now], damping, lower)
+            for i in range(free):
+                trial[i] = min(max(best[n, i] + lower[free, i], bounds[0, i]), bounds[1, i])
 
 
 def _minimise(data: Floats, variance: Floats, start: Floats) -> Floats:
-    """Levenberg-Marquardt on all hits at once; a hit leaves when its chi2 has settled."""
+    """Parameters (n, 5) of least chi2 next to ``start``."""
     best = start.copy()
-    damping = np.full(len(start), 1e-2)
-    cost = np.sum((data - _cloud(best)[0]) ** 2 / variance, axis=(1, 2))
-    active = np.arange(len(start))
-    for _ in range(60):
-        if len(active) == 0:
-            break
-        pixels, weights = data[active], 1 / variance[active]
-        trial = best[active] + _step(pixels, weights, best[active], damping[active])
-        trial[:, :3] = np.clip(trial[:, :3], *_BOUNDS)
-        new = np.sum((pixels - _cloud(trial)[0]) ** 2 * weights, axis=(1, 2))
-        gained = cost[active] - new
-        better = gained >= 0
-        settled = (better & (gained < 1e-5)) | (damping[active] > 1e8)
-        best[active[better]] = trial[better]
-        cost[active[better]] = new[better]
-        damping[active] *= np.where(better, 0.2, 10.0)
-        active = active[~settled]
+    free = _PARAMETERS
+    sizes = (2, 3, data.shape[1]), (2, free + 1, free), (free + 1, free), (free + 1,), (free,)
+    _fit(data, variance, np.array(_BOUNDS), best, tuple(np.zeros(size) for size in sizes))
     return best
-
-
-def _step(data: Floats, weights: Floats, parameters: Floats, damping: Floats) -> Floats:
-    """One damped Gauss-Newton step (n, 5)."""
-    model, slope = _cloud(parameters)
-    flat = slope.reshape(len(slope), _PARAMETERS, -1)
-    weighted = flat * weights.reshape(len(slope), 1, -1)
-    normal = weighted @ flat.transpose(0, 2, 1)
-    diagonal = np.einsum("nii->ni", normal)
-    diagonal += damping[:, None] * np.maximum(diagonal, 1e-3) + 1e-9
-    gradient = weighted @ (data - model).reshape(len(slope), -1, 1)
-    return np.asarray(np.linalg.solve(normal, gradient)[:, :, 0], dtype=np.float64)
 
 
 def select_hits(hits: Hits, diffusion_px: tuple[float, float] = (0.0, 1.0)) -> Flags:

@@ -21,6 +21,7 @@ _PEDESTAL: Final = 25000.0  # adu
 _K_ALPHA: Final = 1590.9  # electrons freed by a K-alpha X-ray in silicon at 173 K
 _K_BETA: Final = _K_ALPHA * 6.490 / 5.889
 _FANO: Final = 0.12
+_MARGIN: Final = 8  # px around the image for electrons that leave it: 17 sigma of the widest cloud
 _START: Final = datetime(2026, 7, 1, 20, 0, tzinfo=UTC)
 
 
@@ -80,9 +81,8 @@ def amplifier_truth(seed: int, detector: Detector, amplifier: Amplifier) -> Ampl
     """Truth of one amplifier, a pure function of its arguments."""
     random = _random(seed, 1, _number(detector, amplifier))
     ny, nx = amplifier.data.shape
-    y, x = np.mgrid[:ny, :nx]
     slope, columns = random.normal(0, 3), random.normal(0, 0.5, nx)
-    bias = slope * y / ny + 4 * np.exp(-x / 6.0) + columns[None, :]
+    bias = (slope * np.arange(ny) / ny)[:, None] + 4 * np.exp(-np.arange(nx) / 6.0) + columns
     dark = np.full((ny, nx), 0.02) * random.normal(1, 0.1)
     hot = random.random((ny, nx)) < 1e-3
     dark[hot] += random.lognormal(0.0, 1.0, int(hot.sum()))
@@ -97,26 +97,28 @@ def sky(seed: int, plan: Plan, detector: Detector, amplifier: Amplifier) -> np.n
     light = np.full((ny, nx), plan.level)
     if plan.kind == "science":
         random = _random(seed, 2, plan.index, _number(detector, amplifier))
-        y, x = np.mgrid[:ny, :nx]
         for _ in range(12):
             y0, x0, flux = random.uniform(0, ny), random.uniform(0, nx), 10 ** random.uniform(3, 5)
-            light += flux / (2 * np.pi * 2.0**2) * np.exp(-((y - y0) ** 2 + (x - x0) ** 2) / (2 * 2.0**2))
+            rows, columns = (np.exp(-((np.arange(n) - at) ** 2) / (2 * 2.0**2)) for n, at in ((ny, y0), (nx, x0)))
+            light += flux / (2 * np.pi * 2.0**2) * rows[:, None] * columns
     return light
 
 
 def _xrays(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Electrons (y, x) of 55Fe hits, each electron diffused by itself."""
-    image = np.zeros(shape)
-    count = random.poisson(0.005 * image.size)
+    count = random.poisson(0.005 * shape[0] * shape[1])
     beta = random.random(count) < 0.12
     charge = np.where(beta, _K_BETA, _K_ALPHA)
     charge = np.rint(random.normal(charge, np.sqrt(_FANO * charge))).astype(int)
     sigma = random.uniform(0.3, 0.45, count)
-    for n, s, y0, x0 in zip(charge, sigma, *(random.uniform(0, size, count) for size in shape), strict=True):
-        y, x = (np.floor(random.normal(centre, s, n)).astype(int) for centre in (y0, x0))
-        inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
-        np.add.at(image, (y[inside], x[inside]), 1)
-    return image
+    centres = np.stack([random.uniform(0, size, count) for size in shape], axis=1)[:, :, None]
+    padded = shape[0] + 2 * _MARGIN, shape[1] + 2 * _MARGIN
+    landed = [np.empty(0)]
+    for n, s, centre in zip(charge, sigma, centres, strict=True):
+        y, x = np.floor(random.standard_normal((2, n)) * s + centre) + _MARGIN
+        landed.append(y * padded[1] + x)
+    image = np.bincount(np.concatenate(landed).astype(int), minlength=padded[0] * padded[1]).reshape(padded)
+    return image[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
 
 
 def _counts(seed: int, plan: Plan, detector: Detector, amplifier: Amplifier) -> np.ndarray:

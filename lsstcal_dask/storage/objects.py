@@ -7,6 +7,7 @@ is all that publishing needs: published objects are never changed.
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,6 +34,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "sweep",
+    "write_bytes",
     "write_json",
     "zarr_store",
 ]
@@ -82,25 +84,45 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def write_bytes(url: str, path: str, data: bytes) -> None:
+    """Write one object, whole or not at all, over what may stand there."""
+    if is_remote(url):
+        _put(url, path, data, "overwrite")
+        return
+    with _reaching(url):
+        target = Path(url, path)
+        partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            partial.write_bytes(data)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+        partial.replace(target)
+
+
 def write_json(url: str, path: str, value: object) -> None:
     """Write one small object, whole or not at all, over what may stand there."""
-    _put(url, path, value, "overwrite")
+    _put(url, path, _text(value), "overwrite")
+
+
+def _text(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def create(url: str, path: str, value: object) -> bool:
     """Write one small object unless it exists; False if it did. Exactly one of several writers succeeds."""
     try:
-        _put(url, path, value, "create")
+        _put(url, path, _text(value), "create")
     except exceptions.AlreadyExistsError:
         return False
     return True
 
 
-def _put(url: str, path: str, value: object, mode: Any) -> None:
+def _put(url: str, path: str, data: bytes, mode: Any) -> None:
     with _reaching(url):
         if not is_remote(url):
             Path(url).mkdir(parents=True, exist_ok=True)
-        _connect(url).put(path, json.dumps(value, indent=1, sort_keys=True).encode(), mode=mode)
+        _connect(url).put(path, data, mode=mode)
 
 
 def read_bytes(url: str, path: str) -> bytes:

@@ -11,6 +11,7 @@ version again and completes it. Nothing is visible before the pointer is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -18,11 +19,12 @@ import numpy as np
 import xarray as xr
 import zarr
 import zarr.abc.store
-from zarr.codecs import BloscCodec, Crc32cCodec
+from xarray.core import indexing
 
 from lsstcal_dask.errors import CalibrationError, StaleCalibration
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_attributes, output_dims
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.chunks import PRODUCT, ChunkArray
 from lsstcal_dask.storage.provenance import digest, hash_arrays
 from lsstcal_dask.variables import NOTE, VARIABLES, attributes
 
@@ -42,9 +44,6 @@ __all__ = [
 
 _MAIN = ("image", "gain")
 """Variables without which an amplifier of a product is of no use."""
-
-# Without a checksum a chunk that was cut short can decode to other numbers.
-_PIXEL_CODECS = [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()]
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _create_variable(store: zarr.abc.store.Store, var: str, output: Output, size
         chunks=tuple(1 if dim in single else max(sizes[dim], 1) for dim in dims),
         dtype=output.dtype,
         fill_value=empty_values(var, output, ()).item(),
-        compressors=_PIXEL_CODECS if "x" in dims else "auto",
+        compressors=PRODUCT.compressors if "x" in dims else "auto",
         dimension_names=dims,
         attributes=output_attributes(var, output),
     )
@@ -159,55 +158,64 @@ def write_detector(
     The marker: ``hash`` of the values, number of ``usable`` amplifiers, ``remarks``, and ``summary`` by amplifier.
     """
     index, detector = place
-    group = zarr.open_group(objects.zarr_store(url, f"{_base(name, version)}/data"), mode="r+")
-    amplifiers = [str(name) for name in np.asarray(_array(group, "amplifier")[...])]
-    small: dict[str, np.ndarray] = {}
+    writer = _Writer(url, f"{_base(name, version)}/data", index)
     hashes, remarks, summary, usable = {}, [], {}, 0
     for amplifier, result in results:
-        arrays = {}
-        at = amplifiers.index(amplifier)
-        for var in sorted(str(v) for v in result.data_vars):
-            target = _array(group, var)
-            dims = _dims(target)
-            values = np.asarray(result[var].values, dtype=target.dtype)
-            arrays[var] = values
-            if "x" in dims:
-                target[_key(dims, index, at)] = values[None, None]
-            else:  # amplifiers share a chunk: written once, at the end
-                part = small.setdefault(var, np.array(target[_key(dims, index)]))
-                part[_key(dims, 0, at)] = values.reshape(part[_key(dims, 0, at)].shape)
+        arrays = {str(var): writer.put(amplifier, str(var), result[var].values) for var in result.data_vars}
         hashes[amplifier] = hash_arrays(arrays)
         usable += any(np.isfinite(array).any() for name, array in arrays.items() if name in _MAIN)
         remarks += [_placed(f"{detector} {amplifier}: ", remark) for remark in result.attrs.get("remarks", [])]
         summary[amplifier] = result.attrs.get("summary", {})
-    for var, values in small.items():
-        target = _array(group, var)
-        target[_key(_dims(target), index)] = values
+    writer.finish()
     marker = {"hash": digest(hashes), "usable": usable, "remarks": remarks, "summary": summary}
     objects.write_json(url, f"{_base(name, version)}/done/{detector}.json", marker)
     return marker
+
+
+class _Writer:
+    """Writes the values of one detector into the arrays of a version.
+
+    Pixels go to the store as they come; amplifiers share a chunk of anything smaller, which is written at the end.
+    """
+
+    def __init__(self, url: str, path: str, index: int) -> None:
+        self.url, self.path, self.index = url, path, index
+        group = zarr.open_group(objects.zarr_store(url, path), mode="r+")
+        self.arrays = dict(group.arrays())
+        self.amplifiers = [str(name) for name in np.asarray(self.arrays["amplifier"][...])]
+        self.small: dict[str, np.ndarray] = {}
+
+    def put(self, amplifier: str, var: str, values: np.ndarray) -> np.ndarray:
+        """Take the values of a variable of an amplifier; gives them as they are stored."""
+        target, at = self.arrays[var], self.amplifiers.index(amplifier)
+        values, dims = np.asarray(values, dtype=target.dtype), _dims(target)
+        if "x" in dims:
+            place = {"detector": self.index, "amplifier": at}
+            chunk = "/".join(str(place.get(dim, 0)) for dim in dims)
+            objects.write_bytes(self.url, f"{self.path}/{var}/c/{chunk}", PRODUCT.encode(values))
+        else:
+            empty = np.full(target.chunks, target.fill_value, target.dtype)
+            part = self.small.setdefault(var, empty)
+            key = tuple(slice(at, at + 1) if dim == "amplifier" else slice(None) for dim in dims)
+            part[key] = values.reshape(part[key].shape)
+        return values
+
+    def finish(self) -> None:
+        """Write what the amplifiers share."""
+        for var, values in self.small.items():
+            key = tuple(
+                slice(self.index, self.index + 1) if dim == "detector" else slice(None)
+                for dim in _dims(self.arrays[var])
+            )
+            self.arrays[var][key] = values
 
 
 def _placed(where: str, remark: str) -> str:
     return NOTE + where + remark.removeprefix(NOTE) if remark.startswith(NOTE) else where + remark
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    found = group[name]
-    assert isinstance(found, zarr.Array)
-    return found
-
-
 def _dims(array: zarr.Array) -> tuple[str, ...]:
     return tuple(str(dim) for dim in array.metadata.dimension_names)  # type: ignore[union-attr]
-
-
-def _key(dims: Sequence[str], detector: int, amplifier: int | None = None) -> tuple[slice, ...]:
-    """Index of one detector, or one amplifier of it; no dim is dropped."""
-    places = {"detector": slice(detector, detector + 1)}
-    if amplifier is not None:
-        places["amplifier"] = slice(amplifier, amplifier + 1)
-    return tuple(places.get(dim, slice(None)) for dim in dims)
 
 
 def publish(url: str, pointer: Pointer) -> bool:
@@ -290,6 +298,30 @@ def lookup(
     )
 
 
+@dataclass(frozen=True)
+class _Pixels:
+    """Where the chunks of a variable (detector, amplifier, y, x) of a product are."""
+
+    name: str
+    version: str
+    variable: str
+    dtype: str
+    made: list[str]  # by detector: its name, empty if it could not be made
+
+    def locate(self, index: tuple[int, ...]) -> tuple[str, str] | None:
+        detector, amplifier = index
+        if not self.made[detector]:
+            return None
+        return f"{_base(self.name, self.version)}/data/{self.variable}/c/{detector}/{amplifier}/0/0", self.dtype
+
+    def damaged(self, index: tuple[int, ...], reason: str) -> str:
+        return (
+            f"{self.name} {self.version} {self.made[index[0]]}: its stored pixels cannot be read ({reason}): delete "
+            f"products/{self.name}/published/{self.version}.json and {_base(self.name, self.version)}, "
+            f"then build it again"
+        )
+
+
 def open_product(url: str, name: str, version: str, *, chunked: bool = True) -> xr.Dataset:
     """Open a published product lazily, one chunk per amplifier (or, not ``chunked``, read when indexed).
 
@@ -298,12 +330,33 @@ def open_product(url: str, name: str, version: str, *, chunked: bool = True) -> 
     CalibrationError
         That version was never published.
     """
-    path = f"products/{name}/published/{version}.json"
-    if not objects.exists(url, path):
+    if not objects.exists(url, f"products/{name}/published/{version}.json"):
         raise CalibrationError(f"{name} {version} is not published in {url}: see 'lsstcal ls'")
-    pointer = objects.read_json(url, path)
+    found = _open(url, name, version)
+    if not chunked:
+        return found
+    single = {"detector": 1, "amplifier": 1}
+    pixels = {v: found[v].variable.chunk(single) for v in found.data_vars if "x" in found[v].dims}
+    return found.assign(pixels)
+
+
+@lru_cache(maxsize=64)
+def _open(url: str, name: str, version: str) -> xr.Dataset:
+    # What is published is never changed, so an open product can be kept.
+    pointer = objects.read_json(url, f"products/{name}/published/{version}.json")
     store = objects.zarr_store(url, f"{_base(name, version)}/data", read_only=True)
-    found = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None)
+    fills = {var: array.fill_value for var, array in zarr.open_group(store, mode="r").arrays()}
+    found = xr.open_zarr(store, consolidated=False, chunks=None)
+    pixels = {str(v) for v in found.data_vars if "x" in found[v].dims}
+    made = [str(det) if det in pointer["detectors"] else "" for det in found["detector"].values]
+    for var in sorted(pixels):
+        old = found[var].variable
+        source = _Pixels(name, version, var, old.dtype.name, made)
+        like = np.broadcast_to(np.zeros((), old.dtype), old.shape)
+        lazy = indexing.LazilyIndexedArray(ChunkArray(url, PRODUCT, source, like, fills[var]))
+        found[var] = xr.Variable(old.dims, lazy, old.attrs)
+    for var in set(map(str, found.data_vars)) - pixels:
+        found[var].load()  # small, and read again and again
     found = found.set_coords([name for name, var in found.data_vars.items() if "detector" not in var.dims])
     return found.assign_attrs({key: pointer[key] for key in ("name", "version", "valid_from", "verdict")})
 
@@ -319,7 +372,7 @@ def check_product(url: str, pointer: Pointer) -> list[str]:
             part = dataset.sel(detector=detector, amplifier=amplifier)
             try:
                 hashes[amplifier] = hash_arrays({str(var): part[var].values for var in part.data_vars})
-            except (RuntimeError, ValueError, OSError):  # a chunk that cannot even be decoded
+            except CalibrationError:  # a chunk that cannot even be decoded
                 hashes[amplifier] = "unreadable"
         if digest(hashes) != expected:
             bad.append(detector)

@@ -4,39 +4,27 @@ A frame is written under the hash of its pixels, so writers never collide and
 nothing stored is ever overwritten. It becomes visible when one of the `manifests` names it:
 
     raw/frames/<exposure>/<detector>/<pixels>/   Zarr array (amplifier, y, x) and frame.json, its record
-
-Any Zarr library reads the frames. Ours decodes a chunk, which is one file and one
-amplifier, straight into the stack that asked for it, at a third of the cost of
-going through the general machinery, and refuses one that is missing or whose
-checksum is wrong, where Zarr would answer zeros for the first.
 """
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
-from numcodecs import blosc
-from xarray.backends import BackendArray
 from xarray.core import indexing
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.chunks import RAW, ChunkArray
 from lsstcal_dask.storage.manifests import HEADER_FLOATS, HEADER_TEXTS, FrameRecord, frame_path, read_records
 from lsstcal_dask.storage.objects import create_or_open
 from lsstcal_dask.storage.provenance import hash_counts
 from lsstcal_dask.variables import attributes, validate
 
 __all__ = ["check_frame", "find_frame", "open_raw", "write_frame"]
-
-_CHECKSUM = 4  # bytes of a CRC-32C at the end of a chunk
-_READ_THREADS = 8  # requests under way at once from a bucket, whose latency exceeds the transfer
 
 
 def _narrowest(counts: np.ndarray) -> np.ndarray:
@@ -56,17 +44,17 @@ def write_frame(url: str, record: FrameRecord, counts: np.ndarray, cards: dict[s
     record = replace(record, pixels=hash_counts(counts), dtype=narrow.dtype.name)
     if objects.exists(url, f"{record.path}/frame.json"):
         return record
-    array = create_or_open(
+    create_or_open(
         objects.zarr_store(url, record.path),
         shape=narrow.shape,
         chunks=(1, *narrow.shape[1:]),
         dtype=narrow.dtype,
-        compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
+        compressors=RAW.compressors,
         dimension_names=("amplifier", "y", "x"),
         attributes={"units": "adu", "header": cards},
-        config={"write_empty_chunks": True},  # an amplifier that reads zero is not a missing one
     )
-    array[:] = narrow
+    for amplifier, values in enumerate(narrow):
+        objects.write_bytes(url, f"{record.path}/c/{amplifier}/0/0", RAW.encode(values))
     objects.write_json(url, f"{record.path}/frame.json", asdict(record))
     return record
 
@@ -91,71 +79,30 @@ def check_frame(url: str, record: FrameRecord) -> bool:
         return False
 
 
-def _decode(blob: bytes, out: np.ndarray) -> None:
-    """Decode the stored chunk of one amplifier (y, x) into a contiguous array of its own type."""
-    body, checksum = memoryview(blob)[:-_CHECKSUM], blob[-_CHECKSUM:]
-    if google_crc32c.value(bytes(body)) != int.from_bytes(checksum, "little"):
-        raise ValueError("its checksum is wrong")
-    blosc.decompress(body, out)
+@dataclass(frozen=True)
+class _Frames:
+    """Where the chunks of ``counts`` (exposure, detector, amplifier, y, x) are."""
 
+    exposures: list[str]
+    detectors: list[str]
+    pixels: np.ndarray  # (exposure, detector) hash of each frame as bytes; b"" where it is missing
+    kinds: np.ndarray  # (exposure, detector) stored type of each frame as bytes
 
-class _FrameArray(BackendArray):
-    """Counts (exposure, detector, amplifier, y, x) read frame by frame, amplifier by amplifier, when indexed."""
+    def _path(self, i: int, j: int) -> str:
+        return frame_path(self.exposures[i], self.detectors[j], self.pixels[i, j].decode())
 
-    def __init__(
-        self, url: str, axes: tuple[list[str], list[str]], pixels: np.ndarray, kinds: np.ndarray, like: np.ndarray
-    ) -> None:
-        self.url = url
-        self.exposures, self.detectors = axes
-        self.pixels = pixels  # (exposure, detector) hash of each frame as bytes; b"" where it is missing
-        self.kinds = kinds  # (exposure, detector) stored type of each frame as bytes
-        self.shape = (*pixels.shape, *like.shape)
-        self.dtype = like.dtype
+    def locate(self, index: tuple[int, ...]) -> tuple[str, str] | None:
+        i, j, amplifier = index
+        if not self.pixels[i, j]:
+            return None
+        return f"{self._path(i, j)}/c/{amplifier}/0/0", self.kinds[i, j].decode()
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
-
-    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        exposures, detectors, amplifiers, rows, columns = (
-            np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape, key, strict=True)
+    def damaged(self, index: tuple[int, ...], reason: str) -> str:
+        i, j, _ = index
+        return (
+            f"exposure {self.exposures[i]} {self.detectors[j]}: its stored pixels cannot be read "
+            f"({reason}): delete {self._path(i, j)} and ingest its file again"
         )
-        sizes = (len(exposures), len(detectors), len(amplifiers), len(rows), len(columns))
-        whole = sizes[3:] == self.shape[3:]
-        out = np.empty(sizes, self.dtype)
-
-        def fill(place: tuple[int, int]) -> None:
-            i, j = exposures[place[0]], detectors[place[1]]
-            if not self.pixels[i, j]:
-                out[place] = 0
-                return
-            kind = self.kinds[i, j].decode()
-            scratch = None if whole and kind == self.dtype else np.empty(self.shape[3:], kind)
-            for position, amplifier in enumerate(amplifiers):
-                target = out[*place, position]
-                self._read_amplifier((i, j, int(amplifier)), target if scratch is None else scratch)
-                if scratch is not None:
-                    target[:] = scratch[key[3]][..., key[4]].reshape(target.shape)
-
-        places = [(i, j) for i in range(len(exposures)) for j in range(len(detectors))]
-        if objects.is_remote(self.url):
-            with ThreadPoolExecutor(_READ_THREADS) as pool:
-                list(pool.map(fill, places))
-        else:
-            for place in places:
-                fill(place)
-        return out[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
-
-    def _read_amplifier(self, place: tuple[int, int, int], out: np.ndarray) -> None:
-        i, j, amplifier = place
-        path = frame_path(self.exposures[i], self.detectors[j], self.pixels[i, j].decode())
-        try:
-            _decode(objects.read_bytes(self.url, f"{path}/c/{amplifier}/0/0"), out)
-        except Exception as error:
-            reason = "a part is missing" if isinstance(error, FileNotFoundError) else error
-            raise CalibrationError(
-                f"exposure {self.exposures[i]} {self.detectors[j]}: its stored pixels cannot be read "
-                f"({reason}): delete {path} and ingest its file again"
-            ) from error
 
 
 def open_raw(
@@ -221,8 +168,10 @@ def _dataset(
                 kinds[i, j] = record.dtype
     dtypes = [kind.decode() for kind in np.unique(kinds[pixels != b""])]
     dtype = np.result_type(*dtypes) if dtypes else np.dtype(camera.dtype)
-    like = np.broadcast_to(np.zeros((), dtype), (len(camera.amplifier_names), *camera.raw_shape))
-    lazy = indexing.LazilyIndexedArray(_FrameArray(url, (names, detectors), pixels, kinds, like))
+    shape = (*pixels.shape, len(camera.amplifier_names), *camera.raw_shape)
+    frames = _Frames(names, detectors, pixels, kinds)
+    like = np.broadcast_to(np.zeros((), dtype), shape)
+    lazy = indexing.LazilyIndexedArray(ChunkArray(url, RAW, frames, like, 0))
     dims = ("exposure", "detector", "amplifier", "y", "x")
     dataset = xr.Dataset(
         {

@@ -1,12 +1,9 @@
 """Gains from pairs of flats: Poisson flats with a structured lamp, and a toy brighter-fatter."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.io import fits
 
 from lsstcal_dask.errors import (
     CalibrationError,
@@ -308,22 +305,15 @@ def test_refusals_of_a_combination():
         combine_pairs([replace(pair, gain_summed=np.nan)])
 
 
-def real_taps(name):
-    """Four taps of a measured frame, each seen from its outer edge: active and blank pixels."""
-    here = Path(__file__).resolve().parents[2]
-    path = Path(os.environ.get("LSSTCAL_REAL_DATA", here.parent / "shared" / "data")) / "msfc_ccd" / name
-    if not path.exists():
-        pytest.skip(f"measured data {path} is absent")
-    image = fits.getdata(path).astype(np.float32)
-    halves = image[:520], image[520:][::-1]
-    taps = [half[:, columns] for half in halves for columns in (np.s_[:1076], np.s_[:1075:-1])]
+def active_and_blank(taps):
+    """Active pixels above the mean of the blank ones, and those."""
     return [(tap[:, 50:1074] - np.mean(tap[:, 10:50]), tap[:, 10:50]) for tap in taps]
 
 
 @pytest.mark.real
-def test_real_led_pair():
+def test_real_led_pair(msfc_taps):
     """Structured light of 12-24 kDN: others find 2.49-2.53 electron/DN with uncorrected photon transfer."""
-    first, second = real_taps("led/ESIS1_04803.fit.gz"), real_taps("led/ESIS1_04804.fit.gz")
+    first, second = (active_and_blank(msfc_taps(f"led/ESIS1_0480{n}.fit.gz")) for n in (3, 4))
     for (a, blank_a), (b, blank_b) in zip(first, second, strict=True):
         noise = float(np.std(blank_a - blank_b) / np.sqrt(2))
         assert 3.5 < noise < 4.5

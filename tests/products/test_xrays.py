@@ -1,16 +1,14 @@
 """55Fe gains: hits drawn electron by electron, never from the fitted model."""
 
-import os
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.io import fits
+from scipy.optimize import least_squares
 from scipy.stats import exponnorm, norm
 
 from lsstcal_dask.errors import DegenerateSolution, InconsistentGeometry, InsufficientInputs, UnitsError
-from lsstcal_dask.products.spectrum import fit_spectrum, kalpha_electrons
+from lsstcal_dask.products.spectrum import _cost, fit_spectrum, kalpha_electrons
 from lsstcal_dask.products.xrays import (
     fe55_gain,
     find_hits,
@@ -115,6 +113,55 @@ def test_noiseless_cloud_by_hand():
     np.testing.assert_allclose(found, [7.2, 6.6, 0.5, 800, 12], rtol=2e-4)
 
 
+def cloud(p):
+    """Model (7, 7) of (y0, x0, sigma, charge, background), by scipy's normal distribution."""
+    fy, fx = (np.diff(norm.cdf(np.arange(8) - 3.5, centre, p[2])) for centre in p[:2])
+    return p[3] * np.outer(fy, fx) + p[4]
+
+
+def test_compiled_fit_finds_the_least_squares_of_scipy():
+    """Three rounds of weighted least squares, by an independent minimiser with differences for slopes."""
+    image, _ = expose(np.random.default_rng(12), 60, (256, 256))
+    peaks = find_hits(image, READ_NOISE)
+    hits = fit_hits(image, peaks, READ_NOISE, gain=GAIN)
+    assert len(peaks) > 30
+    bounds = ((-1.5, -1.5, 0.08, -np.inf, -np.inf), (1.5, 1.5, 2.5, np.inf, np.inf))
+    for n, (y, x) in enumerate(peaks):
+        data = image[y - 3 : y + 4, x - 3 : x + 4].astype(float)
+        p, variance = np.array([0.0, 0.0, 0.4, data.sum(), 0.0]), np.full((7, 7), READ_NOISE**2)
+        for turn in range(3):
+            if turn:
+                variance = READ_NOISE**2 + np.maximum(cloud(p), 0) / GAIN
+            p = least_squares(_deviation, p, bounds=bounds, x_scale=(0.1, 0.1, 0.1, 10, 1), args=(data, variance)).x
+        chi2 = np.sum(_deviation(p, data, variance) ** 2)
+        # where a cloud lies within one pixel, chi2 is flat and its weights settle less closely
+        assert hits.chi2[n] == pytest.approx(chi2, rel=1e-3)
+        if hits.sigma[n] > 0.2:
+            assert hits.charge_error[n] / READ_NOISE == pytest.approx(charge_error(p), rel=1e-4)
+            np.testing.assert_allclose([hits.y[n] - y, hits.x[n] - x, hits.sigma[n]], p[:3], atol=1e-3)
+
+
+def _deviation(p, data, variance):
+    return ((data - cloud(p)) / np.sqrt(variance)).ravel()
+
+
+def charge_error(p):
+    """Error, per read noise, of the inner 9 pixels less 9/40 of the others, over its share of the cloud."""
+    unit = cloud([*p[:3], 1.0, 0.0])
+    inner = unit[2:5, 2:5].sum()
+    return np.sqrt(9 * (1 + 9 / 40)) / (inner - 9 / 40 * (unit.sum() - inner))
+
+
+def test_a_window_that_cannot_be_fitted_keeps_the_others_right():
+    image, _ = expose(np.random.default_rng(13), 40, (256, 256))
+    peaks = find_hits(image, READ_NOISE)
+    alone = fit_hits(image, peaks[1:], READ_NOISE, gain=GAIN)
+    image[tuple(peaks[0])] = np.nan
+    both = fit_hits(image, peaks, READ_NOISE, gain=GAIN)
+    assert np.isnan(both.chi2[0])
+    np.testing.assert_array_equal(both.charge[1:], alone.charge)
+
+
 def test_overlapping_edge_and_masked_hits_are_dropped():
     image = np.zeros((60, 60), np.float32)
     for y, x in [(10, 10), (10, 16), (30, 30), (30, 37), (1, 50), (50, 20), (50, 40)]:
@@ -217,6 +264,22 @@ def test_any_gain_is_found(gain):
     assert ELECTRONS / found.peak == pytest.approx(gain, abs=5 * found.peak_error / found.peak * gain)
 
 
+@pytest.mark.parametrize("resolution", [None, 0.02])
+def test_gradient_of_the_likelihood_is_its_slope(resolution):
+    """Central differences of 1e-5 leave 1e-10 of curvature and 1e-16 / 1e-5 of rounding."""
+    scaled = draw_charges(np.random.default_rng(4), 300) * GAIN / ELECTRONS
+    scaled = scaled[(scaled > 0.75) & (scaled < 1.22)]
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        theta = np.array([0.0, -3.9, -2.0, -2.2, 1.6, -2.9]) + rng.normal(0, 0.5, 6)
+        slopes = [
+            (_cost(theta + d, scaled, resolution)[0] - _cost(theta - d, scaled, resolution)[0]) / 2e-5
+            for d in np.eye(6) * 1e-5
+        ]
+        gradient = _cost(theta, scaled, resolution)[1]
+        np.testing.assert_allclose(gradient, slopes, rtol=1e-6, atol=1e-6 * np.abs(gradient).max())
+
+
 def study(seeds, **kwargs):
     found = [fe55_gain(expose(np.random.default_rng(s), **kwargs)[0], READ_NOISE) for s in seeds]
     return np.array([[(f.gain - GAIN) / f.error, f.gain, f.error] for f in found]).T
@@ -288,29 +351,23 @@ def test_refusals():
         fit_spectrum(np.exp(np.random.default_rng(9).uniform(5, 8.6, 2000)))
 
 
-def real_taps(name):
-    """Four taps (520, 1076) of a measured frame, each seen from its outer edge, less its blank columns."""
-    here = Path(__file__).resolve().parents[2]
-    path = Path(os.environ.get("LSSTCAL_REAL_DATA", here.parent / "shared" / "data")) / "msfc_ccd" / name
-    if not path.exists():
-        pytest.skip(f"measured data {path} is absent")
-    image = fits.getdata(path).astype(np.float32)
-    top, bottom = image[:520], image[520:][::-1]
-    taps = [half[:, columns] for half in (top, bottom) for columns in (np.s_[:1076], np.s_[:1075:-1])]
-    return [tap - np.mean(tap[:, 10:50]) for tap in taps]
+@pytest.fixture(scope="module")
+def taps_of(msfc_taps):
+    """Taps of a measured frame less the mean of their blank columns."""
+    return lambda name: [tap - np.mean(tap[:, 10:50]) for tap in msfc_taps(name)]
 
 
-@cache
-def esis3():
+@pytest.fixture(scope="module")
+def esis3(taps_of):
     """Active pixels (tap, frame, y, x) and read noise of each tap."""
-    frames = [real_taps(f"fe55/ESIS3_{n:05d}.fit.gz") for n in (5400, 5408, 5416, 5424)]
+    frames = [taps_of(f"fe55/ESIS3_{n:05d}.fit.gz") for n in (5400, 5408, 5416, 5424)]
     taps = np.swapaxes(np.stack([np.stack(f) for f in frames]), 0, 1)
     return taps[..., 50:1074], taps[..., 10:50].std(axis=(1, 2, 3))
 
 
 @pytest.mark.real
-def test_real_layout():
-    for tap in real_taps("led/ESIS1_04803.fit.gz"):
+def test_real_layout(taps_of):
+    for tap in taps_of("led/ESIS1_04803.fit.gz"):
         level = np.median(tap, axis=0)
         assert np.all(np.abs(level[10:50]) < 5)  # blank
         assert level[50:1074].min() > 500  # light
@@ -318,9 +375,9 @@ def test_real_layout():
 
 
 @pytest.mark.real
-def test_real_gains_of_esis3():
+def test_real_gains_of_esis3(esis3):
     """Single-pixel clouds lose no charge: gains 2.48-2.55, as flats of these cameras give (2.49-2.53)."""
-    taps, noise = esis3()
+    taps, noise = esis3
     assert np.all((noise > 3.5) & (noise < 4.5))
     found = [fe55_gain(tap, rn, diffusion_px=(0.0, 0.3)) for tap, rn in zip(taps, noise, strict=True)]
     for gain in found:
@@ -330,10 +387,10 @@ def test_real_gains_of_esis3():
 
 
 @pytest.mark.real
-def test_real_single_frame_of_esis1():
+def test_real_single_frame_of_esis1(taps_of):
     """One frame holds too few full clouds per tap; the taps together give the gain of the camera."""
     charges = []
-    for tap in real_taps("fe55/ESIS1_00002.fit.gz"):
+    for tap in taps_of("fe55/ESIS1_00002.fit.gz"):
         noise, image = float(tap[:, 10:50].std()), tap[:, 50:1074]
         with pytest.raises((InsufficientInputs, DegenerateSolution)):
             fe55_gain(image, noise, diffusion_px=(0.0, 0.3))
@@ -345,9 +402,9 @@ def test_real_single_frame_of_esis1():
 
 
 @pytest.mark.real
-def test_real_wide_clouds_have_lost_charge():
+def test_real_wide_clouds_have_lost_charge(esis3):
     """Hits that diffused far were freed near the back, where these sensors lose a tenth of the charge."""
-    taps, noise = esis3()
+    taps, noise = esis3
     narrow, wide = [], []
     for tap, rn in zip(taps, noise, strict=True):
         for image in tap:

@@ -7,10 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
-from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.instrument import load_camera, write_frame
 from lsstcal_dask.simulate.simple import (
+    _FANO,
+    _K_ALPHA,
+    _K_BETA,
     Plan,
+    _xrays,
     amplifier_truth,
     default_plan,
     files,
@@ -202,3 +207,43 @@ def test_files_are_those_of_every_detector():
     assert name == f"{plans[0].name}_{camera.detectors[0].name}.fits.fz"
     assert frame.counts.shape == (len(camera.amplifier_names), *camera.raw_shape)
     assert frame.header["exposure_type"] == "bias"
+
+
+def test_electrons_of_hits_fall_where_they_would_one_hit_after_the_other():
+    """The plain way with the same random numbers: each hit added to the image by itself."""
+    shape = (40, 30)
+    random = np.random.default_rng(4)
+    image = np.zeros(shape)
+    count = random.poisson(RATE * image.size)
+    charge = np.where(random.random(count) < 0.12, _K_BETA, _K_ALPHA)
+    charge = np.rint(random.normal(charge, np.sqrt(_FANO * charge))).astype(int)
+    sigma = random.uniform(0.3, 0.45, count)
+    centres = [random.uniform(0, size, count) for size in shape]
+    for n, s, y0, x0 in zip(charge, sigma, *centres, strict=True):
+        y, x = (np.floor(random.normal(centre, s, n)).astype(int) for centre in (y0, x0))
+        inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+        np.add.at(image, (y[inside], x[inside]), 1)
+    np.testing.assert_array_equal(_xrays(np.random.default_rng(4), shape), image)
+    assert image.sum() > 0
+    assert _xrays(np.random.default_rng(0), (1, 1)).shape == (1, 1)  # no hit at all
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint16"])
+def test_plain_files_are_what_astropy_would_write(camera, tmp_path, dtype):
+    (detector,) = camera.detectors
+    frame = simulate_frame(SEED, Plan(71, "flat", 1.0, 100.0), camera, detector)
+    own = replace(camera, dtype=dtype)
+    path = tmp_path / "frame.fits"
+    write_frame(path, own, replace(frame, counts=frame.counts.astype(dtype)), compress=False)
+    with fits.open(path) as opened:
+        opened.verify("exception")
+        units = [fits.PrimaryHDU(header=opened[0].header)]
+        for amplifier in detector.amplifiers:
+            ny, nx = amplifier.raw_shape
+            place = camera.amplifier_names.index(amplifier.name)
+            unit = fits.ImageHDU(frame.counts[place, :ny, :nx].astype(dtype), name=amplifier.hdu)
+            unit.header["EXTNAME"] = amplifier.hdu
+            unit.header["DATASEC"] = opened[amplifier.hdu].header["DATASEC"]
+            units.append(unit)
+        fits.HDUList(units).writeto(tmp_path / "astropy.fits")
+    assert path.read_bytes() == (tmp_path / "astropy.fits").read_bytes()

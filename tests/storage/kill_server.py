@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 from zarr.storage import LocalStore
@@ -52,19 +53,25 @@ def arm(kill_at):
         if count[0] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    put, store_set = objects._put, LocalStore.set
+    put, store_set, replace = objects._put, LocalStore.set, Path.replace
 
     def counted_put(*args):
         tick()
         put(*args)
         tick()
 
+    def counted_replace(self, target):
+        tick()  # written beside its place, not yet in it
+        found = replace(self, target)
+        tick()
+        return found
+
     async def counted_set(self, key, value, *args, **kwargs):
         tick()
         await store_set(self, key, value, *args, **kwargs)
         tick()
 
-    objects._put, LocalStore.set = counted_put, counted_set
+    objects._put, LocalStore.set, Path.replace = counted_put, counted_set, counted_replace
 
 
 def look(url):
