@@ -6,6 +6,7 @@ exposure, so that the disk holds megabytes, while a task reads and combines all 
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -145,10 +146,11 @@ def overhead(url: str, detectors: list[str], n: int, tasks: int, rounds: int) ->
     jobs = [(detectors[i % len(detectors)], n) for i in range(tasks)]
     times: dict[str, list[float]] = {"dask": [], "pool": []}
     spawn = multiprocessing.get_context("spawn")
+    task = importlib.import_module(Path(__file__).stem).combine_detector  # workers do not import the main script
     with cluster("local", WORKERS) as compute, ProcessPoolExecutor(WORKERS, mp_context=spawn) as pool:
 
         def plain() -> None:
-            for future in [pool.submit(combine_detector, url, *job) for job in jobs]:
+            for future in [pool.submit(task, url, *job) for job in jobs]:
                 future.result()
 
         runs: dict[str, Callable[[], Any]] = {"dask": lambda: on_dask(compute, url, jobs), "pool": plain}

@@ -291,8 +291,8 @@ def test_configuration_file(tmp_path):
     shared = read_config(path)
     found = [getattr(shared, name).overscan.method for name in ("bias", "gain", "calibrate", "dark")]
     assert found == ["row", "row", "row", "mean"]
-    path.write_text("[overscan]\nskipp = 3\n")
-    with pytest.raises(CalibrationError, match=r"c.toml: .*overscan.skipp: there is no such entry"):
+    path.write_text("[overscan]\nclipp = 3\n")
+    with pytest.raises(CalibrationError, match=r"c.toml: .*overscan.clipp: there is no such entry"):
         read_config(path)
     path.write_text("[bias]\nmethods = 3\n")
     with pytest.raises(CalibrationError, match=r"c.toml: bias.methods"):
