@@ -6,6 +6,7 @@ __all__ = [
     "InconsistentGeometry",
     "InsufficientInputs",
     "StaleCalibration",
+    "StoreFailure",
     "UnitsError",
     "WorkerLost",
     "WrongUse",
@@ -42,6 +43,10 @@ class StaleCalibration(CalibrationError):
 
 class WrongUse(CalibrationError):
     """A command or function was called with something that can never be right."""
+
+
+class StoreFailure(CalibrationError):
+    """The store does not answer, or what it holds is damaged: nothing is known of the data."""
 
 
 class WorkerLost(CalibrationError):

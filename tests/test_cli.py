@@ -302,14 +302,14 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
     found = json.loads(run("ls", tmp_path / "s", "--json")[1])
     assert found["exposures"][0]["exposure_type"] == "spot"
     why = {row["product"]: row["outdated"] for row in found["products"]}
-    assert why["bias"] == f"made from exposure {name}, whose header was corrected since"
+    assert why["bias"] == f"made from exposure {name}, whose header has changed since"
     assert all(why[product].startswith("made with ") for product in ("gain", "dark", "calibrated"))
     out = run("ls", tmp_path / "s")[1]
     assert out.count("OUTDATED") == 4
-    assert "whose header was corrected since: it is not used; build again" in out
+    assert "whose header has changed since: it is not used; build again" in out
     code, _, err = run("calibrate", tmp_path / "s")
     assert code == 1
-    assert f"was made from exposure {name}, whose header was corrected since: build bias again" in err
+    assert f"was made from exposure {name}, whose header has changed since: build bias again" in err
     assert run("build", tmp_path / "s")[0] == 0
     assert run("calibrate", tmp_path / "s")[0] == 0
     rows = json.loads(run("ls", tmp_path / "s", "--json")[1])["products"]

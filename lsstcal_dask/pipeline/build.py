@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WorkerLost, WrongUse
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, StoreFailure, WorkerLost, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
@@ -268,7 +268,7 @@ def run_version(
     tasks = [task(url, pointer.name, pointer.version, place[det], shared, Opaque(work[det])) for det in todo]
     failed, errors = dict(pointer.failed), []
     for det, result in compute.run(tasks, labels=todo, describe=pointer.name, progress=progress):
-        if isinstance(result, CalibrationError) and not isinstance(result, WorkerLost):
+        if isinstance(result, CalibrationError) and not isinstance(result, WorkerLost | StoreFailure):
             failed[str(det)] = str(result)
         elif isinstance(result, Exception):
             errors.append(f"{pointer.name}: {det}: {result}")

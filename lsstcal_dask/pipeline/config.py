@@ -63,5 +63,6 @@ def read_config(path: str | Path | None) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        why = "there is no such entry" if first["type"] == "extra_forbidden" else first["msg"]
+        plain = {"extra_forbidden": "there is no such entry", "model_type": "must be a table"}
+        why = plain.get(first["type"], first["msg"])
         raise CalibrationError(f"{path}: {place}: {why}") from error

@@ -41,7 +41,7 @@ def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step:
     Raises
     ------
     StaleCalibration
-        None is valid, or what is was made from headers that were corrected since.
+        None is valid, or what is was made from headers that have changed since.
     OverscanMismatch
         It was made with another overscan setting.
     """

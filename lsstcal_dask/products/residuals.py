@@ -124,4 +124,7 @@ def frame_levels(exposures: Exposures, residuals: Residuals) -> tuple[np.ndarray
     """Mean of each frame less the combination, and its error (n,), adu."""
     blocks, share = residuals.blocks, residuals.pixels / residuals.pixels.sum()
     rows = exposures.levels.variance.mean(axis=1) / blocks.shape[1]
-    return (blocks * share).sum(axis=(1, 2)), np.sqrt(exposures.noise**2 / residuals.pixels.sum() + rows)
+    level = (blocks * share).sum(axis=(1, 2))
+    if not exposures.rows_known:
+        level = level + exposures.levels.level.mean(axis=1)  # what was taken out of whole frames
+    return level, np.sqrt(exposures.noise**2 / residuals.pixels.sum() + rows)

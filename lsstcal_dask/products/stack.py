@@ -77,7 +77,7 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
         raise InsufficientInputs(f"amplifier {amplifier.name} is dead (every pixel reads {exposures.data.flat[0]})")
     bad = ~np.isfinite(levels.level).all(axis=1)
     reasons = {int(i): "its overscan has no usable row" for i in np.flatnonzero(bad)}
-    reasons |= {int(i): "its reference pixels are all alike: no data" for i in np.flatnonzero(~(noise > 0))}
+    reasons |= {int(i): "its pixels are all alike: no data" for i in np.flatnonzero(~(noise > 0))}
     found = _combine(exposures, ~bad & (noise > 0), config)
     residuals = residual_blocks(exposures, found.value)
     odd = {i: why for i, why in misfits(exposures, residuals, config.reject).items() if found.use[i]}
@@ -87,8 +87,12 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
         residuals = residual_blocks(exposures, found.value)
     reasons |= {int(i): "too noisy to be of use to a median" for i in np.flatnonzero(found.idle)}
     level, error = frame_levels(exposures, residuals)
+    shift = 0.0
+    if not exposures.rows_known and levels.level.any():  # levels of whole frames were taken out: their mean belongs in
+        shift = float((found.weight * level).sum())
+    level = level - shift
     return Stack(
-        value=found.value,
+        value=found.value + np.float32(shift * transform.scale[0]),
         variance=found.variance,
         row_variance=_row_variance(exposures, found, level).astype(np.float32),
         frames=found.frames,
@@ -138,15 +142,24 @@ def _combine(exposures: Exposures, use: np.ndarray, config: StackConfig) -> _Com
     if use.sum() < config.minimum:
         raise InsufficientInputs(f"{use.sum()} usable exposures, at least {config.minimum} are needed: take more")
     transform = exposures.transform
-    best = use & _best(np.where(use, exposures.sigma, np.inf))
-    if best.sum() < config.minimum:
-        best = use
+    best, slack = use & _best(np.where(use, exposures.sigma, np.inf)), 0.0
     method = _method(config, exposures, use)
+    if best.sum() < config.minimum and not best[use].all():
+        if method == "median":
+            raise InsufficientInputs(
+                f"method median needs {config.minimum} exposures of like noise, and {best.sum()} are much better than "
+                f"the others: use method clipmean"
+            )
+        best = use  # too few for a robust centre: the median of all, with what the noisy ones do to it
+        slack = np.pi / 2 * np.mean(exposures.sigma[use] ** 2) / use.sum()
     calibration = Calibration(exposures.levels.level, transform.plane, transform.scale.astype(np.float32))
     data, idle = exposures.data, np.zeros(len(use), bool)
     if method == "clipmean":
         model = Noise((exposures.noise**2).astype(np.float32), 1 / transform.gain)
-        value, variance, frames = clipped_mean(data, calibration, model, k=config.k, use=use, start=best)
+        rounds = 2 if slack else 1
+        value, variance, frames = clipped_mean(
+            data, calibration, model, k=config.k, iterations=rounds, use=use, start=best, slack=slack
+        )
     else:
         if method == "sums":
             value, frames = median_of_sums(data, config.group, calibration, use=use)

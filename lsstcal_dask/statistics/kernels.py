@@ -341,22 +341,25 @@ def _clip_sample(rows, at, n, gaps, k, rounds, unclip):
 
 @_inner
 def _clip_model(rows, at, centre, model, k, rounds, unclip):
-    """Weighted mean within ``k`` model sigma of the centre, then of that mean; its variance, survivors."""
-    read, poisson, weight_of = model
+    """Weighted mean within ``k`` model sigma of the centre, then of that mean; its variance, survivors.
+
+    The first centre may have a variance of its own, ``slack``.
+    """
+    read, poisson, weight_of, slack = model
     zero, one = spread(_F(0)), spread(_F(1))
     count, weights = zero, zero
-    for _ in range(rounds + 1):
-        level = _high(zero, centre)
+    for step in range(rounds + 1):
+        level, own = _high(zero, centre), slack if step == 0 else _F(0)
         count, total, weights = zero, zero, zero
         for i in range(read.size):
             d = get(rows, at + _U(i * _STRIDE)) - centre
             if poisson.size:
                 variance = spread(read[i]) + spread(poisson[i]) * level
-                kept = d * d < spread(k * k) * variance
+                kept = d * d < spread(k * k) * (variance + spread(own))
                 weight = one / variance & kept
             else:  # no division: the weights are those of the exposures
                 weight = spread(weight_of[i])
-                kept = d * d * weight < spread(k * k)
+                kept = d * d < spread(k * k * (read[i] + own))
                 weight = weight & kept
             count = tally(count, kept)
             total += weight * (d & kept)

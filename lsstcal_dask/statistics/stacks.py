@@ -103,6 +103,7 @@ def clipped_mean(
     iterations: int = 1,
     use: ArrayLike | None = None,
     start: ArrayLike | None = None,
+    slack: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
     """Mean of the values within ``k`` sigma of a robust centre.
 
@@ -120,6 +121,8 @@ def clipped_mean(
     k : half-width of the interval kept, in sigma; ``math.inf`` clips nothing.
     start : (n,) bool, exposures whose median is the first centre, all by default: a median that half of
         them, much noisier than the others, have carried off would clip the good ones. With ``noise`` only.
+    slack : variance of the first centre, by which the first clip is wider; for a median of exposures
+        among which too few are good to make a centre of their own. With ``noise`` only.
     stack, calibration, use : as for `median`.
 
     Returns
@@ -146,7 +149,9 @@ def clipped_mean(
         first = everything & np.asarray(_shaped("start", start, (len(stack),)), bool)
         if not first[everything].all():
             centre, _ = median(stack, calibration, use=first)
-    return _combine(stack, calibration, use, noise=noise, k=k, rounds=iterations, start=centre)
+            if np.isnan(centre).any():
+                centre = np.where(np.isnan(centre), median(stack, calibration, use=use)[0], centre)
+    return _combine(stack, calibration, use, noise=noise, k=k, rounds=iterations, start=centre, slack=slack)
 
 
 def _combine(
@@ -159,6 +164,7 @@ def _combine(
     rounds: int = 0,
     group: int = 1,
     start: NDArray[np.float32] | None = None,
+    slack: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint16]]:
     """Check the arguments, run the kernel; median unless ``k`` is given."""
     _check(stack, calibration, noise)
@@ -182,7 +188,9 @@ def _combine(
         read = _f4(noise.read_variance)[kept] * scale**2
         poisson = noise.poisson * scale if noise.poisson else poisson
     with np.errstate(divide="ignore"):
-        weight = np.where(read > 0, 1 / read, np.float32(np.inf))
+        weight = 1 / read
+    if not poisson.size:
+        read = np.where(read > 0, read, np.float32(-np.inf))  # takes no part
     method = kernels.MEDIAN if k is None else kernels.SAMPLE if noise is None else kernels.MODEL
     reach = min(k or 0.0, _HUGE)
     shrink = clip_variance_factor(reach) if k else 1.0
@@ -195,7 +203,7 @@ def _combine(
         (_by_type(flat), (starts[kept], edges, step), gaps),
         (offset, plane.reshape(-1), scale, centre),
         kernels.plan(runs),
-        (read, poisson, weight),
+        (read, poisson, weight, np.float32(slack)),
         method,
         (np.float32(reach), rounds, np.float32(1 / shrink)),
         nx,

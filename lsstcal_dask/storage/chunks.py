@@ -16,12 +16,13 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
 
 __all__ = ["PRODUCT", "RAW", "ChunkArray", "ChunkSource", "Codec"]
 
 _CHECKSUM: Final = 4  # bytes of a CRC-32C at the end of a chunk
+_SIZE: Final = slice(4, 8)  # where a Blosc buffer says how many bytes it holds
 _READ_THREADS: Final = 8  # requests under way at once from a bucket, whose latency exceeds the transfer
 
 
@@ -49,6 +50,8 @@ class Codec:
         body, checksum = memoryview(blob)[:-_CHECKSUM], blob[-_CHECKSUM:]
         if google_crc32c.value(bytes(body)) != int.from_bytes(checksum, "little"):
             raise ValueError("its checksum is wrong")
+        if (size := int.from_bytes(body[_SIZE], "little")) != out.nbytes:
+            raise ValueError(f"it holds {size} bytes instead of {out.nbytes}")
         blosc.decompress(body, out)
 
 
@@ -95,9 +98,11 @@ class ChunkArray(BackendArray):
             chunk = target if whole and kind == self.dtype else np.empty(self.shape[-2:], kind)
             try:
                 self.codec.decode(objects.read_bytes(self.url, path), chunk)
-            except Exception as error:
+            except (FileNotFoundError, RuntimeError, ValueError) as error:
+                if isinstance(error, CalibrationError):
+                    raise
                 reason = "a part is missing" if isinstance(error, FileNotFoundError) else str(error)
-                raise CalibrationError(self.source.damaged(index, reason)) from error
+                raise StoreFailure(self.source.damaged(index, reason)) from error
             if chunk is not target:
                 target[:] = chunk[key[-2]][..., key[-1]].reshape(target.shape)
 

@@ -7,7 +7,7 @@ is all that publishing needs: published objects are never changed.
 
 import json
 import os
-import threading
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,12 +22,14 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore as ZarrLocalStore
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, StoreFailure
 
 __all__ = [
     "create",
+    "create_group",
     "create_or_open",
     "exists",
+    "fill",
     "is_remote",
     "list_names",
     "normalise",
@@ -76,8 +78,11 @@ def _reaching(url: str) -> Iterator[None]:
     except (FileNotFoundError, exceptions.AlreadyExistsError):
         raise
     except (exceptions.BaseError, OSError) as error:
-        remedy = "check address, credentials and AWS_ENDPOINT_URL" if is_remote(url) else "check its permissions"
-        raise CalibrationError(f"{url}: the store does not answer ({_first_line(error)}): {remedy}") from error
+        if is_remote(url):
+            remedy = "check address, credentials and AWS_ENDPOINT_URL"
+        else:
+            remedy = "check its disk and its permissions, then run the same command again"
+        raise StoreFailure(f"{url}: the store does not answer ({_first_line(error)}): {remedy}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -91,13 +96,17 @@ def write_bytes(url: str, path: str, data: bytes) -> None:
         return
     with _reaching(url):
         target = Path(url, path)
-        partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        partial = target.with_name(f"{target.name}.{secrets.token_hex(8)}.partial")
         try:
-            partial.write_bytes(data)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-        partial.replace(target)
+            try:
+                partial.write_bytes(data)
+            except FileNotFoundError:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(data)
+            partial.replace(target)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_json(url: str, path: str, value: object) -> None:
@@ -190,14 +199,28 @@ def sweep(url: str, path: str) -> None:
             left.unlink(missing_ok=True)
 
 
-def create_or_open(store: zarr.abc.store.Store, **settings: Any) -> zarr.Array:
+def create_group(url: str, path: str, attributes: dict[str, Any]) -> None:
+    """Create a Zarr group, or leave the one that is there."""
+    with _reaching(url):
+        zarr.open_group(zarr_store(url, path), mode="a", attributes=attributes)
+
+
+def fill(url: str, array: zarr.Array, values: Any, key: Any = ...) -> None:
+    """Write values into a Zarr array of the store."""
+    with _reaching(url):
+        array[key] = values
+
+
+def create_or_open(url: str, path: str, **settings: Any) -> zarr.Array:
     """Create a Zarr array, or open the one an earlier or another writer created with the same settings.
 
     Never deletes: a second writer of the same content cannot take away what the first has written.
     """
-    try:
-        return zarr.create_array(store, overwrite=False, **settings)
-    except ContainsArrayError:
-        found = zarr.open_array(store, path=settings.get("name") or "", mode="r+")
-        assert isinstance(found, zarr.Array)
-        return found
+    store = zarr_store(url, path)
+    with _reaching(url):
+        try:
+            return zarr.create_array(store, overwrite=False, **settings)
+        except ContainsArrayError:
+            found = zarr.open_array(store, path=settings.get("name") or "", mode="r+")
+            assert isinstance(found, zarr.Array)
+            return found

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-import zarr.abc.store
 from xarray.core import indexing
 
 from lsstcal_dask.errors import CalibrationError, StaleCalibration
@@ -90,24 +89,24 @@ def create_template(url: str, name: str, version: str, template: Template) -> No
     if objects.exists(url, f"{base}/template.json"):
         return
     objects.sweep(url, f"{base}/data")
-    store = objects.zarr_store(url, f"{base}/data")
-    zarr.open_group(store, mode="a", attributes=dict(template.attrs))
+    objects.create_group(url, f"{base}/data", dict(template.attrs))
     for var, output in template.outputs.items():
-        _create_variable(store, var, output, template.sizes)
+        _create_variable((url, f"{base}/data"), var, output, template.sizes)
     for coord, (dims, values) in template.coords.items():
         array = np.asarray(values)
         text = array.dtype.kind in "OU"
         if array.dtype.kind == "M":
             array = array.astype("datetime64[ns]").astype(np.int64)
         target = objects.create_or_open(
-            store,
+            url,
+            f"{base}/data",
             name=coord,
             shape=array.shape,
             dtype="string" if text else array.dtype,
             dimension_names=dims,
             attributes=_coordinate_attributes(coord, np.asarray(values)),
         )
-        target[...] = array.astype(object) if text else array
+        objects.fill(url, target, array.astype(object) if text else array)
     objects.write_json(url, f"{base}/template.json", {"variables": sorted(template.outputs)})
 
 
@@ -117,11 +116,11 @@ def _coordinate_attributes(coord: str, values: np.ndarray) -> dict[str, Any]:
     return attributes(coord) if coord in VARIABLES else {}
 
 
-def _create_variable(store: zarr.abc.store.Store, var: str, output: Output, sizes: Mapping[str, int]) -> None:
+def _create_variable(place: tuple[str, str], var: str, output: Output, sizes: Mapping[str, int]) -> None:
     dims = output_dims(var, output, sizes)
     single = {"detector", "amplifier"} if "x" in dims else {"detector"}
     objects.create_or_open(
-        store,
+        *place,
         name=var,
         shape=tuple(sizes[dim] for dim in dims),
         chunks=tuple(1 if dim in single else max(sizes[dim], 1) for dim in dims),
@@ -207,7 +206,7 @@ class _Writer:
                 slice(self.index, self.index + 1) if dim == "detector" else slice(None)
                 for dim in _dims(self.arrays[var])
             )
-            self.arrays[var][key] = values
+            objects.fill(self.url, self.arrays[var], values, key)
 
 
 def _placed(where: str, remark: str) -> str:
@@ -255,7 +254,7 @@ def outdated(pointers: Sequence[Pointer], headers: Mapping[str, str]) -> dict[st
     for pointer in pointers:
         for exposure, digest_then in pointer.inputs.get("headers", {}).items():
             if headers.get(exposure) != digest_then:
-                found[pointer.version] = f"made from exposure {exposure}, whose header was corrected since"
+                found[pointer.version] = f"made from exposure {exposure}, whose header has changed since"
                 break
     used = {p.version: _upstream_versions(p) for p in pointers}
     while new := {v: sorted(use & set(found))[0] for v, use in used.items() if v not in found and use & set(found)}:
@@ -332,7 +331,7 @@ def open_product(url: str, name: str, version: str, *, chunked: bool = True) -> 
     """
     if not objects.exists(url, f"products/{name}/published/{version}.json"):
         raise CalibrationError(f"{name} {version} is not published in {url}: see 'lsstcal ls'")
-    found = _open(url, name, version)
+    found = _open(url, name, version).copy()  # what the caller does to it stays with the caller
     if not chunked:
         return found
     single = {"detector": 1, "amplifier": 1}
@@ -357,6 +356,7 @@ def _open(url: str, name: str, version: str) -> xr.Dataset:
         found[var] = xr.Variable(old.dims, lazy, old.attrs)
     for var in set(map(str, found.data_vars)) - pixels:
         found[var].load()  # small, and read again and again
+        found[var].values.flags.writeable = False
     found = found.set_coords([name for name, var in found.data_vars.items() if "detector" not in var.dims])
     return found.assign_attrs({key: pointer[key] for key in ("name", "version", "valid_from", "verdict")})
 

@@ -45,7 +45,8 @@ def write_frame(url: str, record: FrameRecord, counts: np.ndarray, cards: dict[s
     if objects.exists(url, f"{record.path}/frame.json"):
         return record
     create_or_open(
-        objects.zarr_store(url, record.path),
+        url,
+        record.path,
         shape=narrow.shape,
         chunks=(1, *narrow.shape[1:]),
         dtype=narrow.dtype,

@@ -294,6 +294,9 @@ def test_configuration_file(tmp_path):
     path.write_text("[overscan]\nclipp = 3\n")
     with pytest.raises(CalibrationError, match=r"c.toml: .*overscan.clipp: there is no such entry"):
         read_config(path)
+    path.write_text("bias = 3\n")
+    with pytest.raises(CalibrationError, match=r"c.toml: bias: must be a table"):
+        read_config(path)
     path.write_text("[bias]\nmethods = 3\n")
     with pytest.raises(CalibrationError, match=r"c.toml: bias.methods"):
         read_config(path)
@@ -440,7 +443,7 @@ def test_a_product_whose_last_exposures_turned_out_wrong_is_not_used(copy, threa
     assert "no exposures of type bias" in one.errors[0]
     ((_, frame),) = calibrate(copy, [], Config().calibrate, threads)
     assert frame.pointer is None
-    assert "whose header was corrected since: build bias again, or leave it out with --skip" in frame.errors[0]
+    assert "whose header has changed since: build bias again, or leave it out with --skip" in frame.errors[0]
 
 
 ROW = {"overscan": {"method": "row"}}

@@ -285,6 +285,9 @@ def test_a_minority_of_good_exposures_is_not_clipped():
     value, variance, _ = clipped_mean(stack, None, noise, start=sigma < 10)
     assert np.std((value - 1000) / np.sqrt(variance)) == pytest.approx(1, abs=0.03)
     assert np.std(everyone) > 2 * np.std(value)
+    stack[9:, 0] = np.nan  # where none of them is there, the others start
+    assert np.isfinite(clipped_mean(stack, None, noise, start=sigma < 10)[0]).all()
+    everyone, _, _ = clipped_mean(stack, None, noise)
     alone, _, _ = clipped_mean(stack, None, noise, start=np.ones(15, bool))
     np.testing.assert_array_equal(alone, everyone)
 

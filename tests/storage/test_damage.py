@@ -1,18 +1,24 @@
 """What is damaged or does not belong is named, with the remedy, and what is whole is still read."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from making import make_files, small_plans
 
 from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.pipeline.build import build
 from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.listing import list_contents
-from lsstcal_dask.pipeline.store import open_store
+from lsstcal_dask.pipeline.store import create_store, open_store
+from lsstcal_dask.storage.chunks import RAW
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.products import finished, list_products, open_product
 
@@ -172,3 +178,79 @@ def test_stray_files_are_left_alone(with_bias, raw_files, threads):
 def test_what_was_never_published_cannot_be_opened(store):
     with pytest.raises(CalibrationError, match="bias 0000 is not published in"):
         open_product(store.url, "bias", "0000")
+
+
+@pytest.fixture
+def two_ccds(tmp_path, threads):
+    """A store with biases of two CCDs."""
+    plans = [plan for plan in small_plans() if plan.kind == "bias"]
+    names = [detector.name for detector in load_camera("mini9").detectors[:2]]
+    files = make_files(tmp_path / "raw", "mini9", plans, names)
+    store = create_store(tmp_path / "s", "mini9")
+    assert not ingest(store, files, threads).errors
+    return store, files
+
+
+@pytest.mark.parametrize("how", ["damaged", "unreadable"])
+def test_a_product_is_not_published_without_a_ccd_whose_pixels_could_not_be_read(two_ccds, threads, how):
+    """What the store fails to give says nothing about a CCD: the version must not be final without it."""
+    store, files = two_ccds
+    record = next(iter(read_records(store.url).values()))
+    chunk = Path(store.url, record.path, "c", "3", "0", "0")
+    blob = chunk.read_bytes()
+    chunk.unlink()
+    if how == "damaged":
+        chunk.write_bytes(blob[:20] + b"xx" + blob[22:])
+    else:
+        chunk.mkdir()
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert one.pointer is None
+    assert record.detector in one.errors[0]
+    assert ("delete" in one.errors[0]) == (how == "damaged")  # never told to delete what is only out of reach
+    if how == "damaged":
+        shutil.rmtree(Path(store.url, record.path))
+        assert not ingest(store, files, threads).errors
+    else:
+        chunk.rmdir()
+        chunk.write_bytes(blob)
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert one.errors == []
+    assert len(one.pointer.detectors) == 2
+
+
+def test_a_write_that_fails_leaves_nothing_and_publishes_nothing(two_ccds, threads, monkeypatch):
+    store, _ = two_ccds
+    monkeypatch.setattr(Path, "replace", full_disk)
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert one.pointer is None
+    assert "No space left on device" in one.errors[0]
+    assert "check its disk" in one.errors[0]
+    monkeypatch.undo()
+    assert not list(Path(store.url).rglob("*.partial"))
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert len(one.pointer.detectors) == 2
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_open_product_belongs_to_its_caller(with_bias):
+    """What one caller does to a product reaches neither another nor the next build."""
+    store, bias = with_bias
+    mine = open_product(store.url, "bias", bias.version, chunked=False)
+    before = mine["image"].values.copy()
+    mine.load()
+    mine["image"].values[:] = -1000
+    mine.attrs["verdict"] = "mine"
+    with pytest.raises(ValueError, match="read-only"):
+        mine["read_noise"].values[:] = 7
+    for chunked in (True, False):
+        other = open_product(store.url, "bias", bias.version, chunked=chunked)
+        np.testing.assert_array_equal(other["image"].values, before)
+        assert other.attrs["verdict"] == "PASS"
+
+
+def test_a_chunk_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="it holds 8 bytes instead of 32"):
+        RAW.decode(RAW.encode(np.zeros((2, 2), np.uint16)), np.empty((4, 4), np.uint16))

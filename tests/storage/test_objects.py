@@ -129,9 +129,9 @@ def test_left_over_parts_of_a_killed_writer_are_swept(url):
 
 def test_a_second_writer_of_an_array_opens_that_of_the_first(url):
     settings = {"name": "v", "shape": (4,), "chunks": (2,), "dtype": "int32"}
-    first = objects.create_or_open(objects.zarr_store(url, "d"), **settings)
+    first = objects.create_or_open(url, "d", **settings)
     first[:2] = [1, 2]
-    second = objects.create_or_open(objects.zarr_store(url, "d"), **settings)
+    second = objects.create_or_open(url, "d", **settings)
     second[2:] = [3, 4]
     found = zarr.open_array(objects.zarr_store(url, "d", read_only=True), path="v", mode="r")
     assert found[:].tolist() == [1, 2, 3, 4]
