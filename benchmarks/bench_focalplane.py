@@ -200,7 +200,7 @@ def main() -> None:
         found = {
             "graphs": graphs,
             "memory": memory(url, detectors, numbers),
-            "overhead": overhead(url, detectors, 10, 2 * len(detectors), 1 if arguments.quick else 5),
+            "overhead": overhead(url, detectors, 20, 2 * len(detectors), 1 if arguments.quick else 7),
         }
     report(found, Console(width=110))
     if arguments.json:
