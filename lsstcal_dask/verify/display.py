@@ -97,6 +97,11 @@ def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArr
     image.set_clim(*robust_limits(values))
     units = data.attrs.get("units", "")
     label = str(data.attrs.get("long_name", data.name))
+    across, up = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
+    width = figure.get_figwidth()  # the size follows from what is shown, with room for title and labels
+    figure.set_figheight(min(max(0.82 * width * up / across + 1.4, 3.0), width))
+    if up > 1.3 * across:
+        figure.set_figwidth(0.75 * width)
     bar = figure.colorbar(
         image, ax=axes, fraction=0.046, pad=0.02, extend="both", label=f"{label} [{units}]" if units else label
     )
