@@ -56,7 +56,7 @@ def _block_means(counts, corner, offset, plane, value, inverse, limits):  # type
 
 
 def residual_blocks(exposures: Exposures, value: np.ndarray) -> Residuals:
-    """Mean of each block of each frame less the combined ``value`` (y, x), in the unit of the product."""
+    """Mean of each block of each frame less the combined ``value`` (y, x; unit of the product), adu."""
     levels, noise, transform = exposures.levels, exposures.noise, exposures.transform
     value = np.nan_to_num(value) if np.isnan(value.sum()) else value
     plane = np.zeros((1, value.shape[1]), np.float32) if transform.plane is None else transform.plane

@@ -88,8 +88,8 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
     reasons |= {int(i): "too noisy to be of use to a median" for i in np.flatnonzero(found.idle)}
     level, error = frame_levels(exposures, residuals)
     shift = 0.0
-    if not exposures.rows_known and levels.level.any():  # levels of whole frames were taken out: their mean belongs in
-        shift = float((found.weight * level).sum())
+    if not exposures.rows_known and levels.level.any():  # the levels that were taken out
+        shift = float(np.median(level[found.use]))
     level = level - shift
     return Stack(
         value=found.value + np.float32(shift * transform.scale[0]),
@@ -111,7 +111,8 @@ def _row_variance(exposures: Exposures, found: "_Combined", level: np.ndarray) -
     share = found.weight * exposures.transform.scale
     rows = (share[found.use, None] ** 2 * exposures.levels.variance[found.use]).sum(axis=0)
     if not exposures.rows_known and found.use.sum() > 1:  # nothing removes the jitter of whole frames
-        rows = rows + np.var(level[found.use], ddof=1) * (share**2).sum()
+        # Their middle level, not their mean, for a frame that is far off must not move it.
+        rows = rows + np.var(level[found.use], ddof=1) * (share**2).sum() * np.pi / 2
     return rows
 
 

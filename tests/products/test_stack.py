@@ -109,6 +109,12 @@ def test_jitter_of_whole_frames_without_overscan_clips_nothing(n, jitter):
     assert np.std(means) < 1.6  # the level is the median of n, its variance that of a few
 
 
+def test_a_frame_far_off_does_not_move_the_level_without_overscan():
+    levels = [5000.0, 5003.0, 4998.0, 5001.0, 5500.0, 4999.0]
+    found = combine_amplifier(without_overscan(3, levels), amplifier(0), Transform(np.ones(6)), StackConfig())
+    assert found.value.mean() == pytest.approx(5000.5, abs=0.5)
+
+
 def test_photon_noise_without_overscan_is_counted_once():
     plane = np.full(SHAPE, 5000, np.float32)
     transform = Transform(np.full(8, GAIN / 30), plane, GAIN)
