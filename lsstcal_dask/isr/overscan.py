@@ -8,7 +8,7 @@ row mean by the fraction that minimises its variance.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numba import njit
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.interpolate import BSpline
 
 from lsstcal_dask.instrument.camera import Amplifier
+from lsstcal_dask.statistics.stacks import lines
 
 __all__ = ["OverscanConfig", "RowLevels", "reference_pixels", "row_levels"]
 
@@ -41,27 +42,42 @@ class RowLevels:
     rejected: np.ndarray  # (n,) int, rows left out
 
 
+_AHEAD: Final = 64  # rows of reference pixels: some kilobytes, which stay in the first-level cache
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-def _row_moments(pixels, centre, reach):  # type: ignore[no-untyped-def]
-    """Mean, sum of squared deviations and number of the pixels of each row within ``reach`` of ``centre``."""
-    n, ny, nx = pixels.shape
+def _row_moments(line, starts, step, nx, centre, reach):  # type: ignore[no-untyped-def]
+    """Mean, sum of squared deviations and number of the pixels of each row within ``reach`` of ``centre``.
+
+    Frame i begins at ``starts[i]`` of the line of pixels, its rows are ``step`` apart and ``nx`` long. They lie
+    so far apart that memory would be waited for at each: `_AHEAD` rows are asked for at once.
+    """
+    n, ny = centre.shape
     mean = np.empty((n, ny))
     squares = np.empty((n, ny))
     used = np.empty((n, ny), np.int64)
-    for i in range(n):
-        for y in range(ny):
-            row, c, r = pixels[i, y], centre[i, y], reach[i]
-            total, total2, count = 0.0, 0.0, 0.0
-            for x in range(nx):
-                deviation = np.float64(row[x]) - c
-                kept = abs(deviation) <= r
-                deviation = deviation if kept else 0.0
-                count += 1.0 if kept else 0.0
-                total += deviation
-                total2 += deviation * deviation
-            used[i, y] = int(count)
-            mean[i, y] = c + total / count
-            squares[i, y] = total2 - total * (total / count)
+    seen = np.zeros(1)  # in memory, so that no compiler finds the requests idle
+    for place in range(n * ny):
+        i, y = place // ny, place % ny
+        if y % _AHEAD == 0:
+            for ahead in range(y, min(y + _AHEAD, ny)):
+                first = starts[i] + ahead * step
+                for x in range(first, first + nx, 32):
+                    seen[0] += line[x]
+                seen[0] += line[first + nx - 1]
+        first = starts[i] + y * step
+        row, c, r = line[first : first + nx], centre[i, y], reach[i]
+        total, total2, count = 0.0, 0.0, 0.0
+        for x in range(nx):
+            deviation = np.float64(row[x]) - c
+            kept = abs(deviation) <= r
+            deviation = deviation if kept else 0.0
+            count += 1.0 if kept else 0.0
+            total += deviation
+            total2 += deviation * deviation
+        used[i, y] = int(count)
+        mean[i, y] = c + total / count
+        squares[i, y] = total2 - total * (total / count)
     return mean, squares, used
 
 
@@ -70,7 +86,7 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
     n, _, nx = pixels.shape
     start = pixels[:, :, nx // 2].astype(np.float64)
     everything = np.full(n, np.inf)
-    mean, squares, used = _row_moments(pixels, start, everything)
+    mean, squares, used = _row_moments(*lines(pixels), nx, start, everything)
     nu = nx - 1
     # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
     sigma = np.sqrt(np.median(squares / nu, axis=1) / (1 - 2 / (9 * nu)) ** 3)
@@ -79,7 +95,7 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
         bad = pixels[i][dirty[i]][None]
         centre, reach = np.median(bad, axis=-1), np.array([clip * sigma[i] + 0.5])
         for _ in range(2):
-            clipped, _, kept = _row_moments(bad, centre, reach)
+            clipped, _, kept = _row_moments(*lines(bad), nx, centre, reach)
             centre = np.where(kept > 0, clipped, centre)
         mean[i, dirty[i]], used[i, dirty[i]] = clipped[0], kept[0]
     clean = ~dirty
@@ -89,9 +105,10 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
 
 
 @lru_cache(maxsize=8)
-def _basis(ny: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cubic B-splines: the four that reach each row (ny, 4), the first of them (ny,), their roughness (nb, nb).
+def _basis(ny: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cubic B-splines: the four that reach each row (ny, 4) and the first of them (ny,).
 
+    And, for all of them, the matrix of least squares with unit weights and their roughness, (nb, nb) each.
     Knots are denser at the first rows, where amplifiers settle.
     """
     inner = [k for k in (3, 8, 20, 50) if k < min(spacing, ny / 2)]
@@ -99,73 +116,88 @@ def _basis(ny: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     knots = np.concatenate([[0.0] * 4, inner, [float(ny - 1)] * 4])
     basis = BSpline.design_matrix(np.arange(ny, dtype=float), knots, 3)
     second = np.diff(np.eye(basis.shape[1]), 2, axis=0)
-    return basis.data.reshape(ny, 4), basis.indices.reshape(ny, 4)[:, 0].astype(np.int64), second.T @ second
+    first = basis.indices.reshape(ny, 4)[:, 0].astype(np.int64)
+    return basis.data.reshape(ny, 4), first, (basis.T @ basis).toarray(), second.T @ second
 
 
 @njit(nogil=True, cache=True)
-def _normal_equations(mean, weight, local, first, freedom):  # type: ignore[no-untyped-def]
-    """Matrix (n, nb, nb) and right side (n, nb) of the least squares through the row means."""
+def _normal_equations(mean, weight, local, first, unit):  # type: ignore[no-untyped-def]
+    """Matrix (n, nb, nb) and right side (n, nb) of the least squares through the row means.
+
+    Nearly all rows of a frame have one weight: the matrix is that of equal weights, mended where they differ.
+    """
     n, ny = mean.shape
-    matrix = np.zeros((n, freedom, freedom))
-    right = np.zeros((n, freedom))
+    matrix = np.empty((n, *unit.shape))
+    right = np.zeros((n, len(unit)))
     for i in range(n):
+        common = weight[i].max()
+        matrix[i] = common * unit
         for y in range(ny):
+            f, part = first[y], weight[i, y] * mean[i, y]
             for a in range(4):
-                part = weight[i, y] * local[y, a]
-                right[i, first[y] + a] += part * mean[i, y]
-                for b in range(a + 1):
-                    matrix[i, first[y] + a, first[y] + b] += part * local[y, b]
-        for a in range(freedom):
-            for b in range(a):
-                matrix[i, b, a] = matrix[i, a, b]
+                right[i, f + a] += part * local[y, a]
+            change = weight[i, y] - common
+            if change != 0:
+                for a in range(4):
+                    for b in range(4):
+                        matrix[i, f + a, f + b] += change * local[y, a] * local[y, b]
     return matrix, right
 
 
 @njit(nogil=True, cache=True)
-def _evaluate(coefficients, covariance, local, first):  # type: ignore[no-untyped-def]
-    """Values and variances (n, y) of splines with these coefficients (n, nb) and covariance (n, nb, nb)."""
+def _values(coefficients, local, first):  # type: ignore[no-untyped-def]
+    """Values (n, y) of splines with these coefficients (n, nb)."""
     n, ny = len(coefficients), len(local)
     value = np.empty((n, ny))
+    for i in range(n):
+        for y in range(ny):
+            here = 0.0
+            for a in range(4):
+                here += local[y, a] * coefficients[i, first[y] + a]
+            value[i, y] = here
+    return value
+
+
+@njit(nogil=True, cache=True)
+def _variances(covariance, local, first):  # type: ignore[no-untyped-def]
+    """Variances (n, y) of splines whose coefficients have this covariance (n, nb, nb)."""
+    n, ny = len(covariance), len(local)
     variance = np.empty((n, ny))
     for i in range(n):
         for y in range(ny):
-            here, error = 0.0, 0.0
+            here = 0.0
             for a in range(4):
-                part = 0.0
-                for b in range(4):
-                    part += local[y, b] * covariance[i, first[y] + a, first[y] + b]
-                here += local[y, a] * coefficients[i, first[y] + a]
-                error += local[y, a] * part
-            value[i, y], variance[i, y] = here, error
-    return value, variance
+                here += local[y, a] ** 2 * covariance[i, first[y] + a, first[y] + a]
+                for b in range(a):
+                    here += 2 * local[y, a] * local[y, b] * covariance[i, first[y] + a, first[y] + b]
+            variance[i, y] = here
+    return variance
 
 
-def _spline(mean: np.ndarray, weight: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Penalised weighted spline through the row means: its values and variances (n, y), and its freedom."""
-    local, first, rough = _basis(mean.shape[1], spacing)
-    freedom = len(rough)
-    normal, right = _normal_equations(mean, weight, local, first, freedom)
+def _spline(mean: np.ndarray, weight: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray]:
+    """Penalised weighted spline through the row means: its values (n, y) and its coefficients' covariance."""
+    local, first, unit, rough = _basis(mean.shape[1], spacing)
+    normal, right = _normal_equations(mean, weight, local, first, unit)
     # A penalty a thousandth of the data's weight only bridges rows that have none.
-    strength = 1e-3 * np.trace(normal, axis1=1, axis2=2) / freedom + 1e-300
+    strength = 1e-3 * np.trace(normal, axis1=1, axis2=2) / len(rough) + 1e-300
     inverse = np.linalg.inv(normal + strength[:, None, None] * rough)
-    coefficients = np.einsum("nbc,nc->nb", inverse, right)
-    return *_evaluate(coefficients, inverse, local, first), freedom
+    return _values(np.einsum("nbc,nc->nb", inverse, right), local, first), inverse
 
 
-def _usable_rows(mean: np.ndarray, weight: np.ndarray, config: OverscanConfig) -> np.ndarray:
-    """Rows (n, y) that lie on a smooth curve; those under bleeding charge or a cosmic ray do not.
+def _usable_rows(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, config: OverscanConfig) -> np.ndarray:
+    """Rows (n, y) that lie on a smooth curve such as ``fit``; those under bleeding charge or a cosmic ray do not.
 
-    Starts from the median row and down-weights by Cauchy's law, so that a minority of
-    rows, however far off and however many side by side, cannot drag the curve.
+    Where some do not it starts again from the median row and down-weights by Cauchy's law, so that a minority
+    of rows, however far off and however many side by side, cannot drag the curve.
     """
-    usable = _inliers(mean, weight, _spline(mean, weight, config.knots)[0], config.clip)
+    usable = _inliers(mean, weight, fit, config.clip)
     doubtful = np.flatnonzero((~usable).any(axis=1))
     if len(doubtful):
         some, heavy = mean[doubtful], weight[doubtful]
         fit = np.broadcast_to(np.median(some, axis=1)[:, None], some.shape)
         for _ in range(8):
             pull2, spread = _pulls(some, heavy, fit)
-            fit = _spline(some, heavy / (1 + pull2 / (4 * spread)), config.knots)[0]
+            fit, _ = _spline(some, heavy / (1 + pull2 / (4 * spread)), config.knots)
         usable[doubtful] = _inliers(some, heavy, fit, config.clip)
     return usable
 
@@ -184,8 +216,14 @@ def _inliers(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, clip: float)
 def _smooth(mean: np.ndarray, used: np.ndarray, sigma: np.ndarray, config: OverscanConfig) -> RowLevels:
     mean = np.where(used >= 2, mean, 0.0)
     own = np.maximum(sigma[:, None], 1e-6) ** 2 / np.maximum(used, 1)
-    good = _usable_rows(mean, (used >= 2) / own, config)
-    fit, variance, freedom = _spline(mean, good / own, config.knots)
+    weight = (used >= 2) / own
+    fit, covariance = _spline(mean, weight, config.knots)
+    good = _usable_rows(mean, weight, fit, config)
+    fewer = (good != (weight > 0)).any(axis=1)
+    if fewer.any():
+        fit[fewer], covariance[fewer] = _spline(mean[fewer], (good / own)[fewer], config.knots)
+    local, first, _, _ = _basis(mean.shape[1], config.knots)
+    variance, freedom = _variances(covariance, local, first), covariance.shape[-1]
     rows = good.sum(axis=1)
     chi2 = ((mean - fit) ** 2 * good / own).sum(axis=1) / np.maximum(rows - freedom, 1)
     excess = np.where(chi2 > 1 + 4 * np.sqrt(2 / np.maximum(rows, 1)), chi2 - 1, 0.0)[:, None]
@@ -217,7 +255,7 @@ def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) ->
     """
     n, ny, nx = pixels.shape
     skip = config.skip if nx > 4 * config.skip else 0
-    pixels = np.ascontiguousarray(pixels[:, :, skip:])
+    pixels = pixels[:, :, skip:]
     if nx < 2 or config.method == "none":
         zero = np.zeros((n, ny), np.float32)
         return RowLevels(zero, zero, np.full(n, np.nan), np.zeros(n, int))

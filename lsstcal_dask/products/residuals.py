@@ -55,6 +55,16 @@ def _block_means(counts, corner, offset, plane, value, inverse, limits):  # type
     return total / count, count
 
 
+def _sample(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of `_SAMPLE` pixels all over an image, in runs that are fetched from memory as one."""
+    ny, nx = shape
+    run = min(16, nx)
+    place = np.arange(max(_SAMPLE // run, 1))
+    rows = (place + 0.5) / len(place) * ny
+    columns = place * 0.618034 % 1 * (nx - run + 1)
+    return np.repeat(rows.astype(int), run), (columns.astype(int)[:, None] + np.arange(run)).reshape(-1)
+
+
 def residual_blocks(exposures: Exposures, value: np.ndarray) -> Residuals:
     """Mean of each block of each frame less the combined ``value`` (y, x; unit of the product), adu."""
     levels, noise, transform = exposures.levels, exposures.noise, exposures.transform
@@ -63,13 +73,11 @@ def residual_blocks(exposures: Exposures, value: np.ndarray) -> Residuals:
     inverse = (1 / transform.scale).astype(np.float32)
     offset = np.nan_to_num(levels.level)
     data, box = exposures.data, exposures.amplifier.data
-    step = max(1, int(np.sqrt(value.size / _SAMPLE)))
-    some = (slice(None, None, step), slice(None, None, step))
+    some = _sample(value.shape)
+    base, signal = np.broadcast_to(plane, value.shape)[some], value[some]
     centre = np.zeros(len(data), np.float32)
     for i in range(len(data)):  # a frame off as a whole must not lose its pixels to the limits
-        residual = (
-            data[i][some].astype(np.float32) - offset[i][some[0], None] - (plane[some] + value[some] * inverse[i])
-        )
+        residual = data[i][some] - offset[i][some[0]] - (base + signal * inverse[i])
         centre[i] = np.median(residual)
     typical = max(float(np.median(value[some])), 0.0) * inverse / np.float32(transform.gain)
     limits = (6 * np.sqrt(np.nan_to_num(noise) ** 2 + typical)).astype(np.float32)

@@ -10,7 +10,7 @@ from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.statistics import kernels
 from lsstcal_dask.statistics.robust import clip_variance_factor
 
-__all__ = ["Calibration", "Noise", "clipped_mean", "median", "median_of_sums"]
+__all__ = ["Calibration", "Noise", "clipped_mean", "lines", "median", "median_of_sums"]
 
 _HUGE: Final = 1e18  # stands for k = inf: its square is still a float32
 
@@ -194,7 +194,7 @@ def _combine(
     method = kernels.MEDIAN if k is None else kernels.SAMPLE if noise is None else kernels.MODEL
     reach = min(k or 0.0, _HUGE)
     shrink = clip_variance_factor(reach) if k else 1.0
-    flat, starts, step = _flatten(stack)
+    flat, starts, step = lines(stack)
     gaps = stack.dtype.kind == "f" or any(np.isnan(part.max()) for part in (offset, scale, plane))
     centre = np.empty(0, np.float32)
     if start is not None:  # the last vector of a row may reach beyond the image
@@ -242,7 +242,7 @@ def _f4(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _flatten(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+def lines(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]:
     """Pixels as one read-only line, where each exposure starts on it and the step from row to row.
 
     Nothing is copied where pixels of a row touch and rows and exposures follow each other.
@@ -254,7 +254,7 @@ def _flatten(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]
         for stride, size, whole in zip(stack.strides, stack.shape, (ny * nx * item, nx * item, item), strict=True)
     )
     if column != item or row < nx * item or frame < (ny - 1) * row + nx * item or row % item or frame % item:
-        return _flatten(np.ascontiguousarray(stack))
+        return lines(np.ascontiguousarray(stack))
     length = ((n - 1) * frame + (ny - 1) * row) // item + nx
     flat = np.lib.stride_tricks.as_strided(stack, (length,), (item,), writeable=False)
     return flat, np.arange(n) * (frame // item), row // item

@@ -3,6 +3,7 @@ import pytest
 
 from lsstcal_dask.isr import overscan as module
 from lsstcal_dask.isr.overscan import OverscanConfig, row_levels
+from lsstcal_dask.statistics.stacks import lines
 
 ROWS, COLUMNS = 1024, 48
 
@@ -103,12 +104,14 @@ def test_spline_equals_dense_least_squares():
     rng = np.random.default_rng(11)
     mean, weight = rng.normal(0, 1, (3, 150)), rng.uniform(0.5, 2, (3, 150))
     weight[1, 40:60] = 0
-    value, variance, freedom = module._spline(mean, weight, 40)
-    local, first, rough = module._basis(150, 40)
+    value, found = module._spline(mean, weight, 40)
+    local, first, unit, rough = module._basis(150, 40)
+    variance, freedom = module._variances(found, local, first), len(rough)
     dense = np.zeros((150, freedom))
     for y in range(150):
         dense[y, first[y] : first[y] + 4] = local[y]
     np.testing.assert_allclose(dense.sum(axis=1), 1)
+    np.testing.assert_allclose(unit, dense.T @ dense, atol=1e-12)
     for i in range(3):
         normal = dense.T @ np.diag(weight[i]) @ dense
         covariance = np.linalg.inv(normal + 1e-3 * np.trace(normal) / freedom * rough)
@@ -119,15 +122,15 @@ def test_spline_equals_dense_least_squares():
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_row_moments_equal_numpy(dtype):
     rng = np.random.default_rng(12)
-    pixels = rng.normal(1000, 6, (2, 9, 61)).astype(dtype)
+    pixels = rng.normal(1000, 6, (2, 150, 70)).astype(dtype)[:, :, 5:66]
     pixels[0, 3, 5], pixels[1, 4] = 60000, 0
-    centre, reach = np.full((2, 9), 1000.0), np.array([25.0, np.inf])
-    mean, squares, used = module._row_moments(pixels, centre, reach)
+    centre, reach = np.full((2, 150), 1000.0), np.array([25.0, np.inf])
+    mean, squares, used = module._row_moments(*lines(pixels), 61, centre, reach)
     kept = np.abs(pixels - centre[:, :, None]) <= reach[:, None, None]
     np.testing.assert_array_equal(used, kept.sum(axis=2))
     expected = np.ma.masked_array(pixels.astype(float), ~kept)
     np.testing.assert_allclose(mean, expected.mean(axis=2))
     np.testing.assert_allclose(squares, (expected.var(axis=2) * used), atol=1e-6)
-    nothing = module._row_moments(pixels, centre + 1e7, np.array([1.0, 1.0]))
+    nothing = module._row_moments(*lines(pixels), 61, centre + 1e7, np.array([1.0, 1.0]))
     assert np.isnan(nothing[0]).all()
     assert not nothing[2].any()

@@ -30,7 +30,7 @@ from lsstcal_dask.statistics import (
     robust_mean,
     robust_sigma,
 )
-from lsstcal_dask.statistics.stacks import _flatten
+from lsstcal_dask.statistics.stacks import lines
 
 DTYPES = (np.uint16, np.int32, np.float32)
 
@@ -249,7 +249,7 @@ def test_views_are_read_in_place_and_inputs_are_left_alone():
     rng = np.random.default_rng(5)
     whole = rng.integers(0, 1000, (12, 3, 4, 5, 66)).astype(np.uint16)
     before = whole.copy()
-    flat, starts, step = _flatten(whole[:, 1, 2, 1:4, 2:60])
+    flat, starts, step = lines(whole[:, 1, 2, 1:4, 2:60])
     assert np.shares_memory(flat, whole)
     assert (starts[1], step) == (3 * 4 * 5 * 66, 66)
     for view in (
