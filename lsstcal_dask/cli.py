@@ -94,6 +94,57 @@ def demo(
 
 
 @app.command()
+def simulate(
+    store: StoreArgument,
+    camera: Annotated[str, typer.Option(help="Camera by name, or a YAML file that describes it.")] = "mini9",
+    recipe: Annotated[str, typer.Option(help="calibration-day, flat-cube, cbp, night or all.")] = "calibration-day",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out an effect; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Leave out all effects but this; may be repeated.")] = None,
+    detector: Annotated[list[str] | None, typer.Option(help="Make only this CCD; may be repeated.")] = None,
+    fits: Annotated[
+        Path | None, typer.Option(help="Write raw FITS files to this folder instead of frames to the store.")
+    ] = None,
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take exposures with the virtual observatory.
+
+    Their truth is kept in the store, where nothing that calibrates looks. What was made before is kept.
+    """
+    from lsstcal_dask.pipeline import observatory  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_settings  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import create_store  # noqa: PLC0415
+
+    settings = read_settings(config, observatory.SimulateConfig)
+    effects = settings.effects.only(only) if only else settings.effects
+    settings = settings.model_copy(update={"effects": effects.without(without or [])})
+    observatory.check(camera, recipe, settings, seed, detector or [])
+    opened = create_store(store, camera)
+    with _compute(scheduler, workers, memory) as compute:
+        report = observatory.simulate(
+            opened,
+            recipe,
+            settings,
+            compute,
+            seed=seed,
+            detectors=detector or [],
+            fits=fits,
+            progress=_shows_progress(),
+        )
+    _say(f"{len(report.exposures)} exposures: {report.made} frames made, {report.unchanged} were there")
+    if report.inputs:
+        _say(f"external inputs: {len(report.inputs)} tables in {opened.url}/inputs")
+    if fits:
+        _say(f"raw files are in {fits}: put them into a store with 'lsstcal ingest'")
+    counts = {"exposures": len(report.exposures), "made": report.made, "unchanged": report.unchanged}
+    _finish({"store": opened.url, **counts, "inputs": report.inputs}, report.errors, as_json)
+
+
+@app.command()
 def ingest(
     store: StoreArgument,
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Raw FITS files.")],

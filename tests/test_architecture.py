@@ -33,7 +33,7 @@ SIDE_ROOMS = {
     "simulate": {"errors", "variables", "instrument", "physics.units"},
 }
 SEE_SIDE_ROOMS = {"pipeline", "cli"}
-SEE_SIMULATE = ("cli", "pipeline", "pipeline.demo", "demo")
+SEE_SIMULATE = ("cli", "pipeline", "pipeline.demo", "pipeline.observatory", "demo")
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -11,7 +11,7 @@ from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
 
-__all__ = ["CalibrateConfig", "Config", "read_config"]
+__all__ = ["CalibrateConfig", "Config", "read_config", "read_settings"]
 
 
 class CalibrateConfig(BaseModel):
@@ -44,8 +44,16 @@ class Config(BaseModel):
         return {**tables, **given}
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def read_config(path: str | Path | None) -> Config:
-    """Read a TOML file; without one, the defaults.
+    """Read the configuration of a run; raises as `read_settings`."""
+    return read_settings(path, Config)
+
+
+def read_settings(path: str | Path | None, model: type[Model]) -> Model:
+    """Read a TOML file as a model; without one, its defaults.
 
     Raises
     ------
@@ -53,9 +61,9 @@ def read_config(path: str | Path | None) -> Config:
         The file cannot be read, or an entry is unknown or has a value it may not have.
     """
     if path is None:
-        return Config()
+        return model()
     try:
-        return Config.model_validate(tomllib.loads(Path(path).read_text()))
+        return model.model_validate(tomllib.loads(Path(path).read_text()))
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

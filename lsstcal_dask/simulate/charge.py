@@ -1,0 +1,307 @@
+"""Photo-electrons gathered in one exposure: shot noise on pixels that are displaced and move (Sec. 6, stages 4 and 5).
+
+Time runs in steps. In each the boundaries stand where the charge in the middle of the step puts them. A pixel
+gathers the light on its displaced quadrilateral and on the strips that its boundaries have swept since, of which
+every tile draws its own Poisson numbers; what one pixel gains by a strip its neighbour loses. Point sources are
+shot electron by electron into the moved pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from lsstcal_dask.errors import InconsistentGeometry, WrongUse
+from lsstcal_dask.instrument.camera import Detector
+from lsstcal_dask.simulate.brighter_fatter import BrighterFatter, boundary_shifts, margin, quadrants, steps, weights
+from lsstcal_dask.simulate.effect import Effect
+from lsstcal_dask.simulate.electrons import land, moffat, peak, sunflower
+from lsstcal_dask.simulate.exposure import Light
+from lsstcal_dask.simulate.poisson import poisson
+from lsstcal_dask.simulate.random import stream, tiles
+
+__all__ = ["ShotNoise", "accumulate", "on_quadrilaterals"]
+
+_BATCH: Final = 1 << 18  # electrons of a point source in memory at once
+_POINTS: Final = 1 << 16  # that stand for a source without noise
+_FEW: Final = 1 << 12  # that stand for it where only the first boundaries depend on them
+_NONE: Final = np.zeros((0, 0), np.float32)
+
+
+class ShotNoise(Effect):
+    """Whether light comes in electrons; without, every pixel gathers what is expected of it."""
+
+
+class _Tile(NamedTuple):
+    amplifier: int
+    number: int
+    rows: slice
+    columns: slice
+
+
+class _Step(NamedTuple):
+    number: int
+    time: float  # s
+    expected: float  # of its charge that is added again to foresee the middle of the next one: see `weights`
+    noise: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One exposure of one CCD; maps are (y, x) float32."""
+
+    seed: int
+    exposure: int
+    detector: Detector
+    noise: bool
+    rate: np.ndarray  # electron/s, in undistorted pixels
+    whole: np.ndarray  # electron/s, in displaced pixels without charge
+    corners: np.ndarray  # pixel
+    start: np.ndarray | float
+    charge: np.ndarray  # electrons gathered; filled
+
+
+@dataclass(frozen=True, eq=False)
+class _Moving:
+    """Boundaries that move with the charge."""
+
+    right: np.ndarray
+    up: np.ndarray
+    pad: int
+    middle: np.ndarray  # padded map of electrons in the middle of this step
+    ahead: np.ndarray  # of the next step; filled
+    east: np.ndarray  # shifts over the CCD; filled where there are point sources
+    north: np.ndarray
+
+
+def accumulate(
+    seed: int,
+    shot_noise: ShotNoise,
+    brighter_fatter: BrighterFatter,
+    detector: Detector,
+    exposure_number: int,
+    light: Light,
+    duration: float,
+    corners: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """Photo-electrons that the light of one exposure leaves in the pixels of a CCD.
+
+    Parameters
+    ----------
+    seed, exposure_number : of the random numbers.
+    shot_noise, brighter_fatter : settings; without the latter there is a single step.
+    detector : the tiles of its amplifiers draw the numbers; pixels of no amplifier gather none.
+    light : rates, electron/s.
+    duration : s.
+    corners : (2, ny + 1, nx + 1) float32, pixel: displacement (x, y) of the pixels' corners; None for none.
+    start : (ny, nx) float32, electrons there before; they move boundaries and are not returned.
+
+    Returns
+    -------
+    (ny, nx) float32, electrons; whole numbers if there is shot noise. What falls beside the CCD is lost.
+
+    Raises
+    ------
+    InconsistentGeometry
+        A map has not the shape of the CCD.
+    WrongUse
+        A rate or the duration is negative or no number, or a source has no profile.
+    """
+    _check(detector, light, duration, corners, start)
+    levels = float(light.rate.max()) * duration, peak(light.points) * duration
+    parts = steps(brighter_fatter, detector.vendor, *levels) if brighter_fatter.on else np.ones(1)
+    whole = light.rate if corners is None else on_quadrilaterals(light.rate, corners)
+    run = _Run(
+        seed, exposure_number, detector, shot_noise.on, light.rate, whole,
+        np.zeros((2, 0, 0), np.float32) if corners is None else corners,
+        0.0 if start is None else start, np.zeros(detector.shape, np.float32),
+    )  # fmt: skip
+    times = [float(part) * duration for part in parts]
+    moving = _begin(brighter_fatter, run, light.points, times[0]) if brighter_fatter.on else None
+    for step, time in enumerate(times):
+        again = weights(parts[step], parts[min(step + 1, len(parts) - 1)])
+        for tile in _tiles(detector):
+            _diffuse(run, moving, tile, _Step(step, time, *again))
+        for index, source in enumerate(light.points):
+            _point(run, moving, source, index, _Step(step, time, *again))
+        if moving and step < len(times) - 1:
+            moving = _advance(moving, brighter_fatter.ceiling)
+    return run.charge
+
+
+def _check(
+    detector: Detector, light: Light, duration: float, corners: np.ndarray | None, start: np.ndarray | None
+) -> None:
+    ny, nx = detector.shape
+    wanted = {"the rate": (light.rate, (ny, nx)), "corners": (corners, (2, ny + 1, nx + 1)), "start": (start, (ny, nx))}
+    for name, (found, shape) in wanted.items():
+        if found is not None and found.shape != shape:
+            raise InconsistentGeometry(f"{detector.name}: {name} has shape {found.shape}: it must be {shape}")
+    if not 0 <= duration < np.inf:
+        raise WrongUse(f"{detector.name}: exposure of {duration} s: it must be zero or more")
+    if not (light.rate.min() >= 0 and light.rate.max() < np.inf):
+        raise WrongUse(f"{detector.name}: light with a negative or infinite rate, or none: check what made it")
+    points = light.points
+    if points.ndim != 2 or points.shape[1] != 5:
+        raise InconsistentGeometry(f"{detector.name}: point sources have shape {points.shape}: it must be (n, 5)")
+    good = np.isfinite(points).all(axis=1) & (points[:, 2] >= 0) & (points[:, 3] > 0) & (points[:, 4] > 1)
+    if not good.all():
+        raise WrongUse(
+            f"{detector.name}: point source {int(np.argmin(good))} needs a position, a rate of zero or more, "
+            "a width above zero and an exponent above one"
+        )
+
+
+def _tiles(detector: Detector) -> Iterator[_Tile]:
+    """All tiles of a CCD, in its own orientation."""
+    for i, amplifier in enumerate(detector.amplifiers):
+        (x, y), (ny, nx) = amplifier.position, amplifier.data.shape
+        for number, rows in tiles(ny):
+            yield _Tile(i, number, slice(y + rows.start, y + rows.stop), slice(x, x + nx))
+
+
+def _begin(settings: BrighterFatter, run: _Run, points: np.ndarray, time: float) -> _Moving:
+    """Boundaries of the first step, in whose middle half of its light is expected."""
+    pad = margin(settings)
+    room = pad - settings.reach - 1
+    right, up = (np.pad(q, (0, room)).astype(np.float32) for q in quadrants(settings, run.detector.vendor))
+    ny, nx = run.detector.shape
+    half = run.whole * np.float32(time / 2)
+    for source in points:
+        part = source[2] * time / 2 / _FEW
+        land(source, *sunflower(source, _FEW), part, run.corners, _NONE, _NONE, half, _NONE, 0, 0.0)
+    middle = np.pad(half + run.start, pad)
+    _border(middle, pad, settings.ceiling)
+    shifts = [np.zeros(shape if len(points) else (0, 0), np.float32) for shape in ((ny, nx + 1), (ny + 1, nx))]
+    return _Moving(right, up, pad, middle, np.zeros_like(middle), *shifts)
+
+
+def _advance(moving: _Moving, ceiling: float) -> _Moving:
+    """Turn the next step into this one."""
+    _border(moving.ahead, moving.pad, ceiling)
+    return _Moving(**{**vars(moving), "middle": moving.ahead, "ahead": moving.middle})
+
+
+def _border(padded: np.ndarray, pad: int, ceiling: float) -> None:
+    """Cut what has bloomed; beyond the edge charge is as in the last pixel, so that a flat has no edges of its own."""
+    np.minimum(padded, np.float32(ceiling), out=padded)
+    padded[:, :pad], padded[:, -pad:] = padded[:, pad : pad + 1], padded[:, -pad - 1 : -pad]
+    padded[:pad], padded[-pad:] = padded[pad], padded[-pad - 1]
+
+
+def _diffuse(run: _Run, moving: _Moving | None, tile: _Tile, step: _Step) -> None:
+    """Gather the light of a step in one tile."""
+    y, x = tile.rows, tile.columns
+    gained = run.whole[y, x] * np.float32(step.time)
+    if moving:
+        shape = gained.shape
+        east, north = np.empty((shape[0], shape[1] + 1), np.float32), np.empty((shape[0] + 1, shape[1]), np.float32)
+        boundary_shifts(moving.middle, moving.right, moving.up, (y.start, x.start), east, north)
+        _fix_edges(east, north, tile, run.detector.shape)
+        _sweep(run.rate, (y.start, x.start), east, north, step.time, gained)
+        if moving.east.size:
+            moving.east[y, x.start : x.stop + 1] = east
+            moving.north[y.start : y.stop + 1, x] = north
+    expected = gained
+    if run.noise:
+        place = {"detector": run.detector.id, "amplifier": tile.amplifier, "tile": tile.number, "step": step.number}
+        gained = poisson(stream(run.seed, "shot_noise", exposure=run.exposure, **place), expected)
+    run.charge[y, x] += gained
+    if moving:
+        pad = moving.pad
+        ahead = run.charge[y, x] + np.float32(step.expected) * expected
+        if run.noise:
+            ahead += np.float32(step.noise) * (gained - expected)
+        ahead += run.start if isinstance(run.start, float) else run.start[y, x]
+        moving.ahead[y.start + pad : y.stop + pad, x.start + pad : x.stop + pad] = ahead
+
+
+def _fix_edges(east: np.ndarray, north: np.ndarray, tile: _Tile, shape: tuple[int, int]) -> None:
+    """Let the edges of the CCD, beyond which there is no light to gain, stand still."""
+    if tile.columns.start == 0:
+        east[:, 0] = 0
+    if tile.columns.stop == shape[1]:
+        east[:, -1] = 0
+    if tile.rows.start == 0:
+        north[0] = 0
+    if tile.rows.stop == shape[0]:
+        north[-1] = 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _sweep(
+    rate: np.ndarray, first: tuple[int, int], east: np.ndarray, north: np.ndarray, share: float, gained: np.ndarray
+) -> None:
+    """Add to ``gained`` the light on the strips that boundaries have swept; at a boundary it is that of both sides."""
+    ny, nx = gained.shape
+    last = rate.shape[0] - 1
+    middle = np.empty(nx + 2, np.float32)
+    half = np.float32(share / 2)
+    for y in range(ny):
+        row = first[0] + y
+        middle[1:-1] = rate[row, first[1] : first[1] + nx]
+        middle[0] = rate[row, max(first[1] - 1, 0)]
+        middle[-1] = rate[row, min(first[1] + nx, rate.shape[1] - 1)]
+        below = rate[max(row - 1, 0), first[1] : first[1] + nx]
+        above = rate[min(row + 1, last), first[1] : first[1] + nx]
+        left, here, right = middle[:-2], middle[1:-1], middle[2:]
+        west, side, floor, roof, out = east[y, :-1], east[y, 1:], north[y], north[y + 1], gained[y]
+        for i in range(nx):
+            swept = side[i] * (here[i] + right[i]) - west[i] * (here[i] + left[i])
+            swept += roof[i] * (here[i] + above[i]) - floor[i] * (here[i] + below[i])
+            out[i] = max(out[i] + half * swept, np.float32(0))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def on_quadrilaterals(rate: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Light on pixels whose corners are displaced: exact areas, and the slope of the light times their first moments.
+
+    Parameters
+    ----------
+    rate : (ny, nx), any unit per undistorted pixel.
+    corners : (2, ny + 1, nx + 1), pixel: displacement (x, y).
+
+    Returns
+    -------
+    (ny, nx) float32, same unit.
+    """
+    ny, nx = rate.shape
+    out = np.empty((ny, nx), np.float32)
+    for y in range(ny):
+        down, up = max(y - 1, 0), min(y + 1, ny - 1)
+        for x in range(nx):
+            left, right = max(x - 1, 0), min(x + 1, nx - 1)
+            slope_x = (rate[y, right] - rate[y, left]) / max(right - left, 1)
+            slope_y = (rate[up, x] - rate[down, x]) / max(up - down, 1)
+            area = moment_x = moment_y = 0.0
+            for i, j, k, m in ((0, 0, 0, 1), (0, 1, 1, 1), (1, 1, 1, 0), (1, 0, 0, 0)):
+                ax, ay = j - 0.5 + corners[0, y + i, x + j], i - 0.5 + corners[1, y + i, x + j]
+                bx, by = m - 0.5 + corners[0, y + k, x + m], k - 0.5 + corners[1, y + k, x + m]
+                cross = ax * by - bx * ay
+                area += cross / 2
+                moment_x += (ax + bx) * cross / 6
+                moment_y += (ay + by) * cross / 6
+            out[y, x] = max(rate[y, x] * area + slope_x * moment_x + slope_y * moment_y, 0.0)
+    return out
+
+
+def _point(run: _Run, moving: _Moving | None, source: np.ndarray, index: int, step: _Step) -> None:
+    """Gather a step's electrons of one point source."""
+    east, north, ahead, pad = (moving.east, moving.north, moving.ahead, moving.pad) if moving else (_NONE,) * 3 + (0,)
+    factor = 1 + step.expected
+    expected = float(source[2]) * step.time
+    if not run.noise:
+        x, y = sunflower(source, _POINTS, step.number)
+        land(source, x, y, expected / _POINTS, run.corners, east, north, run.charge, ahead, pad, factor)
+        return
+    place = {"detector": run.detector.id, "tile": index, "step": step.number}
+    generator = stream(run.seed, "point_sources", exposure=run.exposure, **place)
+    left = int(generator.poisson(expected))
+    while left > 0:
+        n = min(left, _BATCH)
+        x, y = moffat(source, generator.random(n), 2 * np.pi * generator.random(n))
+        land(source, x, y, 1.0, run.corners, east, north, run.charge, ahead, pad, factor)
+        left -= n

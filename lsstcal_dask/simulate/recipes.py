@@ -1,0 +1,237 @@
+"""What is taken: lists of exposures for the inputs ¶1-¶10 and for science visits (Lupton 2016, Appendix A)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Final, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lsstcal_dask.errors import WrongUse
+from lsstcal_dask.instrument.camera import Camera
+from lsstcal_dask.simulate import filters, scans
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, XRays
+from lsstcal_dask.simulate.illumination import lamp_spectrum
+from lsstcal_dask.simulate.masks import MASKS, mask
+from lsstcal_dask.simulate.optics import mirrors
+from lsstcal_dask.simulate.response import quantum_efficiency
+from lsstcal_dask.simulate.settings import RANGE, Settings
+
+__all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures"]
+
+BANDS: Final = "ugrizy"
+_WEAK: Final = 0.02  # electrons per photon below which the laser cannot make up for what silicon does not see
+_DAY: Final = np.datetime64("2026-07-01T20:00:00", "ms")
+_READOUT: Final = 2.0  # s
+_FIRST: Final = {"calibration-day": 1, "flat-cube": 100_001, "cbp": 200_001, "night": 400_001}
+"""Number of the first exposure of each recipe: exposures of two recipes in one store are never confused."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CalibrationDay(_Part):
+    """Biases, darks, 55Fe, a ladder of pairs of flats, broadband flats through every filter (¶1, ¶2, ¶4, ¶8)."""
+
+    biases: int = Field(10, ge=0)
+    darks: int = Field(6, ge=0)
+    dark_exposure: float = Field(300.0, gt=0)  # s
+    xrays: int = Field(6, ge=0)
+    xray_rate: float = Field(5e-4, ge=0)  # hits per pixel and second
+    xray_exposure: float = Field(10.0, gt=0)  # s
+    pairs: int = Field(12, ge=0)
+    faintest: float = Field(500.0, gt=0)  # electrons in a typical pixel of the first pair
+    brightest: float = Field(90_000.0, gt=0)  # of the last
+    ladder_filter: str = "r"
+    flats: int = Field(2, ge=0)  # through every filter
+    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel
+    flat_exposure: float = Field(5.0, gt=0)  # s, of the brightest; the others are shorter in proportion
+    filters: str = BANDS
+
+
+class FlatCube(_Part):
+    """Monochromatic flats without a filter (¶9)."""
+
+    first: float = Field(320.0, ge=RANGE[0], le=RANGE[1])  # nm
+    last: float = Field(1080.0, ge=RANGE[0], le=RANGE[1])
+    step: float = Field(1.0, gt=0)
+    bandwidth: float = Field(1.0, gt=0, le=50)  # nm
+    each: int = Field(1, ge=1)  # exposures of a wavelength
+    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, where silicon allows
+    exposure_time: float = Field(10.0, gt=0)  # s
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last {self.last} nm lies below first {self.first} nm")
+        return self
+
+
+class Projections(_Part):
+    """The Collimated Beam Projector (¶10a-¶10f)."""
+
+    sets: str = "abcdef"
+    mask: str = "grid"
+    spots: int | None = Field(None, ge=1)  # holes of the mask that are open; all by default
+    fine_step: float = Field(1.0, gt=0)  # nm, of ¶10a and ¶10d
+    coarse_step: float = Field(100.0, gt=0)  # nm, of ¶10b and ¶10c
+    filter_step: float = Field(20.0, gt=0)  # nm, of ¶10e
+    filters: str = BANDS
+    dithers: int = Field(5, ge=1)
+    footprints: int = Field(6, ge=1)
+    exposure_time: float = Field(10.0, gt=0)  # s
+    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel of a spot
+
+
+class Night(_Part):
+    """Visits, each two minutes after the one before, through the filters in turn."""
+
+    nights: int = Field(1, ge=1)
+    visits: int = Field(12, ge=1)  # of a night
+    filters: str = BANDS
+    exposure_time: float = Field(30.0, gt=0)  # s
+    fields: int = Field(3, ge=1)  # on the sky, visited in turn
+
+
+class Plan(_Part):
+    """Table ``[recipe]`` of a configuration: one table for each recipe."""
+
+    calibration_day: CalibrationDay = CalibrationDay()
+    flat_cube: FlatCube = FlatCube()
+    cbp: Projections = Projections()
+    night: Night = Night()
+
+
+def exposures(name: str, plan: Plan, settings: Settings, camera: Camera) -> list[Exposure]:
+    """Exposures of a recipe in the order in which they are taken.
+
+    Parameters
+    ----------
+    name : a key of `RECIPES`, or ``all`` of them.
+    plan : how many, how bright.
+    settings : of the observatory, from which the brightness of the lamps follows.
+
+    Raises
+    ------
+    WrongUse
+        No such recipe, filter or mask, or more spots than the mask has holes.
+    """
+    if name != "all" and name not in RECIPES:
+        raise WrongUse(f"no recipe {name!r}: use {', '.join([*RECIPES, 'all'])}")
+    found = []
+    for one in RECIPES if name == "all" else (name,):
+        time, first = _DAY + np.timedelta64(list(RECIPES).index(one), "D"), _FIRST[one]
+        for number, exposure in enumerate(RECIPES[one](plan, settings, camera), first):
+            night = exposure.time - _DAY  # visits say when in the night they are
+            at = time + night if exposure.time != _DAY else time
+            found.append(replace(exposure, name=f"MC_S_20260701_{number:06d}", number=number, time=at))
+            if exposure.time == _DAY:
+                time = time + np.timedelta64(round(1000 * (exposure.dark_time + _READOUT + 3)), "ms")
+    return found
+
+
+def _one(kind: str, exposure_time: float, source: Any = None, filter: str = "none") -> Exposure:
+    """One exposure whose name, number and time are still to be given."""
+    dark_time = exposure_time + 0.5 if exposure_time else 0.0
+    return Exposure("", 0, kind, _DAY, exposure_time, dark_time, filter, source)
+
+
+def _filters(names: str) -> str:
+    for name in names:
+        filters.wavelength_range(name)  # refuses what is no filter
+    return names
+
+
+def lamp_rate(settings: Settings, camera: Camera, level: float, seconds: float, band: str) -> float:
+    """Photons/s in a pixel from the broadband lamp that make a pixel on the axis ``level`` electrons."""
+    wavelength = np.arange(RANGE[0], RANGE[1], 2.0)
+    passed = filters.transmission(0, settings.filters, camera, band, wavelength, 0.0, 0.0, None, settings.vignetting)
+    return level / seconds / float((lamp_spectrum(wavelength) * passed * _seen(settings, camera, wavelength)).sum() * 2)
+
+
+def _seen(settings: Settings, camera: Camera, wavelength: np.ndarray) -> np.ndarray:
+    """Electrons of a photon in front of a telescope without filter, on a nominal CCD."""
+    efficiency = settings.quantum_efficiency.model_copy(update={"scatter": 0.0, "tilt": 0.0})
+    return mirrors(settings.mirrors, wavelength) * quantum_efficiency(0, efficiency, camera.detectors[0], wavelength)
+
+
+def _calibration_day(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
+    day = plan.calibration_day
+    _filters(day.ladder_filter + day.filters)
+    yield from (_one("bias", 0.0) for _ in range(day.biases))
+    yield from (_one("dark", day.dark_exposure) for _ in range(day.darks))
+    yield from (_one("fe55", day.xray_exposure, XRays(day.xray_rate)) for _ in range(day.xrays))
+    rate = lamp_rate(settings, camera, day.brightest, day.flat_exposure, day.ladder_filter)
+    for level in np.geomspace(day.faintest, day.brightest, day.pairs):
+        seconds = day.flat_exposure * float(level) / day.brightest
+        yield from (_one("flat", round(seconds, 4), Lamp(rate), day.ladder_filter) for _ in range(2))
+    for band in day.filters:
+        rate = lamp_rate(settings, camera, day.level, day.flat_exposure, band)
+        yield from (_one("flat", day.flat_exposure, Lamp(rate), band) for _ in range(day.flats))
+
+
+def _flat_cube(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
+    cube = plan.flat_cube
+    for wavelength in np.arange(cube.first, cube.last + 1e-6, cube.step):
+        share = float(_seen(settings, camera, np.array([wavelength]))[0])
+        lamp = Lamp(cube.level / cube.exposure_time / max(share, _WEAK), float(wavelength), cube.bandwidth)
+        yield from (_one("flat", cube.exposure_time, lamp) for _ in range(cube.each))
+
+
+def _night(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
+    night = plan.night
+    _filters(night.filters)
+    for day in range(night.nights):
+        for visit in range(night.visits):
+            place = visit % night.fields
+            hours = visit / 30 + 4.0  # after the start of the day: dusk
+            altitude = 40 + 45 * np.sin(np.pi * (visit + 1) / (night.visits + 1)) - 5 * place
+            pointing = Pointing(150.0 + 7 * place, -30.0 + 5 * place, float(altitude), float(60 + visit), 0.0)
+            one = _one("science", night.exposure_time, pointing, night.filters[visit % len(night.filters)])
+            wait = np.timedelta64(round(3.6e6 * (hours + 24 * day)), "ms")
+            yield replace(one, time=_DAY + wait)
+
+
+def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
+    cbp = plan.cbp
+    if unknown := sorted(set(cbp.sets) - set("abcdef")):
+        raise WrongUse(f"recipe cbp: no set ¶10{unknown[0]}: name some of abcdef")
+    _filters(cbp.filters)
+    grid = cbp.mask if cbp.spots is None else f"{cbp.mask}/{cbp.spots}"
+    mask(0, settings.projector, camera, grid)  # refuses masks and numbers of spots that there are not
+    fine = _spectrum(cbp, settings, camera, cbp.fine_step, 1.0)
+    coarse = replace(_spectrum(cbp, settings, camera, cbp.coarse_step, 20.0), first=400.0, last=1000.0)
+    leaks = _spectrum(cbp, settings, camera, cbp.filter_step, 20.0)
+    bands = {band: filters.wavelength_range(band) for band in cbp.filters}
+    made: dict[str, Callable[[], dict[str, list[Projection]]]] = {
+        "a": lambda: {"none": scans.scan_wavelength(fine, mask=grid)},
+        "b": lambda: {"none": scans.dithers(camera, coarse, number=cbp.dithers, mask=grid)},
+        "c": lambda: {"none": scans.footprints(settings.projector, coarse, number=cbp.footprints, mask=grid)},
+        "d": lambda: scans.with_filters(bands, fine, mask=grid),
+        "e": lambda: scans.with_filters(bands, leaks, whole=True, mask=grid),
+        "f": lambda: {"none": scans.sparse_sequence(camera, rate=_spot_rate(cbp, settings, camera, "sparse"))},
+    }
+    for one in cbp.sets:
+        for band, asked in made[one]().items():
+            yield from (_one("cbp", cbp.exposure_time, projection, band) for projection in asked)
+
+
+def _spectrum(cbp: Projections, settings: Settings, camera: Camera, step: float, bandwidth: float) -> scans.Spectrum:
+    rate = _spot_rate(cbp, settings, camera, cbp.mask)
+    return scans.Spectrum(step=step, bandwidth=bandwidth, rate=rate)
+
+
+def _spot_rate(cbp: Projections, settings: Settings, camera: Camera, name: str) -> float:
+    """Photons/s in a spot that make its pixels ``level`` electrons."""
+    _, _, diameter = MASKS[name](camera)
+    share = float(_seen(settings, camera, np.array([700.0]))[0]) * settings.projector.throughput
+    return cbp.level * np.pi / 4 * float(np.max(diameter)) ** 2 / cbp.exposure_time / share
+
+
+RECIPES: Final[dict[str, Callable[[Plan, Settings, Camera], Iterator[Exposure]]]] = {
+    "calibration-day": _calibration_day,
+    "flat-cube": _flat_cube,
+    "cbp": _projections,
+    "night": _night,
+}

@@ -1,0 +1,59 @@
+"""Photons per bin of wavelength that reach a sensor, as a function of focal-plane position (Secs. 0, 2.8)."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lsstcal_dask.instrument.camera import Detector
+from lsstcal_dask.simulate.filters import transmission
+from lsstcal_dask.simulate.ghosts import ghost, scatter
+from lsstcal_dask.simulate.observatory import Observatory
+from lsstcal_dask.simulate.optics import mirrors, vignetting
+
+__all__ = ["diffuse_weights", "focused_share", "mesh_step"]
+
+Place = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Function of focal-plane x and y, mm, of any shape; returns that shape, then wavelength."""
+
+
+def mesh_step(detector: Detector) -> int:
+    """Pixels between the nodes at which light that varies smoothly over a CCD is evaluated."""
+    return max(4, min(64, min(detector.shape) // 32))
+
+
+def focused_share(site: Observatory, band: str, wavelength: np.ndarray) -> Place:
+    """Share of the photons in front of the telescope that come to a focus on a pixel."""
+    settings, camera = site.settings, site.camera
+    glass = mirrors(settings.mirrors, wavelength)
+
+    def share(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        passed = transmission(site.seed, settings.filters, camera, band, wavelength, x, y, None, settings.vignetting)
+        return passed * glass * vignetting(settings.vignetting, camera, x, y)[..., None]
+
+    return share
+
+
+def diffuse_weights(
+    site: Observatory, band: str, wavelength: np.ndarray, photons: np.ndarray, uniformity: Place | None = None
+) -> Place:
+    """Photons of light that fills the field: the focused path, ghosts and scattered light.
+
+    Parameters
+    ----------
+    photons : (wavelength,) photon/s in each bin that a pixel on the axis would receive without any loss.
+    uniformity : of the source, relative; ghosts and scattered light see its mean, which is 1.
+    """
+    settings, camera, seed = site.settings, site.camera, site.seed
+    share = focused_share(site, band, wavelength)
+    on_axis = transmission(seed, settings.filters, camera, band, wavelength, 0.0, 0.0, None, settings.vignetting)
+    stray = on_axis * mirrors(settings.mirrors, wavelength)
+
+    def weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        focused = share(x, y)
+        if uniformity is not None:
+            focused = focused * uniformity(x, y)
+        astray = ghost(seed, settings.ghosts, camera, band, x, y, wavelength, settings.filters)
+        astray = astray + scatter(seed, settings.scatter, camera, x, y, wavelength)
+        return (focused + astray * stray) * photons
+
+    return weights

@@ -1,0 +1,182 @@
+"""What the observatory really is: a pure function of the seed and of what is asked for, evaluated when it is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+from astropy.table import Table
+
+from lsstcal_dask.errors import WrongUse
+from lsstcal_dask.instrument.assembly import split
+from lsstcal_dask.instrument.camera import Detector
+from lsstcal_dask.simulate.atmosphere import air
+from lsstcal_dask.simulate.bias import bias_truth, drift
+from lsstcal_dask.simulate.brighter_fatter import area_coefficients
+from lsstcal_dask.simulate.crosstalk import crosstalk_truth
+from lsstcal_dask.simulate.defects import KINDS, defect_list
+from lsstcal_dask.simulate.electronics import channel
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
+from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
+from lsstcal_dask.simulate.linearity import linearity_truth
+from lsstcal_dask.simulate.observatory import Observatory
+from lsstcal_dask.simulate.projector import shot
+from lsstcal_dask.simulate.response import quantum_efficiency
+from lsstcal_dask.simulate.saturation import full_well, serial_full_well
+from lsstcal_dask.simulate.scene import light
+
+__all__ = ["QUANTITIES", "amplifiers", "at", "defect_table", "truth_maps", "truth_tables"]
+
+
+def amplifiers(site: Observatory, detector: Detector) -> list[dict[str, Any]]:
+    """Numbers of each channel of a CCD, in the order of ``detector.amplifiers``; units as in `channel`."""
+    seed, s = site.seed, site.settings
+    wells = full_well(seed, s.saturation, detector)
+    serial = serial_full_well(seed, s.serial_clamp, detector)
+    rows = []
+    for i, amplifier in enumerate(detector.amplifiers):
+        numbers = asdict(channel(seed, s.electronics, site.camera, detector, i, site.camera.temperature))
+        own = {"full_well": float(wells[i]), "serial_full_well": float(serial[i])}
+        rows.append({"detector": detector.name, "amplifier": amplifier.name, **numbers, **own})
+    return rows
+
+
+def _number(name: str) -> Callable[..., Any]:
+    def found(site: Observatory, detector: Detector, amplifier: str) -> float:
+        return float(amplifiers(site, detector)[_index(detector, amplifier)][name])
+
+    return found
+
+
+def _index(detector: Detector, amplifier: str) -> int:
+    names = [a.name for a in detector.amplifiers]
+    if amplifier not in names:
+        raise WrongUse(f"truth: {detector.name} has no amplifier {amplifier!r}: use {', '.join(names)}")
+    return names.index(amplifier)
+
+
+def _bias(site: Observatory, detector: Detector, amplifier: str) -> np.ndarray:
+    return bias_truth(site.seed, site.settings.bias_structure, detector, _index(detector, amplifier))
+
+
+def _linearity(site: Observatory, detector: Detector, amplifier: str, measured: Any) -> np.ndarray:
+    return linearity_truth(site.seed, site.settings.nonlinearity, detector, _index(detector, amplifier), measured)
+
+
+def _drift(site: Observatory, detector: Detector, amplifier: str, exposure: Exposure) -> np.ndarray:
+    index = _index(detector, amplifier)
+    return drift(site.seed, site.settings.overscan_drift, detector, index, exposure.number)
+
+
+QUANTITIES: Final[dict[str, Callable[..., Any]]] = {
+    **{
+        name: _number(name) for name in ("gain", "read_noise", "row_noise", "pedestal", "full_well", "serial_full_well")
+    },
+    "bias": _bias,  # (y, x) adu, readout orientation
+    "drift": _drift,  # (raw y,) adu
+    "linearity": _linearity,  # true signal (adu) behind a measured one
+    "dark": lambda site, detector: site.dark_rate(detector),  # (y, x) electron/s, as all maps of a CCD below
+    "sensitivity": lambda site, detector: site.sensitivity(detector),
+    "corners": lambda site, detector: site.corners(detector),  # (2, y + 1, x + 1) px
+    "light": lambda site, detector, exposure: light(site, exposure, detector),
+    "quantum_efficiency": lambda site, detector, wavelength: quantum_efficiency(
+        site.seed, site.settings.quantum_efficiency, detector, wavelength
+    ),
+    "area_coefficients": lambda site, detector: area_coefficients(site.settings.brighter_fatter, detector.vendor),
+    "defects": lambda site, detector: defect_list(site.seed, site.settings.bad_pixels, detector),
+    "crosstalk": lambda site: crosstalk_truth(site.seed, site.settings.crosstalk, site.camera),
+    "air": lambda site, time: air(site.seed, site.settings.atmosphere, time),
+}
+"""What `at` knows: function of the observatory and of the coordinates, by name."""
+
+
+def at(site: Observatory, quantity: str, **coords: Any) -> Any:
+    """Truth of one quantity at its coordinates.
+
+    Parameters
+    ----------
+    quantity : a key of `QUANTITIES`.
+    coords : ``detector`` and ``amplifier`` by name, ``exposure``, ``wavelength`` (nm), ``time``, ``measured`` (adu).
+
+    Raises
+    ------
+    WrongUse
+        No such quantity, or coordinates that it does not have or that are missing.
+    """
+    if quantity not in QUANTITIES:
+        raise WrongUse(f"no truth of {quantity!r}: use {', '.join(QUANTITIES)}")
+    if isinstance(coords.get("detector"), str):
+        coords["detector"] = site.camera.detector(coords["detector"])
+    try:
+        return QUANTITIES[quantity](site, **coords)
+    except TypeError as error:
+        raise WrongUse(f"truth of {quantity}: {error}: give its coordinates by name") from error
+
+
+def truth_maps(site: Observatory, detector: Detector) -> list[tuple[str, np.ndarray, str]]:
+    """Name, values and unit of the maps of a CCD.
+
+    Bias and dark are (amplifier, y, x) in readout orientation as products are, the others over the CCD.
+    """
+    camera = site.camera
+    bias = np.zeros((len(camera.amplifier_names), *camera.image_shape), np.float32)
+    for i, amplifier in enumerate(detector.amplifiers):
+        ny, nx = amplifier.data.shape
+        found = bias_truth(site.seed, site.settings.bias_structure, detector, i)
+        bias[camera.amplifier_names.index(amplifier.name), :ny, :nx] = found
+    return [
+        ("bias", bias, "adu"),
+        ("dark", split(site.dark_rate(detector), detector, camera, fill=0.0), "electron/s"),
+        ("sensitivity", site.sensitivity(detector), ""),
+        ("corners", site.corners(detector), "pixel"),
+    ]
+
+
+def truth_tables(site: Observatory, recipe: str, exposures: Sequence[Exposure]) -> dict[str, Table]:
+    """Tables of what does not fill a map, by name."""
+    rows = [row for detector in site.camera.detectors for row in amplifiers(site, detector)]
+    channels = Table(rows)
+    for name, unit in {"gain": "electron/adu", "pedestal": "adu", "full_scale": "adu"}.items():
+        channels[name].unit = unit
+    for name in ("read_noise", "row_noise", "full_well", "serial_full_well"):
+        channels[name].unit = "electron"
+    return {
+        "amplifiers": channels,
+        "defects": defect_table(site),
+        "crosstalk": Table(vars(crosstalk_truth(site.seed, site.settings.crosstalk, site.camera))),
+        f"exposures-{recipe}": Table([_exposure(site, one) for one in exposures]),
+    }
+
+
+def defect_table(site: Observatory) -> Table:
+    """Defects of every CCD: those of `defect_list` after the name of their detector."""
+    names: list[str] = []
+    found = []
+    for detector in site.camera.detectors:
+        own = defect_list(site.seed, site.settings.bad_pixels, detector)
+        names += [detector.name] * len(own)
+        found.append(own)
+    table = Table(np.concatenate(found))
+    table.add_column(names, name="detector", index=0)
+    table.meta["kinds"] = list(KINDS)
+    return table
+
+
+def _exposure(site: Observatory, exposure: Exposure) -> dict[str, Any]:
+    """What an exposure really was, where that differs from its header."""
+    source, seed, s = exposure.source, site.seed, site.settings
+    row = {"exposure": exposure.name, "number": exposure.number, "exposure_type": exposure.kind}
+    real = dict.fromkeys(("wavelength", "brightness", "azimuth", "elevation", "rotation", "airmass"), np.nan)
+    if isinstance(source, Projection):
+        true = shot(seed, s.projector, exposure)
+        real |= {"wavelength": true.wavelength, "brightness": true.power}
+        real |= {"azimuth": true.azimuth, "elevation": true.elevation, "rotation": true.rotation}
+    elif isinstance(source, Lamp):
+        real["brightness"] = lamp_brightness(seed, s.lamp_drift, exposure)
+        if np.isfinite(source.wavelength):
+            real["wavelength"] = laser_centre(seed, s.laser, exposure)
+    sky = dict.fromkeys(("pressure", "ozone", "water", "aerosol", "aerosol_index"), np.nan)
+    if isinstance(source, Pointing):
+        real["airmass"] = source.airmass
+        sky = {name: getattr(air(seed, s.atmosphere, exposure.time), name) for name in sky}
+    return {**row, **real, **sky}
