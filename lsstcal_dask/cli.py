@@ -97,9 +97,11 @@ def demo(
 def simulate(
     store: StoreArgument,
     camera: Annotated[str, typer.Option(help="Camera by name, or a YAML file that describes it.")] = "mini9",
-    recipe: Annotated[str, typer.Option(help="calibration-day, flat-cube, cbp, night or all.")] = "calibration-day",
+    recipe: Annotated[
+        str, typer.Option(help="calibration-day, flat-cube, cbp, night or all of them.")
+    ] = "calibration-day",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
-    without: Annotated[list[str] | None, typer.Option(help="Leave out an effect; may be repeated.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out an effect, as dust; may be repeated.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Leave out all effects but this; may be repeated.")] = None,
     detector: Annotated[list[str] | None, typer.Option(help="Make only this CCD; may be repeated.")] = None,
     fits: Annotated[
@@ -113,7 +115,15 @@ def simulate(
 ) -> None:
     """Take exposures with the virtual observatory.
 
-    Their truth is kept in the store, where nothing that calibrates looks. What was made before is kept.
+    calibration-day: biases, darks, 55Fe, pairs of flats, flats through every filter, and what a camera team delivers.
+    flat-cube: monochromatic flats. cbp: the Collimated Beam Projector. night: visits, with weather, spectra of stars
+    and sky, and catalogues.
+
+    How many and how bright is said in the file of --config, as visits = 60 under [recipe.night], and so are the
+    numbers of an effect, as density = 8000 under [effects.stars].
+
+    The truth is kept in STORE/truth, where nothing that calibrates looks. What is there already is kept: the same
+    command again makes what is missing.
     """
     from lsstcal_dask.pipeline import observatory  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_settings  # noqa: PLC0415
@@ -123,8 +133,8 @@ def simulate(
     effects = settings.effects.only(only) if only else settings.effects
     settings = settings.model_copy(update={"effects": effects.without(without or [])})
     observatory.check(camera, recipe, settings, seed, detector or [])
-    opened = create_store(store, camera)
     with _compute(scheduler, workers, memory) as compute:
+        opened = create_store(store, camera)
         report = observatory.simulate(
             opened,
             recipe,
@@ -322,7 +332,7 @@ def list_store(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List exposures and products."""
+    """List exposures, external inputs and products."""
     from lsstcal_dask.pipeline.listing import list_contents, print_contents  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 

@@ -22,7 +22,8 @@
 # %% tags=["parameters"]
 camera_name = "mini9"
 biases = 8
-pairs = [10_000, 30_000, 50_000]  # electrons of light; two flats each
+pairs = 3  # of flats
+faintest, brightest = 10_000, 50_000  # electrons of light in the first pair and in the last
 workers = 2
 folder = None  # where everything goes; a temporary folder if None
 
@@ -49,24 +50,29 @@ from lsstcal_dask import (
     read_config,
 )
 from lsstcal_dask.instrument import write_frame
-from lsstcal_dask.simulate.simple import Plan, amplifier_truth, files
+from lsstcal_dask.simulate import Observatory, Plan, Settings, exposures
+from lsstcal_dask.simulate.frames import frames
+from lsstcal_dask.simulate.truth import at
 
 # %matplotlib inline
 
 # %% [markdown]
 # ## Raw files
 #
-# One FITS file per CCD and exposure, as a camera would write them.
+# The virtual observatory takes them with all the faults of a real camera but two, which nothing corrects yet: one
+# FITS file per CCD and exposure. (`lsstcal simulate` does the same on many cores.)
 
 # %%
 folder = Path(folder or tempfile.mkdtemp())
 raw_folder = folder / "raw"
 raw_folder.mkdir(parents=True)
 camera = load_camera(camera_name)
-kinds = [("bias", 0.0, 0.0)] * biases + [("flat", level / 5e3, level) for level in pairs for _ in range(2)]
-plans = tuple(Plan(i + 1, *kind) for i, kind in enumerate(kinds))
-for name, frame in files(1, camera, plans):
-    write_frame(raw_folder / name, camera, frame)
+site = Observatory(seed=1, camera=camera, settings=Settings().without(["nonlinearity", "crosstalk"]))
+day = {"biases": biases, "darks": 0, "xrays": 0, "flats": 0}
+day |= {"pairs": pairs, "faintest": faintest, "brightest": brightest}
+for exposure in exposures("calibration-day", Plan(calibration_day=day), site.settings, camera):
+    for frame in frames(site, exposure, camera.detectors):
+        write_frame(raw_folder / f"{frame.exposure}_{frame.detector}.fits", camera, frame, compress=False)
 print(len(list(raw_folder.iterdir())), "files of", camera.name, "with", len(camera.detectors), "CCDs")
 
 # %% [markdown]
@@ -169,7 +175,7 @@ table.head(16).round(4)
 
 # %%
 truth = {
-    (detector.name, amplifier.name): amplifier_truth(1, detector, amplifier).gain
+    (detector.name, amplifier.name): at(site, "gain", detector=detector.name, amplifier=amplifier.name)
     for detector in camera.detectors
     for amplifier in detector.amplifiers
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
-from making import make_files, small_plans
+from making import make_files, small_day
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.pipeline.ingest import ingest
@@ -54,8 +54,8 @@ def threads():
 
 @pytest.fixture(scope="session")
 def raw_files(tmp_path_factory) -> list[str]:
-    """Raw files of the one-CCD camera: biases, darks, two pairs of flats, one science frame."""
-    return make_files(tmp_path_factory.mktemp("raw"), "mini1", small_plans())
+    """Raw files of the one-CCD camera: biases, darks, three pairs of flats, one science frame."""
+    return make_files(tmp_path_factory.mktemp("raw"), "mini1", small_day(), compress=True)
 
 
 @pytest.fixture(scope="session")

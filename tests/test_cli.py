@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import make_files, small_plans
+from making import make_files, small_day
 from matplotlib import image as png
 from typer.testing import CliRunner
 
 from lsstcal_dask import cli
 from lsstcal_dask.errors import CalibrationError, WrongUse
 
-SCIENCE = small_plans()[-1].name
+SCIENCE = small_day()[-1].name
 COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "show"]
 
 
@@ -117,7 +117,7 @@ def test_wrong_use_is_exit_2(store, arguments, says):
         (["calibrate", "{store}", "NOPE"], "exposure NOPE is not in"),
         (["build", "{store}", "bias", "--exposure", "NOPE"], "exposure NOPE is not in"),
         (["show", "{store}", "NOPE", "-o", "{tmp}/x.png"], "no product or exposure 'NOPE'"),
-        (["show", "{store}", small_plans()[0].name, "-o", "{tmp}/x.png"], "is not calibrated: run 'lsstcal calibrate"),
+        (["show", "{store}", small_day()[0].name, "-o", "{tmp}/x.png"], "is not calibrated: run 'lsstcal calibrate"),
         (["show", "{store}", "bias", "--version", "0", "-o", "{tmp}/x.png"], "no version 0 of bias"),
         (["show", "{store}", "bias", "--detector", "R99", "-o", "{tmp}/x.png"], "has no detector R99"),
         (["show", "{store}", "gain", "--variable", "level", "-o", "{tmp}/x.png"], "choose --variable from"),
@@ -161,7 +161,7 @@ def test_json_is_all_there_is_on_stdout(store, raw_files):
     code, out, _ = run("ls", store, "--json")
     found = json.loads(out)
     assert code == 0
-    assert [row["exposure"] for row in found["exposures"]] == [p.name for p in small_plans()]
+    assert [row["exposure"] for row in found["exposures"]] == [p.name for p in small_day()]
     assert {row["product"] for row in found["products"]} == {"bias", "gain", "dark", "calibrated"}
     assert found["errors"] == []
     code, out, _ = run("build", store, "--json")
@@ -183,8 +183,8 @@ def test_json_numbers_that_are_not_numbers_are_null(store):
 def test_tables_show_everything_and_never_cut_an_id(store):
     code, out, _ = run("ls", store)
     assert code == 0
-    for plan in small_plans():
-        assert plan.name in out
+    for one in small_day():
+        assert one.name in out
     for row in json.loads(run("ls", store, "--json")[1])["products"]:
         assert row["version"] in out
 
@@ -237,7 +237,7 @@ def test_a_picture_is_named_after_what_it_shows(store, tmp_path, monkeypatch):
 
 def test_processes_of_their_own(tmp_path):
     """The installed command, on relative paths: ingest and build, and a mistake."""
-    make_files(tmp_path / "raw", "mini1", small_plans()[:4])
+    make_files(tmp_path / "raw", "mini1", small_day()[:4])
     files = sorted(os.path.relpath(p, tmp_path) for p in (tmp_path / "raw").iterdir())
     code, out, err = process("ingest", "s", "--camera", "mini1", *files, "--json", cwd=tmp_path)
     assert code == 0, err
@@ -250,7 +250,7 @@ def test_processes_of_their_own(tmp_path):
 
 
 def test_what_lacks_exposures_is_an_error_only_if_it_was_asked_for(tmp_path):
-    files = make_files(tmp_path / "raw", "mini1", small_plans()[:4])
+    files = make_files(tmp_path / "raw", "mini1", small_day()[:4])
     assert run("ingest", tmp_path / "s", "--camera", "mini1", *files)[0] == 0
     code, out, err = run("build", tmp_path / "s", "--json")
     assert code == 0
@@ -293,7 +293,7 @@ def test_validity_and_configuration_reach_the_product(store, tmp_path):
 
 def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, raw_files, tmp_path):
     shutil.copytree(store, tmp_path / "s")
-    name = small_plans()[0].name
+    name = small_day()[0].name
     code, _, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "dark")
     assert (code, err.count("--correct")) == (1, 1)
     code, out, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "spot", "--correct", "--json")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-SMALL = {"camera_name": "mini1", "biases": 4, "pairs": [20_000, 40_000], "workers": 1}
+SMALL = {"camera_name": "mini1", "biases": 4, "pairs": 2, "workers": 1}
 
 jupytext = pytest.importorskip("jupytext", reason='pip install "lsstcal_dask[test]"')
 nbclient = pytest.importorskip("nbclient", reason='pip install "lsstcal_dask[test]"')

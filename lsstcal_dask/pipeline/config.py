@@ -1,6 +1,7 @@
 """The configuration of a run: what a TOML file may say, with its defaults."""
 
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,8 +70,30 @@ def read_settings(path: str | Path | None, model: type[Model]) -> Model:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: is not TOML ({error})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        plain = {"extra_forbidden": "there is no such entry", "model_type": "must be a table"}
-        why = plain.get(first["type"], first["msg"])
-        raise CalibrationError(f"{path}: {place}: {why}") from error
+        raise CalibrationError(f"{path}: {_plain(error, model)}") from error
+
+
+def _plain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line of the first mistake: which entry, what it is, what it should be."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _entries(model, first["loc"][:-1])
+        use = get_close_matches(str(first["loc"][-1]), known, cutoff=0.5) or known  # of the effects there are many
+        return f"{place}: there is no such entry" + (f": use {', '.join(use)}" if use else "")
+    if first["type"] == "model_type":
+        return f"{place}: must be a table, written [{place}]"
+    if first["type"] == "value_error":
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    why = first["msg"].removeprefix("Input ")
+    return f"{place} = {first['input']!r}: {why}"
+
+
+def _entries(model: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Entries that a table of the configuration may have."""
+    for part in place:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

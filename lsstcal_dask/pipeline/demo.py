@@ -5,31 +5,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError
-from lsstcal_dask.instrument import Amplifier, Camera, Detector, load_camera, write_frame
+from lsstcal_dask.instrument import Amplifier, Detector
+from lsstcal_dask.instrument.assembly import split
 from lsstcal_dask.pipeline.build import Built, build
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.listing import show_picture
+from lsstcal_dask.pipeline.observatory import SimulateConfig, open_observatory, simulate
 from lsstcal_dask.pipeline.store import Store, create_store
-from lsstcal_dask.simulate.simple import (
-    Plan,
-    amplifier_truth,
-    default_plan,
-    simulate_frame,
-    sky,
-)
+from lsstcal_dask.simulate import truth
+from lsstcal_dask.simulate.cosmics import cosmic_rays
+from lsstcal_dask.simulate.dark import ROW_TIME
+from lsstcal_dask.simulate.exposure import Exposure
+from lsstcal_dask.simulate.frames import charge
+from lsstcal_dask.simulate.observatory import Observatory
+from lsstcal_dask.simulate.recipes import CalibrationDay, Night, Plan, exposures
+from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.storage.products import list_products, open_product
 
 __all__ = ["Comparison", "compare", "run_demo"]
 
 _CAMERA = "mini9"
+_MISSING = ("nonlinearity", "crosstalk")
+"""Effects that nothing corrects yet, so that leaving them out is the only way to compare with the truth."""
+
+_PLAN = Plan(
+    calibration_day=CalibrationDay(biases=8, darks=6, xrays=6, pairs=3, faintest=5e3, brightest=45e3, flats=0),
+    night=Night(visits=1, filters="r"),
+)
+_RECIPES = ("calibration-day", "night")
 
 
 @dataclass(frozen=True)
@@ -52,15 +62,6 @@ class Comparison:
         return f"  {self.quantity:<58} {self.found:>8.4f}   ({self.low:g} to {self.high:g})  {mark}"
 
 
-def _make_files(folder: Path, camera: Camera, seed: int, plan: Plan) -> list[str]:
-    paths = []
-    for detector in camera.detectors:
-        path = folder / f"{plan.name}_{detector.name}.fits"
-        write_frame(path, camera, simulate_frame(seed, plan, camera, detector), compress=False)
-        paths.append(str(path))
-    return paths
-
-
 def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], None]) -> dict[str, Any]:
     """Make raw files of a small camera in ``folder`` and do with them what a user would.
 
@@ -79,17 +80,19 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     """
     if folder.exists():
         raise CalibrationError(f"{folder} exists: name another folder, or remove it")
-    raw = folder / "raw"
+    raw, url = folder / "raw", str(folder / "store")
     raw.mkdir(parents=True)
-    camera, plans = load_camera(_CAMERA), default_plan()
-    url = str(folder / "store")
-    say(f"{len(plans)} exposures of camera {camera.name} (9 CCDs of 16 amplifiers) -> {raw}")
-    task = dask.delayed(_make_files, pure=False)
-    files: list[str] = []
-    for _, made in compute.run([task(raw, camera, seed, p) for p in plans], labels=range(len(plans)), describe="make"):
-        files += _checked(made)
-    say(f"$ lsstcal ingest {url} --camera {_CAMERA} {raw}/*.fits")
     store = create_store(url, _CAMERA)
+    settings = SimulateConfig(recipe=_PLAN, effects=Settings().without(_MISSING))
+    files: list[str] = []
+    for recipe in _RECIPES:
+        made = simulate(store, recipe, settings, compute, seed=seed, fits=raw)
+        if made.errors:
+            raise CalibrationError(f"demo: {made.errors[0]}")
+        files += made.files
+    say(f"{len(files)} raw files of camera {_CAMERA} (9 CCDs of 16 amplifiers), simulated -> {raw}")
+    say(f"  all effects but {' and '.join(_MISSING)}, which nothing corrects yet")
+    say(f"$ lsstcal ingest {url} --camera {_CAMERA} {raw}/*.fits.fz")
     report = ingest(store, sorted(files), compute)
     if report.errors:
         raise CalibrationError(report.errors[0])
@@ -97,12 +100,13 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     say(f"$ lsstcal build {url}")
     for name, built in build(store, [], Config(), compute):
         say(f"  {name} {_pointer(built).version}: {_pointer(built).verdict}")
-    science = plans[-1]
+    site = open_observatory(store)
+    (science,) = exposures("night", _PLAN, site.settings, site.camera)
     say(f"$ lsstcal calibrate {url} {science.name}")
     for name, built in calibrate(store, [science.name], Config().calibrate, compute):
         say(f"  {name} {_pointer(built).version}: {_pointer(built).verdict}")
     pictures = [_show(store, folder, what, say) for what in ("bias", "gain", "dark", science.name)]
-    found = compare(store, seed, science)
+    found = compare(store, science)
     say("how well the truth was recovered:")
     for one in found:
         say(one.line())
@@ -114,12 +118,6 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
         "comparisons": [{"quantity": c.quantity, "found": c.found, "low": c.low, "high": c.high} for c in found],
         "failures": [f"{c.quantity}: {c.found:.4f}, expected {c.low:g} to {c.high:g}" for c in found if not c.good],
     }
-
-
-def _checked(result: Any) -> Any:
-    if isinstance(result, Exception):
-        raise CalibrationError(f"demo: {result}") from result
-    return result
 
 
 def _pointer(built: Built) -> Any:
@@ -135,17 +133,31 @@ def _show(store: Store, folder: Path, what: str, say: Callable[[str], None]) -> 
     return str(show_picture(store, what, path, choice))
 
 
-def _amplifiers(camera: Camera) -> Iterator[tuple[Detector, Amplifier]]:
-    for detector in camera.detectors:
+def _amplifiers(site: Observatory) -> Iterator[tuple[Detector, Amplifier]]:
+    for detector in site.camera.detectors:
         for amplifier in detector.amplifiers:
             yield detector, amplifier
 
 
-def compare(store: Store, seed: int, science: Plan) -> list[Comparison]:
+def _expected(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarray:
+    """Electrons (amplifier, y, x) of light that an exposure should show: what the sensor collects without noise.
+
+    NaN where the truth is not the light: at defects, cosmic rays and saturated pixels.
+    """
+    settings = site.settings.without(("shot_noise", "cosmic_rays", "dark_current", "hot_pixels", "blinking_pixels"))
+    light = charge(Observatory(site.seed, site.camera, settings), exposure, detector)
+    hit, _ = cosmic_rays(site.seed, site.settings.cosmic_rays, detector, exposure.number, exposure.dark_time, ROW_TIME)
+    wells = truth.at(site, "full_well", detector=detector.name, amplifier=detector.amplifiers[0].name)
+    light[(hit != 0) | (light > 0.9 * wells) | (site.sensitivity(detector) < 1)] = np.nan
+    return np.asarray(split(light, detector, site.camera))
+
+
+def compare(store: Store, science: Exposure) -> list[Comparison]:
     """Compare the products and the calibrated frame with the truth, as pulls: error over its own sigma.
 
     Limits of a mean pull are four of its standard errors; those of a width allow for the errors' own errors.
     """
+    site = open_observatory(store)
     products = {}
     for name in ("bias", "gain", "dark"):
         _, version = max((p.created, p.version) for p in list_products(store.url, name))
@@ -153,23 +165,29 @@ def compare(store: Store, seed: int, science: Plan) -> list[Comparison]:
     frame = find_calibrated(store, science.name)
     products["frame"] = open_product(store.url, frame.name, frame.version, chunked=False).load()
     pulls: dict[str, list[np.ndarray]] = {}
-    for detector, amplifier in _amplifiers(store.camera):
-        truth, light = amplifier_truth(seed, detector, amplifier), sky(seed, science, detector, amplifier)
+    dark, light = {}, {}
+    for detector, amplifier in _amplifiers(site):
         here = {"detector": detector.name, "amplifier": amplifier.name}
+        place = site.camera.amplifier_names.index(amplifier.name)
+        if detector.name not in dark:
+            dark[detector.name] = np.asarray(split(site.dark_rate(detector), detector, site.camera))
+            light[detector.name] = _expected(site, science, detector)
+        real = {"bias": truth.at(site, "bias", **here), "dark": dark[detector.name][place]}
+        real |= {"frame": light[detector.name][place]}
         parts = {name: product.sel(here) for name, product in products.items()}
-        pulls.setdefault("bias", []).append(_image_pulls(parts["bias"], truth.bias))
-        pulls.setdefault("dark", []).append(_image_pulls(parts["dark"], truth.dark))
-        pulls.setdefault("science", []).append(_image_pulls(parts["frame"], light))
+        for name, values in real.items():
+            pulls.setdefault(name, []).append(_image_pulls(parts[name], values, amplifier.data.shape))
+        gain = truth.at(site, "gain", **here)
         for method in ("gain_fe55", "gain_pair"):
-            miss = float(parts["gain"][method]) - truth.gain
+            miss = float(parts["gain"][method]) - gain
             pulls.setdefault(method, []).append(np.array([miss / float(parts["gain"][f"{method}_error"])]))
-        noise = float(parts["bias"]["read_noise"]) * truth.gain
-        quantised = float(np.hypot(truth.read_noise, truth.gain / np.sqrt(12)))
+        noise = float(parts["bias"]["read_noise"]) * gain
+        quantised = float(np.hypot(truth.at(site, "read_noise", **here), gain / np.sqrt(12)))
         pulls.setdefault("noise", []).append(np.array([noise / quantised - 1]))
     found = [
         _width("bias: error of a pixel over its sigma, rms", pulls["bias"], 0.03),
         _width("dark: error of a pixel over its sigma, rms", pulls["dark"], 0.03),
-        _width("science frame: error of a pixel over its sigma, rms", pulls["science"], 0.03),
+        _width("science frame: error of a pixel over its sigma, rms", pulls["frame"], 0.03),
         _width("gain from 55Fe: error over its sigma, rms of 144", pulls["gain_fe55"], 0.24),
         _width("gain from flats: error over its sigma, rms of 144", pulls["gain_pair"], 0.24),
     ]
@@ -178,12 +196,12 @@ def compare(store: Store, seed: int, science: Plan) -> list[Comparison]:
     return found
 
 
-def _image_pulls(part: xr.Dataset, truth: np.ndarray) -> np.ndarray:
+def _image_pulls(part: xr.Dataset, real: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Pulls of the good pixels of one amplifier."""
-    ny, nx = truth.shape
-    image, variance = part["image"].values[:ny, :nx], part["variance"].values[:ny, :nx]
+    ny, nx = shape
+    image, variance, real = part["image"].values[:ny, :nx], part["variance"].values[:ny, :nx], real[:ny, :nx]
     variance = variance + part["row_variance"].values[:ny, None]
-    return ((image - truth) / np.sqrt(variance))[part["mask"].values[:ny, :nx] == 0]
+    return ((image - real) / np.sqrt(variance))[(part["mask"].values[:ny, :nx] == 0) & np.isfinite(real)]
 
 
 def _width(quantity: str, pulls: list[np.ndarray], tolerance: float) -> Comparison:

@@ -15,6 +15,7 @@ from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, check_product, list_products, open_product, outdated
 from lsstcal_dask.storage.raw import check_frame, open_raw
+from lsstcal_dask.storage.tables import input_names
 from lsstcal_dask.verify.display import picture
 
 __all__ = ["list_contents", "print_contents", "show_picture"]
@@ -24,7 +25,7 @@ _MAIN = {"gain": "gain"}
 
 
 def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
-    """Exposures and products of a store; ``damaged`` has a line for all pixels that changed on disk."""
+    """Exposures, inputs and products of a store; ``damaged`` has a line for all pixels that changed on disk."""
     exposures: dict[str, dict[str, Any]] = {}
     records = read_records(store.url)
     for (name, _), record in sorted(records.items()):
@@ -55,6 +56,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         "store": store.url,
         "camera": store.camera.name,
         "exposures": ordered,
+        "inputs": input_names(store.url),
         "products": products,
         "damaged": damaged,
     }
@@ -89,6 +91,9 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
         nm = _number(row["wavelength"])
         table.add_row(row["exposure"], row["exposure_type"], time, *numbers, row["filter"], nm, str(row["detectors"]))
     console.print(table if found["exposures"] else "no exposures")
+    if found["inputs"]:
+        line = ", ".join(_brief(found["inputs"], {row["exposure"] for row in found["exposures"]}))
+        console.print(f"\nexternal inputs: {line}", highlight=False, markup=False, soft_wrap=True)
     table = _table("product", "version", "valid from", "until", "CCDs", "verdict", "remarks")
     for row in found["products"]:
         name = f"{row['product']} {row['exposure']}".strip()
@@ -104,6 +109,22 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
             console.print(line, highlight=False, soft_wrap=True)
         for remark in row["remarks"] if remarks else ():
             console.print(f"{row['product']} {row['version']}: {remark}", highlight=False, soft_wrap=True)
+
+
+def _brief(names: list[str], exposures: set[str]) -> list[str]:
+    """Names with those of many exposures told once, and those of filters in one."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kind, _, which = name.rpartition("-")
+        several = kind == "filter" or which in exposures
+        kinds.setdefault(kind if several else name, []).append(which)
+    return [_counted(kind, which, exposures) for kind, which in kinds.items()]
+
+
+def _counted(kind: str, which: list[str], exposures: set[str]) -> str:
+    if kind == "filter":
+        return f"filter ({''.join(sorted(which, key='ugrizy'.find))})"
+    return f"{kind} ({len(which)} exposures)" if which[0] in exposures else kind
 
 
 def _table(*columns: str) -> Any:

@@ -1,31 +1,38 @@
 """Exposures of the virtual observatory written to a store or as raw FITS files, and their truth beside them.
 
-    truth/observatory.json   seed and settings: with them the truth is a pure function, see `open_observatory`
-    truth/<table>.ecsv       amplifiers, defects, crosstalk, exposures
-    truth/maps/<map>/<CCD>   bias, dark, sensitivity, pixel corners
+    truth/observatory.json      seed and settings: with them the truth is a pure function, see `open_observatory`
+    truth/recipes/<name>.json   what was asked for of each recipe
+    truth/<table>.ecsv          amplifiers, defects, crosstalk, exposures of a recipe
+    truth/maps/<map>/<CCD>      bias, dark, sensitivity, pixel corners
 
 Nothing but the demo, the verification and tests reads ``truth/``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Final
 
 import dask
+from astropy.io import fits as astropy_fits
+from astropy.table import Table
 from pydantic import BaseModel, ConfigDict
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Camera, load_camera, write_frame
-from lsstcal_dask.pipeline.store import Store, open_store
+from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.frames import frames
 from lsstcal_dask.simulate.observatory import Observatory, boards
 from lsstcal_dask.simulate.random import stream
-from lsstcal_dask.simulate.recipes import Plan, exposures
+from lsstcal_dask.simulate.recipes import Plan, exposures, members
 from lsstcal_dask.simulate.settings import Settings
-from lsstcal_dask.simulate.truth import truth_maps, truth_tables
+from lsstcal_dask.simulate.truth import TABLES, exposure_table, truth_maps
 from lsstcal_dask.storage import objects, raw
 from lsstcal_dask.storage.manifests import FrameRecord, publish_frames, read_records
 from lsstcal_dask.storage.provenance import digest
@@ -33,9 +40,13 @@ from lsstcal_dask.storage.tables import write_table
 
 __all__ = ["SimulateConfig", "Simulated", "check", "open_observatory", "simulate"]
 
-_MARKER = "truth/observatory.json"
-_BLOCK = 2e8
-"""Raw pixels a task makes: enough to outweigh Dask, few enough that a kill loses little."""
+_MARKER: Final = "truth/observatory.json"
+_BLOCK: Final = 2e8
+"""Most raw pixels a task makes: enough to outweigh Dask, few enough that a kill loses little."""
+_BLOCKS: Final = 8
+"""Fewest tasks in which the exposures of a board are made: small cameras too are work for many, and lose little."""
+_CARD: Final = "SIMULID"
+"""Card of a frame that tells which simulation made it, so that files of another are not taken for its own."""
 
 
 class SimulateConfig(BaseModel):
@@ -65,13 +76,18 @@ def open_observatory(store: Store) -> Observatory:
     Raises
     ------
     CalibrationError
-        Nothing in this store was simulated.
+        Nothing in this store was simulated, or not with these effects.
     """
     try:
         found = objects.read_json(store.url, _MARKER)
     except FileNotFoundError:
         raise CalibrationError(f"{store.url} holds no simulation: make one with 'lsstcal simulate'") from None
-    return Observatory(int(found["seed"]), store.camera, Settings.model_validate(found["settings"]))
+    try:
+        return Observatory(int(found["seed"]), store.camera, Settings.model_validate(found["effects"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"{store.url}/{_MARKER}: is damaged or of another version: simulate into another store"
+        ) from error
 
 
 def check(camera: str, recipe: str, config: SimulateConfig, seed: int, detectors: Sequence[str]) -> None:
@@ -112,142 +128,229 @@ def simulate(
     WrongUse
         No such recipe, filter, mask or detector, or a number that cannot be.
     CalibrationError
-        The store holds the simulation of another seed or other settings.
+        The store or the folder holds a simulation with another seed, other effects or another plan.
     """
     site = Observatory(seed, store.camera, config.effects)
-    planned = exposures(recipe, config.recipe, config.effects, store.camera)
+    taken = {name: exposures(name, config.recipe, config.effects, store.camera) for name in members(recipe)}
+    planned = [exposure for one in taken.values() for exposure in one]
     chosen = _boards(store.camera, detectors)
-    _claim(store, site)
-    known = {} if fits else read_records(store.url)
-    jobs, there = _jobs(store.camera, planned, chosen, known, fits)
+    claims = _claims(site, recipe, config.recipe)
+    _agree(store.url, claims)
+    missing, there = _missing(store, site, planned, chosen, fits)
+    _claim(store.url, claims)
     if fits:
         fits.mkdir(parents=True, exist_ok=True)
-    task = dask.delayed(_make, pure=False)
-    tasks = [task(store.url, site, *job, None if fits is None else str(fits)) for job in jobs]
     report = Simulated([e.name for e in planned], unchanged=there)
-    made: list[FrameRecord] = []
-    for _, result in compute.run(tasks, labels=range(len(tasks)), describe="simulate", progress=progress):
+    made = 0
+    shared = dask.delayed(Opaque(site), pure=False)
+    task = dask.delayed(_make, pure=False)
+    tasks = [task(store.url, shared, Opaque(job), None if fits is None else str(fits)) for job in missing]
+    for label, result in compute.run(tasks, labels=list(map(_label, missing)), describe="simulate", progress=progress):
         if isinstance(result, Exception):
-            report.errors.append(str(result))
-        elif fits:
+            report.errors.append(_failure(str(label), result))
+            continue
+        made += len(result)
+        if fits:
             report.files.extend(result)
         else:
             publish_frames(store.url, result)
-            made += result
-    names = _tables(store, site, recipe, planned, report)
-    report = Simulated(report.exposures, len(made) + len(report.files), there, report.files, names, report.errors)
-    _maps(store, site, chosen, compute, report, progress)
-    return report
+    inputs = deliveries(recipe, planned)
+    work = {f"inputs/{name}": make for name, make in inputs.items()} | _truth(site, taken, chosen)
+    _side(store, shared, work, compute, report, progress)
+    return replace(report, made=made, inputs=list(inputs))
+
+
+def _failure(what: str, error: Exception) -> str:
+    """One line that says what was not made."""
+    why = str(error) if isinstance(error, CalibrationError) else f"{type(error).__name__}: {error}"
+    return f"{what}: {why}; the same command again makes what is missing"
 
 
 def _boards(camera: Camera, detectors: Sequence[str]) -> list[tuple[str, ...]]:
     """Names of the CCDs to make, by board."""
-    names = {d.name for d in camera.detectors}
-    if unknown := sorted(set(detectors) - names):
-        raise WrongUse(
-            f"camera {camera.name} has no detector {unknown[0]}: name some of {', '.join(sorted(names)[:9])}"
-        )
-    wanted = set(detectors) or names
+    names = [d.name for d in camera.detectors]
+    if unknown := sorted(set(detectors) - set(names)):
+        known = ", ".join(names) if len(names) < 10 else f"{names[0]} ... {names[-1]}"
+        raise WrongUse(f"camera {camera.name} has no detector {unknown[0]!r}: it has {known}")
+    wanted = set(detectors or names)
     found = [tuple(d.name for d in group if d.name in wanted) for group in boards(camera)]
     return [group for group in found if group]
 
 
-def _claim(store: Store, site: Observatory) -> None:
-    """Write seed and settings, or find the same ones."""
-    ours = {"seed": site.seed, "settings": site.settings.model_dump(mode="json")}
-    if not objects.create(store.url, _MARKER, ours) and objects.read_json(store.url, _MARKER) != ours:
-        raise CalibrationError(
-            f"{store.url} holds a simulation with another seed or other effects: use another store for this one"
-        )
+def _claims(site: Observatory, recipe: str, plan: Plan) -> dict[str, Any]:
+    """What a store must agree to, by path: seed and effects, and what was asked for of each recipe."""
+    found: dict[str, Any] = {_MARKER: {"seed": site.seed, "effects": site.settings.model_dump(mode="json")}}
+    for name in members(recipe):
+        part = name.replace("-", "_")
+        found[f"truth/recipes/{name}.json"] = {"recipe": {part: getattr(plan, part).model_dump(mode="json")}}
+    return found
 
 
-def _jobs(
-    camera: Camera,
-    planned: Sequence[Exposure],
-    groups: Sequence[tuple[str, ...]],
-    known: dict[tuple[str, str], FrameRecord],
-    fits: Path | None,
-) -> tuple[list[tuple[list[Exposure], tuple[str, ...]]], int]:
+def _agree(url: str, claims: Mapping[str, Any]) -> None:
+    """Refuse to go on with other numbers than those a store was begun with: it has one truth."""
+    for path, ours in claims.items():
+        if not objects.exists(url, path):
+            continue
+        before, now = dict(_leaves(objects.read_json(url, path))), dict(_leaves(ours))
+        for name in [*before, *now]:
+            old, new = (json.dumps(one.get(name)) for one in (before, now))
+            if old != new:
+                raise CalibrationError(
+                    f"{url} holds a simulation with {name} = {old}, not {new}: use another store, or the same numbers"
+                )
+
+
+def _claim(url: str, claims: Mapping[str, Any]) -> None:
+    for path, ours in claims.items():
+        objects.create(url, path, ours)
+    _agree(url, claims)  # another process may have been faster
+
+
+def _leaves(tree: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted name and value of every entry of nested dictionaries."""
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{name}.{key}" if name else key)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one task makes: some CCDs of one board in some exposures, and which of them in each."""
+
+    detectors: tuple[str, ...]
+    exposures: tuple[Exposure, ...]
+    wanted: tuple[tuple[str, ...], ...]
+
+
+def _label(job: _Job) -> str:
+    first, last = job.exposures[0].name, job.exposures[-1].name
+    return f"{', '.join(job.detectors)}, {first}{f' to {last}' if last != first else ''}"
+
+
+def _missing(
+    store: Store, site: Observatory, planned: Sequence[Exposure], groups: Sequence[tuple[str, ...]], fits: Path | None
+) -> tuple[list[_Job], int]:
     """Blocks of exposures of a board that are still to be made, and the number of frames that need not be."""
+    known = set() if fits else set(read_records(store.url))
+    size = len(store.camera.amplifier_names) * store.camera.raw_shape[0] * store.camera.raw_shape[1]
     jobs, there = [], 0
-    size = int(len(camera.amplifier_names) * camera.raw_shape[0] * camera.raw_shape[1])
     for group in groups:
-        block = max(1, int(_BLOCK / (size * len(group))))
-        missing = []
+        left = []
         for exposure in planned:
-            done = [_exists(exposure, name, known, fits) for name in group]
-            there += sum(done)
-            if not all(done):
-                missing.append(exposure)
-        jobs += [(missing[i : i + block], group) for i in range(0, len(missing), block)]
+            there_are = known if fits is None else _files_there(site, exposure, group, fits)
+            wanted = tuple(name for name in group if (exposure.name, name) not in there_are)
+            there += len(group) - len(wanted)
+            if wanted:
+                left.append((exposure, wanted))
+        block = max(1, min(int(_BLOCK / (size * len(group))), -(-len(left) // _BLOCKS)))
+        for i in range(0, len(left), block):
+            taken, wanted_ones = zip(*left[i : i + block], strict=True)
+            jobs.append(_Job(group, taken, wanted_ones))
     return jobs, there
 
 
-def _exists(exposure: Exposure, detector: str, known: dict[tuple[str, str], FrameRecord], fits: Path | None) -> bool:
-    if fits is not None:
-        return _file(fits, exposure.name, detector).exists()
-    return (exposure.name, detector) in known
+def _files_there(site: Observatory, exposure: Exposure, group: Sequence[str], fits: Path) -> set[tuple[str, str]]:
+    """Frames of an exposure that a folder holds.
+
+    Raises
+    ------
+    CalibrationError
+        Another simulation made one of them.
+    """
+    paths = {(exposure.name, name): _file(fits, exposure.name, name) for name in group}
+    found = {key: path for key, path in paths.items() if path.exists()}
+    for path in found.values():
+        try:
+            card = astropy_fits.getheader(path, 0).get(_CARD)
+        except OSError as error:
+            raise CalibrationError(f"{path}: is damaged ({error}): delete it") from None
+        if card != _origin(site, exposure):
+            raise CalibrationError(f"{path} is of another simulation: name another folder, or delete it")
+    return set(found)
 
 
 def _file(folder: str | Path, exposure: str, detector: str) -> Path:
     return Path(folder, f"{exposure}_{detector}.fits.fz")
 
 
-def _make(
-    url: str, site: Observatory, block: Sequence[Exposure], names: Sequence[str], fits: str | None
-) -> list[FrameRecord] | list[str]:
-    """Make the frames of a board in some exposures; records to publish, or names of files."""
+def _origin(site: Observatory, exposure: Exposure) -> str:
+    """Short hash of all that a frame follows from."""
+    asked = {**asdict(exposure), "time": str(exposure.time)}
+    return digest({"site": _site_digest(site), "exposure": asked})
+
+
+@lru_cache(maxsize=8)
+def _site_digest(site: Observatory) -> str:
+    return digest({"seed": site.seed, "camera": site.camera.name, "effects": site.settings.model_dump(mode="json")})
+
+
+def _make(url: str, site: Opaque, job: Opaque, fits: str | None) -> list[FrameRecord] | list[str]:
+    """Make the frames of a job; records to publish, or names of files."""
     records: list[FrameRecord] = []
     files: list[str] = []
-    detectors = [site.camera.detector(name) for name in names]
-    origin = digest({"seed": site.seed, "settings": site.settings.model_dump(mode="json")})
-    for exposure in block:
-        for frame in frames(site, exposure, detectors):
+    for exposure, names in zip(job.value.exposures, job.value.wanted, strict=True):
+        origin = _origin(site.value, exposure)
+        for frame in frames(site.value, exposure, [site.value.camera.detector(name) for name in names]):
+            marked = replace(frame, cards={**frame.cards, _CARD: origin})
             path = _file(fits or "", frame.exposure, frame.detector)
             if fits is not None:
-                write_frame(path, site.camera, frame)
+                write_frame(path, site.value.camera, marked)
                 files.append(str(path))
             else:
                 record = FrameRecord(frame.exposure, frame.detector, "", path.name, origin, "", frame.header)
-                records.append(raw.write_frame(url, record, frame.counts, frame.cards))
+                records.append(raw.write_frame(url, record, marked.counts, marked.cards))
     return files if fits is not None else records
 
 
-def _tables(store: Store, site: Observatory, recipe: str, planned: Sequence[Exposure], report: Simulated) -> list[str]:
-    """Write the tables of truth and the external inputs; names of the latter."""
-    for name, table in truth_tables(site, recipe, planned).items():
-        write_table(store.url, f"truth/{name}", table)
-    names = []
-    for name, table in deliveries(site, recipe, planned):
-        write_table(store.url, f"inputs/{name}", table)
-        names.append(name)
-    return names
-
-
-def _maps(
-    store: Store, site: Observatory, groups: Sequence[tuple[str, ...]], compute: Compute, report: Simulated, bar: bool
+def _side(
+    store: Store,
+    shared: Any,
+    work: Mapping[str, Callable[[Observatory], Any]],
+    compute: Compute,
+    report: Simulated,
+    progress: bool,
 ) -> None:
-    """Write the maps of truth of every CCD that was made and has none yet."""
-    names = [name for group in groups for name in group]
-    missing = [name for name in names if not objects.exists(store.url, f"truth/maps/{name}.json")]
-    task = dask.delayed(_write_maps, pure=False)
-    tasks = [task(store.url, site, name) for name in missing]
-    for _, result in compute.run(tasks, labels=missing, describe="truth", progress=bar):
+    """Write what goes with the exposures and is not there yet, by path: tables, and maps of truth by CCD."""
+    folders = {path.rpartition("/")[0] for path in work}
+    there = {
+        f"{folder}/{name.rpartition('.')[0]}" for folder in folders for name in objects.list_names(store.url, folder)
+    }
+    missing = [path for path in work if path not in there]
+    task = dask.delayed(_write, pure=False)
+    tasks = [task(store.url, shared, path, Opaque(work[path])) for path in missing]
+    for path, result in compute.run(tasks, labels=missing, describe="inputs and truth", progress=progress):
         if isinstance(result, Exception):
-            report.errors.append(str(result))
+            report.errors.append(_failure(str(path), result))
 
 
-def _write_maps(url: str, site: Observatory, name: str) -> None:
-    detector = open_store(url).camera.detector(name)
-    found = truth_maps(site, detector)
+def _truth(
+    site: Observatory, taken: Mapping[str, Sequence[Exposure]], groups: Sequence[tuple[str, ...]]
+) -> dict[str, Callable[[Observatory], Any]]:
+    """What makes each table and the maps of each CCD, by path."""
+    found: dict[str, Callable[[Observatory], Any]] = {f"truth/{name}": make for name, make in TABLES.items()}
+    for name, exposed in taken.items():
+        found[f"truth/exposures-{name}"] = partial(exposure_table, exposures=tuple(exposed))
+    for name in (name for group in groups for name in group):
+        found[f"truth/maps/{name}"] = partial(truth_maps, detector=site.camera.detector(name))
+    return found
+
+
+def _write(url: str, site: Opaque, path: str, make: Opaque) -> None:
+    found = make.value(site.value)
+    if isinstance(found, Table):
+        write_table(url, path, found)
+        return
+    folder, _, detector = path.rpartition("/")
     for variable, values, units in found:
         array = objects.create_or_open(
             url,
-            f"truth/maps/{variable}/{name}",
+            f"{folder}/{variable}/{detector}",
             shape=values.shape,
             chunks=(*([1] * (values.ndim - 2)), *values.shape[-2:]),
             dtype=values.dtype,
             attributes={"units": units},
         )
         objects.fill(url, array, values)
-    objects.write_json(url, f"truth/maps/{name}.json", [variable for variable, _, _ in found])
+    objects.write_json(url, f"{path}.json", [variable for variable, _, _ in found])

@@ -209,14 +209,34 @@ def _diffuse(run: _Run, moving: _Moving | None, tile: _Tile, step: _Step) -> Non
     if run.noise:
         place = {"detector": run.detector.id, "amplifier": tile.amplifier, "tile": tile.number, "step": step.number}
         gained = poisson(stream(run.seed, "shot_noise", exposure=run.exposure, **place), expected)
-    run.charge[y, x] += gained
-    if moving:
-        pad = moving.pad
-        ahead = run.charge[y, x] + np.float32(step.expected) * expected
-        if run.noise:
-            ahead += np.float32(step.noise) * (gained - expected)
-        ahead += run.start if isinstance(run.start, float) else run.start[y, x]
-        moving.ahead[y.start + pad : y.stop + pad, x.start + pad : x.stop + pad] = ahead
+    if not moving:
+        run.charge[y, x] += gained
+        return
+    pad = moving.pad
+    ahead = moving.ahead[y.start + pad : y.stop + pad, x.start + pad : x.stop + pad]
+    start = _NONE if isinstance(run.start, float) else run.start[y, x]
+    _gather(run.charge[y, x], expected, gained, start, step.expected, step.noise, ahead)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gather(
+    charge: np.ndarray,
+    expected: np.ndarray,
+    gained: np.ndarray,
+    start: np.ndarray,
+    again: float,
+    noise: float,
+    ahead: np.ndarray,
+) -> None:
+    """Add what was gained to ``charge``; fill ``ahead`` with what the middle of the next step will have: `weights`."""
+    share, part = np.float32(again), np.float32(noise)
+    for y in range(len(charge)):
+        total, mean, drawn, out = charge[y], expected[y], gained[y], ahead[y]
+        for x in range(total.size):
+            total[x] += drawn[x]
+            out[x] = total[x] + share * mean[x] + part * (drawn[x] - mean[x])
+    if start.size:
+        ahead += start
 
 
 def _fix_edges(east: np.ndarray, north: np.ndarray, tile: _Tile, shape: tuple[int, int]) -> None:

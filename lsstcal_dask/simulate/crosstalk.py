@@ -186,10 +186,16 @@ def _couple(out, source, first, start, channel, c, c2):  # type: ignore[no-untyp
                 continue
             # summed apart from the signal, which would round it
             total[:] = 0.0
-            for e in range(start[t], start[t + 1]):
-                row, a, b = source[channel[e], first + y], c[e], c2[e]
+            for e in range(start[t], start[t + 1] - 1, 2):  # two at a time: a sum is stored less often
+                one, two = source[channel[e], first + y], source[channel[e + 1], first + y]
+                a, b, f, g = c[e], c2[e], c[e + 1], c2[e + 1]
                 for x in range(nx):
-                    total[x] += row[x] * (a + b * row[x])
+                    total[x] = (total[x] + one[x] * (a + b * one[x])) + two[x] * (f + g * two[x])
+            if (start[t + 1] - start[t]) % 2:
+                e = start[t + 1] - 1
+                one, a, b = source[channel[e], first + y], c[e], c2[e]
+                for x in range(nx):
+                    total[x] += one[x] * (a + b * one[x])
             target = out[t, y]
             for x in range(nx):
                 target[x] += total[x]

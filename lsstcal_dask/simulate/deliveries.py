@@ -1,6 +1,7 @@
 """What others deliver: camera team, calibration telescope, weather station, catalogues (¶2-¶7, ¶11-¶15, ♥2)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -10,18 +11,17 @@ from astropy.table import Table
 from lsstcal_dask.simulate.airglow import sky_spectrum
 from lsstcal_dask.simulate.atmosphere import band_average
 from lsstcal_dask.simulate.catalogue import photometric_catalogue, standards
-from lsstcal_dask.simulate.crosstalk import crosstalk_truth
 from lsstcal_dask.simulate.exposure import Exposure, Pointing
 from lsstcal_dask.simulate.filters import filter_curves, transmission
 from lsstcal_dask.simulate.linearity import true_to_measured
-from lsstcal_dask.simulate.night import true_air
+from lsstcal_dask.simulate.night import pointing_of, true_air
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import edge_mm, mirrors
 from lsstcal_dask.simulate.random import stream
 from lsstcal_dask.simulate.settings import RANGE
 from lsstcal_dask.simulate.spectrograph import observe
 from lsstcal_dask.simulate.stars import bright_star, known_spectrum, stars_in
-from lsstcal_dask.simulate.truth import amplifiers, defect_table
+from lsstcal_dask.simulate.truth import amplifiers, crosstalk_table, defect_table
 from lsstcal_dask.simulate.weather import weather
 
 __all__ = ["deliveries"]
@@ -33,70 +33,104 @@ _CURVE: Final = np.linspace(0, 1.2e5, 61)  # adu, signals at which linearity is 
 _CURVE_ERROR: Final = 1e-4  # relative
 _SLIT: Final = 25.0  # arcsec2 of sky that falls into a pixel row of the spectrograph
 _CADENCE: Final = np.timedelta64(5, "m")  # of the weather station
+_BANDS: Final = "ugrizy"
+_FLUX: Final = "photon / (s m2 nm)"
 
-Named = Iterator[tuple[str, Table]]
+Deliveries = dict[str, Callable[[Observatory], Table]]
 
 
-def deliveries(site: Observatory, recipe: str, exposures: Sequence[Exposure]) -> Named:
-    """Name and table of each external input that goes with a recipe; nothing here is exact."""
+def deliveries(recipe: str, exposures: Sequence[Exposure]) -> Deliveries:
+    """External inputs that go with a recipe, by name: what makes the table of each from the observatory.
+
+    Nothing in them is exact. Columns carry units, ``meta["input"]`` says which input of Appendix A a table is.
+    """
+    found: Deliveries = {}
     if recipe in ("calibration-day", "all"):
-        yield from _camera_team(site)
+        found = {"gain": _gain, "linearity": _linearity, "crosstalk": _crosstalk}
+        found |= {"defects": _defects, "saturation": _saturation}
     if recipe in ("calibration-day", "cbp", "all"):
-        yield from _filters(site)
-    visits = [e for e in exposures if isinstance(e.source, Pointing)]
+        found |= {f"filter-{band}": partial(_filter, band=band) for band in _BANDS}
+    visits = tuple(e for e in exposures if isinstance(e.source, Pointing))
     if visits:
-        yield "weather", _weather(site, visits)
-        yield from _catalogues(site, visits)
-        for visit in visits:
-            yield from _spectra(site, visit)
+        makers = {"weather": _weather, "photometry": _photometry, "standards": _standards}
+        found |= {name: partial(make, visits=visits) for name, make in makers.items()}
+    for visit in visits:
+        found[f"spectrum-star-{visit.name}"] = partial(_star, visit=visit)
+        found[f"spectrum-sky-{visit.name}"] = partial(_sky, visit=visit)
+    return found
 
 
-def _camera_team(site: Observatory) -> Named:
-    """¶2, ¶3, ¶5, ¶6, ¶7."""
-    random = stream(site.seed, "camera_team")
-    rows = [(d, i, row) for d in site.camera.detectors for i, row in enumerate(amplifiers(site, d))]
-    names = {key: [row[key] for _, _, row in rows] for key in ("detector", "amplifier")}
-    gain = np.array([row["gain"] for _, _, row in rows])
-    gain = gain * (1 + _GAIN_ERROR * random.standard_normal(len(gain)))
-    yield (
-        "gain",
-        Table({**names, "gain": gain * units.electron / units.adu, "gain_error": _GAIN_ERROR * gain}, meta=_is("¶2")),
+def _channels(site: Observatory) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
+    """Names of detector and amplifier of every channel, and its true numbers."""
+    rows = [row for d in site.camera.detectors for row in amplifiers(site, d)]
+    return {key: [row[key] for row in rows] for key in ("detector", "amplifier")}, rows
+
+
+def _noise(site: Observatory, what: str, shape: Any) -> np.ndarray:
+    return stream(site.seed, f"camera_team_{what}").standard_normal(shape)
+
+
+def _gain(site: Observatory) -> Table:
+    """¶2."""
+    names, rows = _channels(site)
+    true = np.array([row["gain"] for row in rows])
+    gain = true * (1 + _GAIN_ERROR * _noise(site, "gain", len(true))) * units.electron / units.adu
+    return Table({**names, "gain": gain, "gain_error": _GAIN_ERROR * gain}, meta=_is("¶2"))
+
+
+def _linearity(site: Observatory) -> Table:
+    """¶3: measured signal at the true ones of ``meta["true_adu"]``."""
+    names, _ = _channels(site)
+    settings = site.settings.nonlinearity
+    curves = np.array(
+        [
+            true_to_measured(site.seed, settings, detector, i, _CURVE)
+            for detector in site.camera.detectors
+            for i in range(len(detector.amplifiers))
+        ]
     )
-    curves = np.array([true_to_measured(site.seed, site.settings.nonlinearity, d, i, _CURVE) for d, i, _ in rows])
-    curves = curves * (1 + _CURVE_ERROR * random.standard_normal(curves.shape))
-    yield (
-        "linearity",
-        Table({**names, "measured": curves * units.adu}, meta={**_is("¶3"), "true": _CURVE.tolist()}),
-    )
-    found = crosstalk_truth(site.seed, site.settings.crosstalk, site.camera)
-    noise = _CROSSTALK_ERROR * random.standard_normal(len(found.c))
-    yield (
-        "crosstalk",
-        Table({**vars(found), "c": found.c + noise, "c_error": np.full(len(noise), _CROSSTALK_ERROR)}, meta=_is("¶5")),
-    )
-    defects = defect_table(site)
-    defects.remove_column("value")
-    defects.meta |= _is("¶6")
-    yield "defects", defects
-    well = np.array([row["full_well"] for _, _, row in rows])
-    well = well * (1 + _FULL_WELL_ERROR * random.standard_normal(len(well)))
-    yield "saturation", Table({**names, "full_well": well * units.electron}, meta=_is("¶7"))
+    curves = curves * (1 + _CURVE_ERROR * _noise(site, "linearity", curves.shape))
+    meta = {**_is("¶3"), "true_adu": _CURVE.tolist(), "relative_error": _CURVE_ERROR}
+    return Table({**names, "measured": curves * units.adu}, meta=meta)
+
+
+def _crosstalk(site: Observatory) -> Table:
+    """¶5."""
+    table = crosstalk_table(site)
+    table["c"] = table["c"] + _CROSSTALK_ERROR * _noise(site, "crosstalk", len(table))
+    table["c_error"] = np.full(len(table), _CROSSTALK_ERROR)
+    table.meta |= _is("¶5")
+    return table
+
+
+def _defects(site: Observatory) -> Table:
+    """¶6."""
+    table = defect_table(site)
+    table.remove_column("value")
+    table.meta |= _is("¶6")
+    return table
+
+
+def _saturation(site: Observatory) -> Table:
+    """¶7."""
+    names, rows = _channels(site)
+    true = np.array([row["full_well"] for row in rows])
+    well = true * (1 + _FULL_WELL_ERROR * _noise(site, "saturation", len(true))) * units.electron
+    return Table({**names, "full_well": well, "full_well_error": _FULL_WELL_ERROR * well}, meta=_is("¶7"))
 
 
 def _is(paragraph: str) -> dict[str, Any]:
     return {"input": paragraph}
 
 
-def _filters(site: Observatory) -> Named:
-    """¶11."""
+def _filter(site: Observatory, band: str) -> Table:
+    """¶11: one curve for the beam that each CCD sees."""
     wavelength = np.arange(RANGE[0], RANGE[1] + 0.5)
-    for band in "ugrizy":
-        found = filter_curves(site.seed, site.settings.filters, site.camera, band, wavelength)
-        columns: dict[str, Any] = {"detector": found["detector"].values}
-        columns |= {name: found[name].values * units.mm for name in ("x", "y")}
-        columns |= {name: found[name].values for name in ("transmission", "transmission_error")}
-        meta = {**_is("¶11"), "filter": band, "first_nm": RANGE[0], "step_nm": 1.0}
-        yield f"filter-{band}", Table(columns, meta=meta)
+    found = filter_curves(site.seed, site.settings.filters, site.camera, band, wavelength)
+    columns: dict[str, Any] = {"detector": found["detector"].values}
+    columns |= {name: found[name].values * units.mm for name in ("x", "y")}
+    columns |= {name: found[name].values for name in ("transmission", "transmission_error")}
+    return Table(columns, meta={**_is("¶11"), "filter": band, "first_nm": RANGE[0], "step_nm": 1.0})
 
 
 def _weather(site: Observatory, visits: Sequence[Exposure]) -> Table:
@@ -109,63 +143,89 @@ def _weather(site: Observatory, visits: Sequence[Exposure]) -> Table:
     return table
 
 
-def _catalogues(site: Observatory, visits: Sequence[Exposure]) -> Named:
-    """¶15, of every field that is visited."""
-    camera, settings = site.camera, site.settings
-    radius = edge_mm(camera) * camera.plate_scale / 3600
+def _stars(site: Observatory, visits: Sequence[Exposure]) -> np.ndarray:
+    """Stars of every field that is visited."""
+    radius = edge_mm(site.camera) * site.camera.plate_scale / 3600
     fields = sorted({(v.source.ra, v.source.dec) for v in visits if isinstance(v.source, Pointing)})
-    found = [stars_in(site.seed, settings.stars, ra, dec, radius) for ra, dec in fields]
-    stars = np.unique(np.concatenate(found))
-    yield "photometry", Table(photometric_catalogue(site.seed, settings.stars, stars), meta=_is("¶15"))
+    return np.unique(np.concatenate([stars_in(site.seed, site.settings.stars, ra, dec, radius) for ra, dec in fields]))
+
+
+def _catalogue(rows: np.ndarray) -> Table:
+    table = Table(rows, meta=_is("¶15"))
+    for name in table.colnames[1:]:
+        table[name].unit = "deg" if name in ("ra", "dec") else "mag"
+    return table
+
+
+def _photometry(site: Observatory, visits: Sequence[Exposure]) -> Table:
+    """¶15: what catalogues say of all stars."""
+    return _catalogue(photometric_catalogue(site.seed, site.settings.stars, _stars(site, visits)))
+
+
+def _standards(site: Observatory, visits: Sequence[Exposure]) -> Table:
+    """¶15: magnitudes above the air of a few stars in our own bands."""
+    camera, settings = site.camera, site.settings
     wavelength = np.arange(RANGE[0], RANGE[1])
     glass = mirrors(settings.mirrors, wavelength)
     bands = {
-        band: glass * transmission(site.seed, settings.filters, camera, band, wavelength, 0.0, 0.0) for band in "ugrizy"
+        band: glass * transmission(site.seed, settings.filters, camera, band, wavelength, 0.0, 0.0) for band in _BANDS
     }
-    yield (
-        "standards",
-        Table(standards(site.seed, settings.stars, stars, wavelength, bands), meta=_is("¶15")),
-    )
+    return _catalogue(standards(site.seed, settings.stars, _stars(site, visits), wavelength, bands))
 
 
-def _spectra(site: Observatory, visit: Exposure) -> Named:
-    """¶12 and ¶13 of the bright star near a visit, and ♥2 of its sky."""
-    pointing, settings = visit.source, site.settings
-    assert isinstance(pointing, Pointing)
-    star = bright_star(site.seed, settings.stars, pointing.ra, pointing.dec)
+def _fine() -> tuple[np.ndarray, np.ndarray]:
+    """Edges and middles (nm) of the bins in which the air is looked through."""
     edges = np.arange(RANGE[0] + 20, RANGE[1], 0.05)
-    fine = (edges[1:] + edges[:-1]) / 2
-    above = band_average(true_air(site, visit), pointing.airmass, edges)
+    return edges, (edges[1:] + edges[:-1]) / 2
+
+
+def _through(site: Observatory, visit: Exposure) -> tuple[np.ndarray, np.ndarray]:
+    """What the air of a visit transmits, and the light of the sky in the slit, photon/(s m2 nm), in fine bins."""
+    edges, _ = _fine()
+    pointing, settings = pointing_of(visit), site.settings
+    on = settings.atmosphere.on
+    above = band_average(true_air(site, visit), pointing.airmass, edges) if on else np.ones(len(edges) - 1)
     where = (pointing.altitude, pointing.azimuth)
-    sky = sky_spectrum(
-        site.seed, settings.airglow, settings.moon, visit.time, where, edges, visit.exposure_time
-    ) / np.diff(edges)
+    sky = sky_spectrum(site.seed, settings.airglow, settings.moon, visit.time, where, edges, visit.exposure_time)
+    return above, sky / np.diff(edges) * above * _SLIT
+
+
+def _star(site: Observatory, visit: Exposure) -> Table:
+    """¶12 and ¶13: spectrum of the bright star near a visit, and what it is above the air."""
+    pointing, (_, fine) = pointing_of(visit), _fine()
+    star = bright_star(site.seed, site.settings.stars, pointing.ra, pointing.dec)
+    above, sky = _through(site, visit)
     known = known_spectrum(star, fine)
-    make: dict[str, Callable[[], Any]] = {
-        "star": lambda: observe(
-            site.seed,
-            settings.spectrograph,
-            visit.number,
-            fine,
-            known * above,
-            visit.exposure_time,
-            sky * above * _SLIT,
-        ),
-        "sky": lambda: observe(
-            site.seed, settings.spectrograph, visit.number + _SKY, fine, sky * above * _SLIT, 10 * visit.exposure_time
-        ),
+    seconds = visit.exposure_time
+    data = observe(site.seed, site.settings.spectrograph, visit.number, fine, known * above, seconds, sky)
+    table = _spectrum(visit, data, "¶12, ¶13")
+    table["known"] = np.interp(data["wavelength"].values, fine, known) * units.Unit(_FLUX)
+    table.meta |= {"star": int(star["id"]), "ra_deg": float(star["ra"]), "dec_deg": float(star["dec"])}
+    return table
+
+
+def _sky(site: Observatory, visit: Exposure) -> Table:
+    """♥2: spectrum of the sky of a visit."""
+    _, sky = _through(site, visit)
+    seconds = _SKY_TIME * visit.exposure_time
+    data = observe(site.seed, site.settings.spectrograph, visit.number + _SKY, _fine()[1], sky, seconds)
+    table = _spectrum(visit, data, "♥2")
+    table.meta["slit_arcsec2"] = _SLIT
+    return table
+
+
+def _spectrum(visit: Exposure, data: Any, paragraph: str) -> Table:
+    flux = units.Unit(_FLUX)
+    columns = {
+        "wavelength": data["wavelength"].values * units.nm,
+        "flux": data["flux"].values * flux,
+        "variance": data["variance"].values * flux**2,
     }
-    for kind, observed in make.items():
-        data = observed()
-        columns = {name: data[name].values for name in ("wavelength", "flux", "variance")}
-        if kind == "star":
-            columns["known"] = np.interp(columns["wavelength"], fine, known)
-        meta = {**_is("¶12, ¶13" if kind == "star" else "♥2"), "exposure": visit.name, "airmass": pointing.airmass}
-        meta["flux_unit"] = "photon s-1 m-2 nm-1" if kind == "star" else f"photon s-1 m-2 nm-1 in {_SLIT:g} arcsec2"
-        if kind == "star":
-            meta |= {"star": int(star["id"]), "ra": float(star["ra"]), "dec": float(star["dec"])}
-        yield f"spectrum-{kind}-{visit.name}", Table(columns, meta=meta)
+    meta = {**_is(paragraph), "exposure": visit.name, "airmass": pointing_of(visit).airmass}
+    return Table(columns, meta={**meta, "exposure_time_s": data.attrs["exposure_time"]})
 
 
+_SKY_TIME: Final = 10
+"""The sky is exposed so many times longer than the visit."""
 _SKY: Final = 1_000_000
 """Added to the number of a visit for the exposure of its sky, which has noise of its own."""

@@ -11,6 +11,7 @@ descriptions; how they scatter was read off the summary of LSSTCam's Run 6 (medi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -141,12 +142,21 @@ def _line(
         place=camera.amplifier_names.index(amplifier.name),
         shape=amplifier.raw_shape,
         channel=found,
-        curve=table(seed, electronics.nonlinearity, detector, amplifier_index),
+        curve=_curves(seed, electronics.nonlinearity, detector)[amplifier_index],
         rows=rows.astype(np.float32),
         columns=columns.astype(np.float32),
         level=found.pedestal + level,
         edges=_edges(seed, electronics.digitisation, detector, amplifier_index),
     )
+
+
+@lru_cache(maxsize=16)  # the CCDs of a test camera, half a megabyte of a real one
+def _curves(seed: int, settings: Nonlinearity, detector: Detector) -> tuple[Table, ...]:
+    """Curves of the channels of a CCD, the same in every exposure."""
+    found = tuple(table(seed, settings, detector, i) for i in range(len(detector.amplifiers)))
+    for curve in found:
+        curve.deviation.flags.writeable = False
+    return found
 
 
 def _edges(seed: int, settings: Digitisation, detector: Detector, amplifier_index: int) -> np.ndarray:
@@ -183,10 +193,14 @@ def _convert(charge, noise, level, rows, columns, deviation, numbers, edges, cou
     small = np.empty(nx, np.float32)
     for y in range(ny):
         small[:] = zero
-        for r in range(len(rows)):
-            size, shape = rows[r, y], columns[r]
+        for r in range(0, len(rows) - 1, 2):  # two at a time: a sum is stored less often
+            a, b, one, two = rows[r, y], rows[r + 1, y], columns[r], columns[r + 1]
             for x in range(nx):
-                small[x] += size * shape[x]
+                small[x] = (small[x] + a * one[x]) + b * two[x]
+        if len(rows) % 2:
+            a, one = rows[-1, y], columns[-1]
+            for x in range(nx):
+                small[x] += a * one[x]
         line, deviate, out = charge[y], noise[y], counts[y]
         for x in range(nx):
             node = line[x] * to_node

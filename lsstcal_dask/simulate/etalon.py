@@ -41,7 +41,7 @@ _SAMPLES: Final = 20  # of a table per fringe: cubic interpolation then loses 2e
 _FINEST: Final = 800.0  # nm: fringes of shorter light are too weak to set the sampling
 _WIDEST: Final = 1.0, 0.25  # nm: wider bins are split, lest the fringes of the glue move within one; for harmonics
 _NEGLIGIBLE: Final = 1e-5  # of the light: harmonics that sum to less are left out
-_FAINT: Final = 1e-7  # of the brightest bin: fainter ones are taken without fringes
+_FAINT: Final = 5e-5  # of the light: so much, in the faintest bins, is taken without fringes
 _Angles = tuple[np.ndarray, np.ndarray]  # squared sines and weights
 _BLOCK: Final = 1_000_000  # values worked on at a time
 
@@ -202,8 +202,7 @@ def fringe_table(
     """
     nm, widths = _check(wavelength, width)
     spectra = np.asarray(spectra, float)
-    bright = np.abs(spectra).max(axis=1, initial=0)
-    inside = _fringed(nm) & (bright > _FAINT * bright.max(initial=0)) & settings.on
+    inside = _fringed(nm) & _bright(spectra) & settings.on
     finest = max(_FINEST, float(nm[inside][0]) if inside.any() else 0.0)
     steps = finest / 2e3 / _SAMPLES / float(index(np.array(finest))), finest / 2e3 / _SAMPLES / EPOXY
     d, h = (
@@ -223,6 +222,16 @@ def fringe_table(
             else:
                 values += _sum_constant(light, d, h)
     return Table(values, (float(d[0]), float(h[0])), steps)
+
+
+def _bright(spectra: np.ndarray) -> np.ndarray:
+    """Bins (wavelength,) but for the faintest, whose light is in all a part `_FAINT` and fringes by a tenth at most."""
+    light = np.abs(spectra).max(axis=1, initial=0)
+    order = np.argsort(light, kind="stable")
+    faint = np.cumsum(light[order]) <= _FAINT * light.sum()
+    found = np.ones(len(light), bool)
+    found[order[faint]] = False
+    return found
 
 
 @dataclass(frozen=True, eq=False)

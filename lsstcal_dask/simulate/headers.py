@@ -24,7 +24,7 @@ def header(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     mono = isinstance(source, Projection) or (isinstance(source, Lamp) and np.isfinite(source.wavelength))
     return {
         "exposure_type": exposure.kind,
-        "time": str(np.datetime_as_string(exposure.time, unit="ms")),
+        "time": str(np.datetime_as_string(exposure.time, unit="us")),
         "exposure_time": float(exposure.exposure_time),
         "dark_time": float(exposure.dark_time),
         "filter": exposure.filter,

@@ -1,6 +1,6 @@
 """What is taken: lists of exposures for the inputs ¶1-¶10 and for science visits (Lupton 2016, Appendix A)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -17,14 +17,21 @@ from lsstcal_dask.simulate.optics import mirrors
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.settings import RANGE, Settings
 
-__all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures"]
+__all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures", "members"]
 
 BANDS: Final = "ugrizy"
 _WEAK: Final = 0.02  # electrons per photon below which the laser cannot make up for what silicon does not see
 _DAY: Final = np.datetime64("2026-07-01T20:00:00", "ms")
-_READOUT: Final = 2.0  # s
-_FIRST: Final = {"calibration-day": 1, "flat-cube": 100_001, "cbp": 200_001, "night": 400_001}
-"""Number of the first exposure of each recipe: exposures of two recipes in one store are never confused."""
+_READOUT: Final = 5.0  # s, from the end of an exposure to the start of the next
+_PLACES: Final = {"calibration-day": (1, 0), "flat-cube": (100_001, 10), "cbp": (200_001, 20), "night": (400_001, 40)}
+"""Number of the first exposure of each recipe and the days after `_DAY` on which it begins.
+
+Exposures of two recipes in one store are so never confused, and visits come after what calibrates them.
+"""
+_MOST: Final = 100_000  # exposures of a recipe
+_LONGEST: Final = np.timedelta64(10, "D")
+_CADENCE: Final = 120  # s between visits
+_DUSK: Final = 4 * 3600  # s after the start of a day of exposures
 
 
 class _Part(BaseModel):
@@ -41,7 +48,7 @@ class CalibrationDay(_Part):
     xray_rate: float = Field(5e-4, ge=0)  # hits per pixel and second
     xray_exposure: float = Field(10.0, gt=0)  # s
     pairs: int = Field(12, ge=0)
-    faintest: float = Field(500.0, gt=0)  # electrons in a typical pixel of the first pair
+    faintest: float = Field(500.0, ge=1)  # electrons in a typical pixel of the first pair
     brightest: float = Field(90_000.0, gt=0)  # of the last
     ladder_filter: str = "r"
     flats: int = Field(2, ge=0)  # through every filter
@@ -49,13 +56,19 @@ class CalibrationDay(_Part):
     flat_exposure: float = Field(5.0, gt=0)  # s, of the brightest; the others are shorter in proportion
     filters: str = BANDS
 
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.brightest < self.faintest:
+            raise ValueError(f"brightest {self.brightest:g} electrons lies below faintest {self.faintest:g}")
+        return self
+
 
 class FlatCube(_Part):
     """Monochromatic flats without a filter (¶9)."""
 
     first: float = Field(320.0, ge=RANGE[0], le=RANGE[1])  # nm
     last: float = Field(1080.0, ge=RANGE[0], le=RANGE[1])
-    step: float = Field(1.0, gt=0)
+    step: float = Field(1.0, gt=0)  # nm
     bandwidth: float = Field(1.0, gt=0, le=50)  # nm
     each: int = Field(1, ge=1)  # exposures of a wavelength
     level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, where silicon allows
@@ -64,7 +77,7 @@ class FlatCube(_Part):
     @model_validator(mode="after")
     def _order(self) -> Self:
         if self.last < self.first:
-            raise ValueError(f"last {self.last} nm lies below first {self.first} nm")
+            raise ValueError(f"last {self.last:g} nm lies below first {self.first:g} nm")
         return self
 
 
@@ -74,7 +87,7 @@ class Projections(_Part):
     sets: str = "abcdef"
     mask: str = "grid"
     spots: int | None = Field(None, ge=1)  # holes of the mask that are open; all by default
-    fine_step: float = Field(1.0, gt=0)  # nm, of ¶10a and ¶10d
+    fine_step: float = Field(1.0, gt=0)  # nm  # nm, of ¶10a and ¶10d
     coarse_step: float = Field(100.0, gt=0)  # nm, of ¶10b and ¶10c
     filter_step: float = Field(20.0, gt=0)  # nm, of ¶10e
     filters: str = BANDS
@@ -88,10 +101,10 @@ class Night(_Part):
     """Visits, each two minutes after the one before, through the filters in turn."""
 
     nights: int = Field(1, ge=1)
-    visits: int = Field(12, ge=1)  # of a night
-    filters: str = BANDS
-    exposure_time: float = Field(30.0, gt=0)  # s
-    fields: int = Field(3, ge=1)  # on the sky, visited in turn
+    visits: int = Field(12, ge=1, le=360)  # of a night, which has 12 hours
+    filters: str = Field(BANDS, min_length=1)
+    exposure_time: float = Field(30.0, gt=0, le=110)  # s
+    fields: int = Field(3, ge=1, le=6)  # on the sky, visited in turn
 
 
 class Plan(_Part):
@@ -115,20 +128,42 @@ def exposures(name: str, plan: Plan, settings: Settings, camera: Camera) -> list
     Raises
     ------
     WrongUse
-        No such recipe, filter or mask, or more spots than the mask has holes.
+        No such recipe, filter or mask, more spots than the mask has holes, or no exposure, or too many.
     """
+    return [exposure for one in members(name) for exposure in _numbered(one, RECIPES[one](plan, settings, camera))]
+
+
+def members(name: str) -> tuple[str, ...]:
+    """Recipes that a name stands for; raises as `exposures`."""
     if name != "all" and name not in RECIPES:
         raise WrongUse(f"no recipe {name!r}: use {', '.join([*RECIPES, 'all'])}")
-    found = []
-    for one in RECIPES if name == "all" else (name,):
-        time, first = _DAY + np.timedelta64(list(RECIPES).index(one), "D"), _FIRST[one]
-        for number, exposure in enumerate(RECIPES[one](plan, settings, camera), first):
-            night = exposure.time - _DAY  # visits say when in the night they are
-            at = time + night if exposure.time != _DAY else time
-            found.append(replace(exposure, name=f"MC_S_20260701_{number:06d}", number=number, time=at))
-            if exposure.time == _DAY:
-                time = time + np.timedelta64(round(1000 * (exposure.dark_time + _READOUT + 3)), "ms")
+    return tuple(RECIPES) if name == "all" else (name,)
+
+
+def _numbered(name: str, taken: Iterator[Exposure]) -> list[Exposure]:
+    """Exposures of a recipe one after the other; visits say themselves when they are."""
+    first, days = _PLACES[name]
+    start: Any = _DAY + np.timedelta64(days, "D")
+    time = start
+    found: list[Exposure] = []
+    for number, exposure in enumerate(taken, first):
+        at = time if exposure.time == _DAY else start + (exposure.time - _DAY)
+        found.append(replace(exposure, name=_name(at, number), number=number, time=at))
+        time = at + np.timedelta64(round(1000 * (exposure.dark_time + _READOUT)), "ms")
+        if len(found) > _MOST or time - start > _LONGEST:
+            raise WrongUse(
+                f"recipe {name} takes more than {_MOST} exposures or {_LONGEST.astype(int)} days: "
+                f"ask for fewer, or for shorter ones"
+            )
+    if not found:
+        raise WrongUse(f"recipe {name} takes no exposure: ask for some")
     return found
+
+
+def _name(time: np.datetime64, number: int) -> str:
+    """Exposure id: its day of observation, which begins at noon UTC, and its number."""
+    day = (time - np.timedelta64(12, "h")).astype("datetime64[D]")
+    return f"MC_S_{str(day).replace('-', '')}_{number:06d}"
 
 
 def _one(kind: str, exposure_time: float, source: Any = None, filter: str = "none") -> Exposure:
@@ -137,10 +172,10 @@ def _one(kind: str, exposure_time: float, source: Any = None, filter: str = "non
     return Exposure("", 0, kind, _DAY, exposure_time, dark_time, filter, source)
 
 
-def _filters(names: str) -> str:
+def _filters(names: Iterable[str]) -> None:
+    """Refuse what is no filter."""
     for name in names:
-        filters.wavelength_range(name)  # refuses what is no filter
-    return names
+        filters.check_band(name)
 
 
 def lamp_rate(settings: Settings, camera: Camera, level: float, seconds: float, band: str) -> float:
@@ -158,14 +193,14 @@ def _seen(settings: Settings, camera: Camera, wavelength: np.ndarray) -> np.ndar
 
 def _calibration_day(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
     day = plan.calibration_day
-    _filters(day.ladder_filter + day.filters)
+    _filters([day.ladder_filter, *day.filters])
     yield from (_one("bias", 0.0) for _ in range(day.biases))
     yield from (_one("dark", day.dark_exposure) for _ in range(day.darks))
     yield from (_one("fe55", day.xray_exposure, XRays(day.xray_rate)) for _ in range(day.xrays))
     rate = lamp_rate(settings, camera, day.brightest, day.flat_exposure, day.ladder_filter)
     for level in np.geomspace(day.faintest, day.brightest, day.pairs):
         seconds = day.flat_exposure * float(level) / day.brightest
-        yield from (_one("flat", round(seconds, 4), Lamp(rate), day.ladder_filter) for _ in range(2))
+        yield from (_one("flat", round(seconds, 6), Lamp(rate), day.ladder_filter) for _ in range(2))
     for band in day.filters:
         rate = lamp_rate(settings, camera, day.level, day.flat_exposure, band)
         yield from (_one("flat", day.flat_exposure, Lamp(rate), band) for _ in range(day.flats))
@@ -173,9 +208,10 @@ def _calibration_day(plan: Plan, settings: Settings, camera: Camera) -> Iterator
 
 def _flat_cube(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
     cube = plan.flat_cube
-    for wavelength in np.arange(cube.first, cube.last + 1e-6, cube.step):
-        share = float(_seen(settings, camera, np.array([wavelength]))[0])
-        lamp = Lamp(cube.level / cube.exposure_time / max(share, _WEAK), float(wavelength), cube.bandwidth)
+    wavelengths = np.arange(cube.first, cube.last + 1e-6, cube.step)
+    for wavelength, share in zip(wavelengths, _seen(settings, camera, wavelengths), strict=True):
+        rate = cube.level / cube.exposure_time / max(float(share), _WEAK)
+        lamp = Lamp(rate, min(float(wavelength), cube.last), cube.bandwidth)
         yield from (_one("flat", cube.exposure_time, lamp) for _ in range(cube.each))
 
 
@@ -185,18 +221,17 @@ def _night(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]
     for day in range(night.nights):
         for visit in range(night.visits):
             place = visit % night.fields
-            hours = visit / 30 + 4.0  # after the start of the day: dusk
             altitude = 40 + 45 * np.sin(np.pi * (visit + 1) / (night.visits + 1)) - 5 * place
             pointing = Pointing(150.0 + 7 * place, -30.0 + 5 * place, float(altitude), float(60 + visit), 0.0)
             one = _one("science", night.exposure_time, pointing, night.filters[visit % len(night.filters)])
-            wait = np.timedelta64(round(3.6e6 * (hours + 24 * day)), "ms")
+            wait = np.timedelta64(86_400 * day + _DUSK + _CADENCE * visit, "s")
             yield replace(one, time=_DAY + wait)
 
 
 def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
     cbp = plan.cbp
     if unknown := sorted(set(cbp.sets) - set("abcdef")):
-        raise WrongUse(f"recipe cbp: no set ¶10{unknown[0]}: name some of abcdef")
+        raise WrongUse(f"recipe cbp: no set {unknown[0]!r} (of ¶10): use letters of abcdef")
     _filters(cbp.filters)
     grid = cbp.mask if cbp.spots is None else f"{cbp.mask}/{cbp.spots}"
     mask(0, settings.projector, camera, grid)  # refuses masks and numbers of spots that there are not

@@ -7,6 +7,7 @@ import numpy as np
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Detector
+from lsstcal_dask.instrument.geometry import focal_to_field
 from lsstcal_dask.simulate.dust import dust
 from lsstcal_dask.simulate.exposure import Exposure, Lamp, Light, Pointing, Projection
 from lsstcal_dask.simulate.filters import transmission as filter_transmission
@@ -15,8 +16,9 @@ from lsstcal_dask.simulate.grids import on_detector
 from lsstcal_dask.simulate.illumination import lamp_brightness, lamp_spectrum, laser_centre, laser_line, screen
 from lsstcal_dask.simulate.night import night_light
 from lsstcal_dask.simulate.observatory import Observatory
-from lsstcal_dask.simulate.optics import incidence, mirrors
-from lsstcal_dask.simulate.projector import in_force, shot
+from lsstcal_dask.simulate.one_thread import one_thread
+from lsstcal_dask.simulate.optics import admitted, incidence, mirrors, pupil_rays
+from lsstcal_dask.simulate.projector import footprint, in_force, shot
 from lsstcal_dask.simulate.response import response_map
 from lsstcal_dask.simulate.settings import RANGE
 from lsstcal_dask.simulate.spots import spot_light
@@ -28,13 +30,15 @@ _STEP = 2.0  # nm, of bins in which the broadband lamp, which has no lines, is f
 _LINE = 0.125  # of its width, steps in which the line of the laser is followed
 
 
+@one_thread
 def light(site: Observatory, exposure: Exposure, detector: Detector) -> Light:
     """Expected light of an exposure, before defects and pixel sizes.
 
     Raises
     ------
     WrongUse
-        A wavelength is outside the model, the filter is unknown, or the projector's mask has too few holes.
+        A wavelength is outside the model, a line has no width, the filter is unknown, or the projector's mask has
+        too few holes.
     """
     source = exposure.source
     if isinstance(source, Pointing):
@@ -48,17 +52,20 @@ def light(site: Observatory, exposure: Exposure, detector: Detector) -> Light:
     return Light(rate, np.zeros((0, 5)))
 
 
-def _check(exposure: Exposure, wavelength: float) -> None:
+def _check(exposure: Exposure, source: Lamp | Projection) -> None:
+    wavelength = source.wavelength
     if not RANGE[0] <= wavelength <= RANGE[1]:
         raise WrongUse(
             f"exposure {exposure.name}: wavelength {wavelength:g} nm is outside the model: "
             f"use {RANGE[0]:g} to {RANGE[1]:g} nm"
         )
+    if not source.bandwidth > 0:
+        raise WrongUse(f"exposure {exposure.name}: a line {source.bandwidth:g} nm wide: use more than 0")
 
 
 def _line(settings: Any, centre: float, bandwidth: float) -> tuple[np.ndarray, np.ndarray]:
     """Bins of a line of the laser (nm) and the share of its photons in each."""
-    wavelength = centre + bandwidth * np.arange(-1.5, 1.5 + _LINE / 2, _LINE)
+    wavelength = centre + bandwidth * np.arange(-1.5 + _LINE / 2, 1.5, _LINE)
     share = laser_line(settings, wavelength, centre, bandwidth)
     return wavelength, share / share.sum()
 
@@ -69,7 +76,7 @@ def _screen(site: Observatory, exposure: Exposure, detector: Detector) -> np.nda
     assert isinstance(lamp, Lamp)
     photons = lamp.rate * lamp_brightness(seed, settings.lamp_drift, exposure)
     if np.isfinite(lamp.wavelength):
-        _check(exposure, lamp.wavelength)
+        _check(exposure, lamp)
         wavelength, share = _line(settings.laser, laser_centre(seed, settings.laser, exposure), lamp.bandwidth)
         seen = _screen_response(site, exposure.filter, detector, wavelength, share)
     else:
@@ -79,7 +86,7 @@ def _screen(site: Observatory, exposure: Exposure, detector: Detector) -> np.nda
 
 def _lamp_response(site: Observatory, band: str, detector: Detector) -> np.ndarray:
     """Electrons (y, x) of a photon of the broadband lamp."""
-    wavelength = np.arange(RANGE[0], RANGE[1] + _STEP / 2, _STEP)
+    wavelength = np.arange(RANGE[0] + _STEP / 2, RANGE[1], _STEP)
     return _screen_response(site, band, detector, wavelength, lamp_spectrum(wavelength) * _STEP)
 
 
@@ -124,18 +131,25 @@ def _with_dust(site: Observatory, exposure: Exposure, detector: Detector, rate: 
 
 
 def _spots(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarray:
-    """Rate (y, x), electron/s, of the projector: one beam, so one ray through filter and silicon."""
+    """Rate (y, x), electron/s, of the projector: its narrow beams are one ray through stops, filter and silicon.
+
+    Beams spread over the primary mirror; those of a CCD are taken to meet it where that of its centre does, which is
+    good to 3 cm or 0.2 nm of a filter's edge.
+    """
     settings, seed, camera, asked = site.settings, site.seed, site.camera, exposure.source
     assert isinstance(asked, Projection)
-    _check(exposure, asked.wavelength)
-    wavelength, share = _line(settings.laser, shot(seed, settings.projector, exposure).wavelength, asked.bandwidth)
+    _check(exposure, asked)
+    real = shot(seed, settings.projector, exposure)
+    wavelength, share = _line(settings.laser, real.wavelength, asked.bandwidth)
     share = share * mirrors(settings.mirrors, wavelength)
-    ray = asked.footprint
+    ray = footprint(settings.projector, asked, real, *focal_to_field(camera, *detector.center_mm))
+    open_to = _open(site, *ray)
 
     def weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return share * filter_transmission(
+        passed = filter_transmission(
             seed, settings.filters, camera, exposure.filter, wavelength, x, y, ray, settings.vignetting
         )
+        return passed * share * open_to(x, y)[..., None]
 
     angle = float(incidence(camera, 0, 0, *ray))
     response = _response(site, detector, wavelength, weights, (angle,))
@@ -165,3 +179,11 @@ def _spots(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndar
         ghosts,
     )
     return _with_dust(site, exposure, detector, rate)
+
+
+def _open(site: Observatory, ray_x: float, ray_y: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Function of focal-plane position: how much of a ray the stops let through, of what they do on the axis."""
+    stops, camera = site.settings.vignetting, site.camera
+    rays_x, rays_y, parts = pupil_rays(48)
+    axis = float((admitted(stops, camera, 0, 0, rays_x, rays_y) * parts).sum())
+    return lambda x, y: admitted(stops, camera, x, y, ray_x, ray_y) / axis

@@ -1,6 +1,7 @@
 """Every effect of the virtual observatory, by the name under which it is set or switched off."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -106,10 +107,11 @@ class Settings(BaseModel):
         WrongUse
             There is no such effect.
         """
-        effects = type(self).model_fields
+        effects, names = type(self).model_fields, list(names)
         for name in names:
             if name not in effects:
-                raise WrongUse(f"no effect {name!r}: use {', '.join(effects)}")
+                near = get_close_matches(name, effects, cutoff=0.5) or effects
+                raise WrongUse(f"no effect {name!r}: use {', '.join(near)}")
         off = {name: getattr(self, name).model_copy(update={"on": False}) for name in names}
         return self.model_copy(update=off)
 

@@ -1,10 +1,12 @@
 """What the observatory really is: a pure function of the seed and of what is asked for, evaluated when it is."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
+from astropy import units
 from astropy.table import Table
 
 from lsstcal_dask.errors import WrongUse
@@ -19,13 +21,24 @@ from lsstcal_dask.simulate.electronics import channel
 from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.linearity import linearity_truth
+from lsstcal_dask.simulate.night import true_air
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.projector import shot
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.saturation import full_well, serial_full_well
 from lsstcal_dask.simulate.scene import light
 
-__all__ = ["QUANTITIES", "amplifiers", "at", "defect_table", "truth_maps", "truth_tables"]
+__all__ = [
+    "QUANTITIES",
+    "TABLES",
+    "amplifier_table",
+    "amplifiers",
+    "at",
+    "crosstalk_table",
+    "defect_table",
+    "exposure_table",
+    "truth_maps",
+]
 
 
 def amplifiers(site: Observatory, detector: Detector) -> list[dict[str, Any]]:
@@ -101,16 +114,24 @@ def at(site: Observatory, quantity: str, **coords: Any) -> Any:
     Raises
     ------
     WrongUse
-        No such quantity, or coordinates that it does not have or that are missing.
+        No such quantity, detector or amplifier, or coordinates that it does not have or that are missing.
     """
     if quantity not in QUANTITIES:
         raise WrongUse(f"no truth of {quantity!r}: use {', '.join(QUANTITIES)}")
-    if isinstance(coords.get("detector"), str):
-        coords["detector"] = site.camera.detector(coords["detector"])
+    asked = list(inspect.signature(QUANTITIES[quantity]).parameters)[1:]
+    if set(coords) != set(asked):
+        told = ", ".join(sorted(coords)) or "none"
+        raise WrongUse(f"truth of {quantity} has the coordinates {', '.join(asked) or 'none'}: given are {told}")
+    if isinstance(name := coords.get("detector"), str):
+        coords = {**coords, "detector": _detector(site, name)}
+    return QUANTITIES[quantity](site, **coords)
+
+
+def _detector(site: Observatory, name: str) -> Detector:
     try:
-        return QUANTITIES[quantity](site, **coords)
-    except TypeError as error:
-        raise WrongUse(f"truth of {quantity}: {error}: give its coordinates by name") from error
+        return site.camera.detector(name)
+    except KeyError:
+        raise WrongUse(f"truth: camera {site.camera.name} has no detector {name!r}") from None
 
 
 def truth_maps(site: Observatory, detector: Detector) -> list[tuple[str, np.ndarray, str]]:
@@ -132,20 +153,28 @@ def truth_maps(site: Observatory, detector: Detector) -> list[tuple[str, np.ndar
     ]
 
 
-def truth_tables(site: Observatory, recipe: str, exposures: Sequence[Exposure]) -> dict[str, Table]:
-    """Tables of what does not fill a map, by name."""
-    rows = [row for detector in site.camera.detectors for row in amplifiers(site, detector)]
-    channels = Table(rows)
+def amplifier_table(site: Observatory) -> Table:
+    """Numbers of every channel."""
+    table = Table([row for detector in site.camera.detectors for row in amplifiers(site, detector)])
     for name, unit in {"gain": "electron/adu", "pedestal": "adu", "full_scale": "adu"}.items():
-        channels[name].unit = unit
+        table[name].unit = unit
     for name in ("read_noise", "row_noise", "full_well", "serial_full_well"):
-        channels[name].unit = "electron"
-    return {
-        "amplifiers": channels,
-        "defects": defect_table(site),
-        "crosstalk": Table(vars(crosstalk_truth(site.seed, site.settings.crosstalk, site.camera))),
-        f"exposures-{recipe}": Table([_exposure(site, one) for one in exposures]),
-    }
+        table[name].unit = "electron"
+    return table
+
+
+def crosstalk_table(site: Observatory) -> Table:
+    """Coefficients of all pairs that couple: ``c`` in electrons of the target per electron of the source."""
+    found = crosstalk_truth(site.seed, site.settings.crosstalk, site.camera)
+    names = {d.id: d.name for d in site.camera.detectors}
+    table = Table()
+    for end in ("target", "source"):
+        table[f"{end}_detector"] = np.array([names[i] for i in getattr(found, f"{end}_detector").tolist()], str)
+        places = getattr(found, end).tolist()
+        table[f"{end}_amplifier"] = np.array([site.camera.amplifier_names[i] for i in places], str)
+    table["c"] = found.c
+    table["c2"] = found.c2 / units.electron
+    return table
 
 
 def defect_table(site: Observatory) -> Table:
@@ -157,8 +186,30 @@ def defect_table(site: Observatory) -> Table:
         names += [detector.name] * len(own)
         found.append(own)
     table = Table(np.concatenate(found))
-    table.add_column(names, name="detector", index=0)
+    table["kind"] = np.array(table["kind"], str)
+    table.add_column(np.array(names, str), name="detector", index=0)
+    for name in ("x0", "y0", "width", "height"):
+        table[name].unit = "pixel"
     table.meta["kinds"] = list(KINDS)
+    return table
+
+
+_UNITS: Final = {
+    "wavelength": "nm",
+    "azimuth": "deg",
+    "elevation": "deg",
+    "rotation": "deg",
+    "pressure": "hPa",
+    "ozone": "DU",
+    "water": "mm",
+}
+
+
+def exposure_table(site: Observatory, exposures: Sequence[Exposure]) -> Table:
+    """What each exposure really was."""
+    table = Table([_exposure(site, one) for one in exposures])
+    for name, unit in _UNITS.items():
+        table[name].unit = unit
     return table
 
 
@@ -178,5 +229,13 @@ def _exposure(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     sky = dict.fromkeys(("pressure", "ozone", "water", "aerosol", "aerosol_index"), np.nan)
     if isinstance(source, Pointing):
         real["airmass"] = source.airmass
-        sky = {name: getattr(air(seed, s.atmosphere, exposure.time), name) for name in sky}
+        sky = {name: getattr(true_air(site, exposure), name) for name in sky}
     return {**row, **real, **sky}
+
+
+TABLES: Final[dict[str, Callable[[Observatory], Table]]] = {
+    "amplifiers": amplifier_table,
+    "defects": defect_table,
+    "crosstalk": crosstalk_table,
+}
+"""What does not fill a map and belongs to no recipe, by name."""

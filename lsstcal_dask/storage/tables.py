@@ -9,6 +9,7 @@ Each is one small object, so it is there whole or not at all, and a person can r
 from io import StringIO
 from typing import Final
 
+import numpy as np
 from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError
@@ -17,12 +18,22 @@ from lsstcal_dask.storage import objects
 __all__ = ["input_names", "read_input", "read_table", "write_table"]
 
 _INPUTS: Final = "inputs"
+_TIMES: Final = "times"  # entry of ``meta`` that names the columns of times
 
 
 def write_table(url: str, path: str, table: Table) -> None:
-    """Write a table (columns with units, ``meta``) at a path of the store, over what may stand there."""
+    """Write a table (columns with units, ``meta``) at a path of the store, over what may stand there.
+
+    ECSV has no times: columns of datetime64 are written as ISO text and named in ``meta``.
+    """
+    times = [column.name for column in table.columns.values() if column.dtype.kind == "M"]
+    written = table.copy(copy_data=False)
+    for name in times:
+        written[name] = np.datetime_as_string(table[name])
+    if times:
+        written.meta[_TIMES] = times
     text = StringIO()
-    table.write(text, format="ascii.ecsv")
+    written.write(text, format="ascii.ecsv")
     objects.write_bytes(url, f"{path}.ecsv", text.getvalue().encode())
 
 
@@ -35,13 +46,17 @@ def read_table(url: str, path: str) -> Table:
         There is none, or it is damaged.
     """
     try:
-        text = objects.read_bytes(url, f"{path}.ecsv").decode()
+        data = objects.read_bytes(url, f"{path}.ecsv")
     except FileNotFoundError:
         raise CalibrationError(f"{url} has no table {path}: see 'lsstcal ls {url}'") from None
     try:
-        return Table.read(text.splitlines(), format="ascii.ecsv")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{url}/{path}.ecsv: is damaged ({error}): restore it from a copy") from error
+        table = Table.read(data.decode().splitlines(), format="ascii.ecsv")
+        for name in table.meta.pop(_TIMES, ()):
+            table[name] = np.array(table[name], "datetime64[us]")
+    except Exception as error:  # of a parser of parsers anything may come
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CalibrationError(f"{url}/{path}.ecsv: is damaged ({why}): restore it from a copy") from error
+    return table
 
 
 def input_names(url: str) -> list[str]:

@@ -137,6 +137,25 @@ def test_frame_has_lsst_layout(tmp_path):
     assert names == ["Segment00", "Segment01", "Segment10", "Segment11"]
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint16"])
+def test_plain_files_are_what_astropy_would_write(tmp_path, dtype):
+    frame, own = make(), replace(MINI1, dtype=dtype)
+    path = tmp_path / "frame.fits"
+    write_frame(path, own, replace(frame, counts=frame.counts.astype(dtype)), compress=False)
+    with fits.open(path) as opened:
+        opened.verify("exception")
+        units = [fits.PrimaryHDU(header=opened[0].header)]
+        for amplifier in MINI1.detectors[0].amplifiers:
+            ny, nx = amplifier.raw_shape
+            place = MINI1.amplifier_names.index(amplifier.name)
+            unit = fits.ImageHDU(frame.counts[place, :ny, :nx].astype(dtype), name=amplifier.hdu)
+            unit.header["EXTNAME"] = amplifier.hdu
+            unit.header["DATASEC"] = opened[amplifier.hdu].header["DATASEC"]
+            units.append(unit)
+        fits.HDUList(units).writeto(tmp_path / "astropy.fits")
+    assert path.read_bytes() == (tmp_path / "astropy.fits").read_bytes()
+
+
 def test_threads_agree(tmp_path):
     path = tmp_path / "f.fits"
     frame = make(MINI9)

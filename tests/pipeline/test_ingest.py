@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import SEED, make_files, small_plans
+from making import exposure, make_files, make_frame, small_day
 
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import load_camera, read_frame, write_frame
 from lsstcal_dask.pipeline.ingest import IngestReport, ingest
 from lsstcal_dask.pipeline.store import create_store, open_store
-from lsstcal_dask.simulate.simple import simulate_frame
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import EXPOSURE_TYPES
+
+UNLIT = replace(small_day()[9], source=None)  # a flat whose header tells nothing of the lamp
 
 
 def files_under(folder):
@@ -28,8 +29,7 @@ def store(ingested, tmp_path):
 
 @pytest.fixture
 def frame():
-    camera = load_camera("mini1")
-    return simulate_frame(SEED, replace(small_plans()[0], index=90), camera, camera.detectors[0])
+    return make_frame(exposure(90, "bias"))
 
 
 def test_ingesting_twice_changes_nothing(store, raw_files, threads):
@@ -77,7 +77,7 @@ def test_bad_files_are_named_and_the_rest_goes_in(store, frame, threads, tmp_pat
     blob = good.read_bytes()
     (tmp_path / "truncated.fits").write_bytes(blob[: len(blob) // 2])
     (tmp_path / "notfits.fits").write_bytes(b"hello")
-    other = make_files(tmp_path / "m9", "mini9", small_plans()[:1], detectors={"R22_S00"})
+    other = make_files(tmp_path / "m9", "mini9", small_day()[:1], detectors={"R22_S00"})
     nan = tmp_path / "nan.fits"
     nan.write_bytes(blob.replace(b"EXPTIME = ", b"EXPTIMEX= "))
     files = [str(tmp_path / name) for name in ("truncated.fits", "notfits.fits", "missing.fits", "nan.fits")]
@@ -91,11 +91,10 @@ def test_bad_files_are_named_and_the_rest_goes_in(store, frame, threads, tmp_pat
 
 
 def test_header_that_contradicts_its_exposure_is_refused(tmp_path, threads):
-    plan = small_plans()[5]
-    camera = load_camera("mini9")
+    camera, dark = load_camera("mini9"), small_day()[5]
     store = create_store(tmp_path / "s", "mini9")
-    files = make_files(tmp_path / "raw", "mini9", [plan], detectors={"R22_S00"})
-    wrong = simulate_frame(SEED, plan, camera, camera.detector("R22_S01"))
+    files = make_files(tmp_path / "raw", "mini9", [dark], detectors={"R22_S00"})
+    wrong = make_frame(dark, "mini9", "R22_S01")
     wrong = replace(wrong, header={**wrong.header, "exposure_time": 99.0})
     path = tmp_path / "raw" / "wrong.fits"
     write_frame(path, camera, wrong)
@@ -136,7 +135,7 @@ def test_a_correction_replaces_the_header_and_nothing_else(store, raw_files, thr
     known = types(store)
     report = ingest(store, raw_files[:1], threads, exposure_type="dark", correct=True)
     assert (len(report.ingested), len(report.corrected), report.unchanged, report.errors) == (0, 1, [], [])
-    name = small_plans()[0].name
+    name = small_day()[0].name
     assert types(store) == known | {name: "dark"}
     after = files_under(store.url)
     (new,) = set(after) - set(before)
@@ -150,7 +149,7 @@ def test_a_correction_replaces_the_header_and_nothing_else(store, raw_files, thr
 
 
 def test_the_last_correction_counts(store, raw_files, threads):
-    name = small_plans()[0].name
+    name = small_day()[0].name
     for kind in ("dark", "flat", None):
         report = ingest(store, raw_files[:1], threads, exposure_type=kind, correct=True)
         assert len(report.corrected) == 1
@@ -169,13 +168,13 @@ def test_a_correction_does_not_touch_other_pixels(store, raw_files, threads, tmp
     assert files_under(Path(store.url) / "raw" / "manifests") == before
 
 
-def detector_files(folder, plan, headers):
+def detector_files(folder, taken, headers):
     """Files of one exposure of the nine-CCD camera, by detector, with some header entries replaced."""
     camera = load_camera("mini9")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, changes in headers.items():
-        frame = simulate_frame(SEED, plan, camera, camera.detector(name))
+        frame = make_frame(taken, "mini9", name)
         path = folder / f"{name}.fits"
         write_frame(path, camera, replace(frame, header={**frame.header, **changes}), compress=False)
         paths.append(str(path))
@@ -187,7 +186,7 @@ def three(tmp_path, threads):
     """A store with one dark of three CCDs, whose clocks differ a little."""
     store = create_store(tmp_path / "s", "mini9")
     clocks = {"R22_S00": {}, "R22_S01": {"dark_time": 300.25}, "R22_S02": {"dark_time": 299.5}}
-    files = detector_files(tmp_path / "raw", small_plans()[5], clocks)
+    files = detector_files(tmp_path / "raw", small_day()[5], clocks)
     assert ingest(store, files, threads).errors == []
     return store, files
 
@@ -195,7 +194,7 @@ def three(tmp_path, threads):
 def test_detectors_of_an_exposure_are_corrected_together(three, threads, tmp_path):
     store, _ = three
     right = {"R22_S00": {"dark_time": 303.0}, "R22_S01": {"dark_time": 303.25}}
-    files = detector_files(tmp_path / "right", small_plans()[5], right)
+    files = detector_files(tmp_path / "right", small_day()[5], right)
     report = ingest(store, files, threads)
     assert [("has dark_time 303" in line, "--correct" in line) for line in report.errors] == [(True, True)] * 2
     report = ingest(store, files, threads, correct=True)
@@ -211,7 +210,7 @@ def test_detectors_of_an_exposure_are_corrected_together(three, threads, tmp_pat
 def test_files_that_disagree_correct_nothing(three, threads, tmp_path):
     store, _ = three
     wrong = {"R22_S00": {"exposure_type": "flat"}, "R22_S01": {"exposure_type": "flat"}, "R22_S02": {}}
-    files = detector_files(tmp_path / "wrong", small_plans()[5], wrong)
+    files = detector_files(tmp_path / "wrong", small_day()[5], wrong)
     before = files_under(store.url)
     report = ingest(store, files, threads, correct=True)
     (error,) = report.errors
@@ -223,7 +222,7 @@ def test_files_that_disagree_correct_nothing(three, threads, tmp_path):
 def test_a_new_detector_joins_the_corrected_exposure(three, threads, tmp_path):
     store, _ = three
     flat = {"exposure_type": "flat"}
-    files = detector_files(tmp_path / "more", small_plans()[5], {"R22_S10": flat, "R22_S00": flat})
+    files = detector_files(tmp_path / "more", small_day()[5], {"R22_S10": flat, "R22_S00": flat})
     assert "correct the header or --type" in ingest(store, files[:1], threads).errors[0]
     report = ingest(store, files, threads, correct=True)
     assert [r.detector for r in report.ingested] == ["R22_S10"]
@@ -241,7 +240,7 @@ def test_clocks_of_the_detectors_may_differ_a_little(tmp_path, threads, key, clo
     start = {"time": "2026-07-01T20:00:00", "dark_time": 300.0, "exposure_time": 0.0}
     given = {"R22_S00": start, "R22_S01": start | {key: close}, "R22_S02": start | {key: far}}
     store = create_store(tmp_path / "s", "mini9")
-    report = ingest(store, detector_files(tmp_path / "raw", small_plans()[5], given), threads)
+    report = ingest(store, detector_files(tmp_path / "raw", small_day()[5], given), threads)
     assert [record.detector for record in report.ingested] == ["R22_S00", "R22_S01"]
     (error,) = report.errors
     assert f"R22_S02 has {key} " in error
@@ -257,7 +256,7 @@ def test_lamps_are_compared_among_the_detectors_of_an_exposure(tmp_path, threads
     the exposure what the other controllers wrote, whichever file comes first.
     """
     given = {"R22_S00": {}, "R22_S01": {key: 500.0}, "R22_S02": {key: 600.0}, "R22_S10": {key: 500.0}, "R22_S11": {}}
-    files = detector_files(tmp_path / "raw", small_plans()[9], given)
+    files = detector_files(tmp_path / "raw", UNLIT, given)
     store = create_store(tmp_path / "s", "mini9")
     report = ingest(store, files[:4], threads)
     (error,) = report.errors
@@ -271,7 +270,7 @@ def test_lamps_are_compared_among_the_detectors_of_an_exposure(tmp_path, threads
 
 
 def test_what_was_stored_without_a_lamp_learns_of_it(tmp_path, threads):
-    files = detector_files(tmp_path / "raw", small_plans()[9], {"R22_S00": {}, "R22_S01": {"wavelength": 500.0}})
+    files = detector_files(tmp_path / "raw", UNLIT, {"R22_S00": {}, "R22_S01": {"wavelength": 500.0}})
     store = create_store(tmp_path / "s", "mini9")
     for path in files:
         assert ingest(store, [path], threads).errors == []

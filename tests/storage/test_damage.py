@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import make_files, small_plans
+from making import make_files, small_day
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import load_camera
@@ -183,9 +183,8 @@ def test_what_was_never_published_cannot_be_opened(store):
 @pytest.fixture
 def two_ccds(tmp_path, threads):
     """A store with biases of two CCDs."""
-    plans = [plan for plan in small_plans() if plan.kind == "bias"]
     names = [detector.name for detector in load_camera("mini9").detectors[:2]]
-    files = make_files(tmp_path / "raw", "mini9", plans, names)
+    files = make_files(tmp_path / "raw", "mini9", small_day()[:5], names)
     store = create_store(tmp_path / "s", "mini9")
     assert not ingest(store, files, threads).errors
     return store, files

@@ -4,19 +4,16 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import xarray as xr
-from making import SEED, small_plans
+from making import make_frame, small_day
 
 from lsstcal_dask.errors import CalibrationError
-from lsstcal_dask.instrument import load_camera
-from lsstcal_dask.simulate.simple import simulate_frame
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.manifests import FrameRecord, publish_frames, read_records
 from lsstcal_dask.storage.raw import check_frame, open_raw, write_frame
 
 
 def expected_counts(index):
-    camera = load_camera("mini1")
-    return simulate_frame(SEED, small_plans()[index], camera, camera.detectors[0]).counts
+    return make_frame(small_day()[index]).counts
 
 
 def test_focal_plane_is_lazy_with_one_chunk_per_amplifier(ingested, no_compute):

@@ -12,11 +12,13 @@ from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.listing import list_contents
+from lsstcal_dask.pipeline.observatory import SimulateConfig, open_observatory, simulate
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
 from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.storage.tables import input_names
 
 pytest.importorskip("moto", reason='no S3 server to test with: pip install "moto[server]"')
 pytest.importorskip("flask", reason='no S3 server to test with: pip install "moto[server]"')
@@ -138,6 +140,24 @@ def test_lists_are_those_of_a_folder(remote, local):
         return found["exposures"], products, found["damaged"]
 
     assert brief(remote) == brief(local)
+
+
+def test_a_simulation_is_that_of_a_folder(bucket, tmp_path, threads):
+    config = SimulateConfig(recipe={"calibration_day": {"biases": 2, "darks": 0, "xrays": 0, "pairs": 0, "flats": 0}})
+    far, near = create_store(f"s3://{bucket}/made", "mini1"), create_store(tmp_path / "made", "mini1")
+    for store in (far, near):
+        report = simulate(store, "calibration-day", config, threads)
+        assert (report.made, report.errors) == (2, [])
+        assert simulate(store, "calibration-day", config, threads).unchanged == 2
+        with pytest.raises(CalibrationError, match="seed = 1, not 2"):
+            simulate(store, "calibration-day", config, threads, seed=2)
+    assert open_observatory(far) == open_observatory(near)
+    distant, close = ({k: r.pixels for k, r in read_records(store.url).items()} for store in (far, near))
+    assert distant == close
+    assert input_names(far.url) == input_names(near.url)
+    for name in (*(f"inputs/{one}" for one in input_names(far.url)), "truth/amplifiers"):
+        assert objects.read_bytes(far.url, f"{name}.ecsv") == objects.read_bytes(near.url, f"{name}.ecsv")
+    assert objects.list_names(far.url, "truth/maps") == objects.list_names(near.url, "truth/maps")
 
 
 def test_create_is_exclusive_and_writes_replace(remote):
