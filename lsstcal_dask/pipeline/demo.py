@@ -86,13 +86,13 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     settings = SimulateConfig(recipe=_PLAN, effects=Settings().without(_MISSING))
     files: list[str] = []
     for recipe in _RECIPES:
-        made = simulate(store, recipe, settings, compute, seed=seed, fits=raw)
+        made = simulate(store, recipe, settings, compute, seed=seed, fits=raw, compress=False)
         if made.errors:
             raise CalibrationError(f"demo: {made.errors[0]}")
         files += made.files
     say(f"{len(files)} raw files of camera {_CAMERA} (9 CCDs of 16 amplifiers), simulated -> {raw}")
     say(f"  all effects but {' and '.join(_MISSING)}, which nothing corrects yet")
-    say(f"$ lsstcal ingest {url} --camera {_CAMERA} {raw}/*.fits.fz")
+    say(f"$ lsstcal ingest {url} --camera {_CAMERA} {raw}/*.fits")
     report = ingest(store, sorted(files), compute)
     if report.errors:
         raise CalibrationError(report.errors[0])

@@ -66,7 +66,7 @@ class Simulated:
     made: int = 0  # frames
     unchanged: int = 0  # frames that were there
     files: list[str] = field(default_factory=list)  # raw FITS files
-    inputs: list[str] = field(default_factory=list)  # external inputs written
+    inputs: list[str] = field(default_factory=list)  # external inputs that go with the recipe
     errors: list[str] = field(default_factory=list)
 
 
@@ -107,6 +107,7 @@ def simulate(
     seed: int = 1,
     detectors: Sequence[str] = (),
     fits: Path | None = None,
+    compress: bool = True,
     progress: bool = False,
 ) -> Simulated:
     """Take the exposures of a recipe.
@@ -117,6 +118,7 @@ def simulate(
     seed : of everything random; a store has one.
     detectors : names of the CCDs to make; all by default.
     fits : folder for raw files in the camera's own format; frames then do not go to the store.
+    compress : raw files by Rice, as the observatory does; plain ones are written ten times faster.
 
     Returns
     -------
@@ -136,7 +138,8 @@ def simulate(
     chosen = _boards(store.camera, detectors)
     claims = _claims(site, recipe, config.recipe)
     _agree(store.url, claims)
-    missing, there = _missing(store, site, planned, chosen, fits)
+    folder = None if fits is None else _Folder(str(fits), compress)
+    missing, there = _missing(store, site, planned, chosen, folder)
     _claim(store.url, claims)
     if fits:
         fits.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,7 @@ def simulate(
     made = 0
     shared = dask.delayed(Opaque(site), pure=False)
     task = dask.delayed(_make, pure=False)
-    tasks = [task(store.url, shared, Opaque(job), None if fits is None else str(fits)) for job in missing]
+    tasks = [task(store.url, shared, Opaque(job), folder) for job in missing]
     for label, result in compute.run(tasks, labels=list(map(_label, missing)), describe="simulate", progress=progress):
         if isinstance(result, Exception):
             report.errors.append(_failure(str(label), result))
@@ -224,22 +227,37 @@ class _Job:
     wanted: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """Where raw files go."""
+
+    path: str
+    compress: bool
+
+    def file(self, exposure: str, detector: str) -> Path:
+        return Path(self.path, f"{exposure}_{detector}.fits{'.fz' if self.compress else ''}")
+
+
 def _label(job: _Job) -> str:
     first, last = job.exposures[0].name, job.exposures[-1].name
     return f"{', '.join(job.detectors)}, {first}{f' to {last}' if last != first else ''}"
 
 
 def _missing(
-    store: Store, site: Observatory, planned: Sequence[Exposure], groups: Sequence[tuple[str, ...]], fits: Path | None
+    store: Store,
+    site: Observatory,
+    planned: Sequence[Exposure],
+    groups: Sequence[tuple[str, ...]],
+    folder: _Folder | None,
 ) -> tuple[list[_Job], int]:
     """Blocks of exposures of a board that are still to be made, and the number of frames that need not be."""
-    known = set() if fits else set(read_records(store.url))
+    known = set() if folder else set(read_records(store.url))
     size = len(store.camera.amplifier_names) * store.camera.raw_shape[0] * store.camera.raw_shape[1]
     jobs, there = [], 0
     for group in groups:
         left = []
         for exposure in planned:
-            there_are = known if fits is None else _files_there(site, exposure, group, fits)
+            there_are = known if folder is None else _files_there(site, exposure, group, folder)
             wanted = tuple(name for name in group if (exposure.name, name) not in there_are)
             there += len(group) - len(wanted)
             if wanted:
@@ -251,7 +269,7 @@ def _missing(
     return jobs, there
 
 
-def _files_there(site: Observatory, exposure: Exposure, group: Sequence[str], fits: Path) -> set[tuple[str, str]]:
+def _files_there(site: Observatory, exposure: Exposure, group: Sequence[str], folder: _Folder) -> set[tuple[str, str]]:
     """Frames of an exposure that a folder holds.
 
     Raises
@@ -259,7 +277,7 @@ def _files_there(site: Observatory, exposure: Exposure, group: Sequence[str], fi
     CalibrationError
         Another simulation made one of them.
     """
-    paths = {(exposure.name, name): _file(fits, exposure.name, name) for name in group}
+    paths = {(exposure.name, name): folder.file(exposure.name, name) for name in group}
     found = {key: path for key, path in paths.items() if path.exists()}
     for path in found.values():
         try:
@@ -269,10 +287,6 @@ def _files_there(site: Observatory, exposure: Exposure, group: Sequence[str], fi
         if card != _origin(site, exposure):
             raise CalibrationError(f"{path} is of another simulation: name another folder, or delete it")
     return set(found)
-
-
-def _file(folder: str | Path, exposure: str, detector: str) -> Path:
-    return Path(folder, f"{exposure}_{detector}.fits.fz")
 
 
 def _origin(site: Observatory, exposure: Exposure) -> str:
@@ -286,7 +300,7 @@ def _site_digest(site: Observatory) -> str:
     return digest({"seed": site.seed, "camera": site.camera.name, "effects": site.settings.model_dump(mode="json")})
 
 
-def _make(url: str, site: Opaque, job: Opaque, fits: str | None) -> list[FrameRecord] | list[str]:
+def _make(url: str, site: Opaque, job: Opaque, folder: _Folder | None) -> list[FrameRecord] | list[str]:
     """Make the frames of a job; records to publish, or names of files."""
     records: list[FrameRecord] = []
     files: list[str] = []
@@ -294,14 +308,15 @@ def _make(url: str, site: Opaque, job: Opaque, fits: str | None) -> list[FrameRe
         origin = _origin(site.value, exposure)
         for frame in frames(site.value, exposure, [site.value.camera.detector(name) for name in names]):
             marked = replace(frame, cards={**frame.cards, _CARD: origin})
-            path = _file(fits or "", frame.exposure, frame.detector)
-            if fits is not None:
-                write_frame(path, site.value.camera, marked)
+            if folder is not None:
+                path = folder.file(frame.exposure, frame.detector)
+                write_frame(path, site.value.camera, marked, compress=folder.compress)
                 files.append(str(path))
             else:
-                record = FrameRecord(frame.exposure, frame.detector, "", path.name, origin, "", frame.header)
+                name = f"{frame.exposure}_{frame.detector}"
+                record = FrameRecord(frame.exposure, frame.detector, "", name, origin, "", frame.header)
                 records.append(raw.write_frame(url, record, marked.counts, marked.cards))
-    return files if fits is not None else records
+    return files if folder is not None else records
 
 
 def _side(

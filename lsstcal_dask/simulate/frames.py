@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.highlevelgraph import HighLevelGraph
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.assembly import split
@@ -136,7 +136,7 @@ def lazy_counts(site: Observatory, exposures: Sequence[Exposure]) -> xr.DataArra
     Returns
     -------
     (exposure, detector, amplifier, y, x) of ``camera.dtype``, adu, readout orientation; one chunk per amplifier,
-    one task for each board, whose CCDs couple.
+    cut out of what one task makes of a board, whose CCDs couple.
 
     Raises
     ------
@@ -146,33 +146,36 @@ def lazy_counts(site: Observatory, exposures: Sequence[Exposure]) -> xr.DataArra
     if not exposures:
         raise WrongUse("no exposure to simulate: give at least one")
     camera = site.camera
-    amplifiers = len(camera.amplifier_names)
-    # one node for all tasks; named, for a name made from what is in it takes a camera of 189 CCDs seconds
-    shared = dask.delayed(site, name=f"observatory-{uuid4().hex}", traverse=False)
-    make = dask.delayed(_board_counts, pure=False)
-    groups = boards(camera)
-    order = [d.name for group in groups for d in group]
-    planes = []
-    for exposure in exposures:
-        parts = [
-            da.from_delayed(
-                make(shared, exposure, tuple(d.name for d in group)),
-                (len(group), amplifiers, *camera.raw_shape),
-                camera.dtype,
-            ).rechunk((1, 1, *camera.raw_shape))
-            for group in groups
-        ]
-        planes.append(da.concatenate(parts))
+    # named at random: a name made from what is in it would take seconds for 189 CCDs, once for every board
+    name, made = f"simulated-{uuid4().hex}", f"board-{uuid4().hex}"
+    graph: dict[Any, Any] = {made: site}
+    places = {detector.name: i for i, detector in enumerate(camera.detectors)}
+    for e, exposure in enumerate(exposures):
+        for b, group in enumerate(boards(camera)):
+            board = (made, e, b)
+            graph[board] = (_board_counts, made, exposure, [d.name for d in group])
+            for i, detector in enumerate(group):
+                for amplifier in range(len(camera.amplifier_names)):
+                    key = (name, e, places[detector.name], amplifier, 0, 0)
+                    graph[key] = (_one_amplifier, board, i, amplifier)
+    chunks = (
+        *((1,) * n for n in (len(exposures), len(camera.detectors), len(camera.amplifier_names))),
+        *((n,) for n in camera.raw_shape),
+    )
+    data = da.Array(HighLevelGraph.from_collections(name, graph), name, chunks, camera.dtype)
     coords: dict[str, Any] = {
         "exposure": [e.name for e in exposures],
-        "detector": order,
+        "detector": list(places),
         "amplifier": list(camera.amplifier_names),
     }
-    found = xr.DataArray(da.stack(planes), dims=_DIMS, coords=coords, attrs={"units": "adu"})
-    wanted = [d.name for d in camera.detectors]
-    return found if order == wanted else found.sel(detector=wanted)
+    return xr.DataArray(data, dims=_DIMS, coords=coords, attrs={"units": "adu"})
 
 
-def _board_counts(site: Observatory, exposure: Exposure, names: Sequence[str]) -> np.ndarray:
-    """Counts (detector, amplifier, y, x) of the CCDs of a board."""
-    return np.stack([f.counts for f in frames(site, exposure, [site.camera.detector(n) for n in names])])
+def _board_counts(site: Observatory, exposure: Exposure, names: Sequence[str]) -> list[np.ndarray]:
+    """Counts (amplifier, y, x) of each of the CCDs of a board."""
+    return [frame.counts for frame in frames(site, exposure, [site.camera.detector(n) for n in names])]
+
+
+def _one_amplifier(counts: Sequence[np.ndarray], detector: int, amplifier: int) -> np.ndarray:
+    """One chunk: (1, 1, 1, y, x)."""
+    return counts[detector][None, None, amplifier : amplifier + 1]

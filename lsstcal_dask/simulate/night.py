@@ -125,6 +125,8 @@ def _sky_part(
     """Rate (y, x) of the light in some of the bins, before dust and clouds."""
     camera, wavelength = site.camera, ((edges[1:] + edges[:-1]) / 2)[bins]
     middle = _radiance(site, exposure, edges, np.zeros(1), np.zeros(1))[0, bins]
+    if not middle.any():
+        return np.zeros(detector.shape, np.float32)
     pixel = (detector.pixel_mm * camera.plate_scale) ** 2 * effective_area()
 
     def relative(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -208,7 +210,8 @@ def _visible(site: Observatory, exposure: Exposure, detector: Detector) -> tuple
     centre = ccd_to_focal(detector, (nx - 1) / 2, (ny - 1) / 2)
     u0, v0 = (float(a) for a in focal_to_field(camera, *centre))
     u, v = focal_to_field(camera, *corner)
-    reach = float(np.hypot(u - u0, v - v0).max()) + np.deg2rad(camera.plate_scale * detector.pixel_mm * _MARGIN / 3600)
+    margin = 1.5 * _MARGIN * detector.pixel_mm * camera.plate_scale  # arcsec, also beyond the corners
+    reach = float(np.hypot(u - u0, v - v0).max()) + np.deg2rad(margin / 3600)
     ra, dec = _from_field(pointing, u0, v0)
     stars = stars_in(site.seed, site.settings.stars, ra, dec, float(np.rad2deg(reach)) * 1.01)
     x, y = focal_to_ccd(detector, *field_to_focal(camera, *_to_field(pointing, stars["ra"], stars["dec"])))

@@ -204,7 +204,9 @@ def test_covariances_of_flat_pairs_follow_the_closed_form():
     gain = np.array([truth.gain for truth in channels(site)])[:, None, None]
     total, n = np.zeros((3, 3)), 0
     for i in range(pairs):
-        one, other = (amplifier_counts(site, exposure(2 * i + k, source=Lamp(level / 10, 500.0))) * gain for k in (1, 2))
+        one, other = (
+            amplifier_counts(site, exposure(2 * i + k, source=Lamp(level / 10, 500.0))) * gain for k in (1, 2)
+        )
         off = assemble(one - other, d, NINE)[9:-9, 9:-9] / np.sqrt(2)
         n += off.size
         for j in range(3):
@@ -255,7 +257,9 @@ def test_light_darks_and_cosmic_rays_are_drawn_independently():
     d, lamp = NINE.detectors[0], Lamp(2e3, 500.0)
     both = charge(Observatory(3, NINE, Settings().only(on)), exposure(1, source=lamp), d)
     dark = charge(Observatory(3, NINE, Settings().only(on)), exposure(1, "dark"), d)
-    light = charge(Observatory(3, NINE, Settings().only(["shot_noise", "brighter_fatter"])), exposure(1, source=lamp), d)
+    light = charge(
+        Observatory(3, NINE, Settings().only(["shot_noise", "brighter_fatter"])), exposure(1, source=lamp), d
+    )
     np.testing.assert_array_equal(both, dark + light)
     assert min(dark.sum(), light.sum()) > 0
 

@@ -41,7 +41,9 @@ def flat(wavelength=float("nan"), band="none", bandwidth=1.0, rate=1000.0, numbe
 
 
 def cbp(wavelength=500.0, band="none", where=(3.0, 0.0), mask="grid", rate=1e5):
-    return Exposure("C", 1, "cbp", TIME, 10.0, 10.0, band, Projection(mask, wavelength, 1.0, 0.0, 0.0, 0.0, where, rate))
+    return Exposure(
+        "C", 1, "cbp", TIME, 10.0, 10.0, band, Projection(mask, wavelength, 1.0, 0.0, 0.0, 0.0, where, rate)
+    )
 
 
 def profile(centre, bandwidth=1.0, n=2001):
@@ -221,7 +223,9 @@ def test_stops_cut_a_beam_and_their_average_over_footprints_is_the_vignetting_of
         e = replace(e, source=replace(e.source, azimuth=np.rad2deg(at[0]), elevation=np.rad2deg(at[1])))
         if len(kept) < 6:  # the scene itself, for some
             whole, free = (light(Observatory(SEED, CAMERA, k), e, corner).rate.sum() for k in (s, Settings().only([])))
-            assert whole / free == pytest.approx(admitted(s.vignetting, CAMERA, *corner.center_mm, x, y) / axis, rel=0.03)
+            assert whole / free == pytest.approx(
+                admitted(s.vignetting, CAMERA, *corner.center_mm, x, y) / axis, rel=0.03
+            )
         kept.append(admitted(s.vignetting, CAMERA, *corner.center_mm, x, y) / axis)
     assert (np.array(kept) * parts).sum() == pytest.approx(float(flat_there), rel=2e-3)
 

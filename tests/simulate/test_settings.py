@@ -43,7 +43,9 @@ EXPOSURES = {
     "fe55": Exposure("X", 3, "fe55", MOONLIT, 10.0, 10.0, source=XRays(1e-2)),
     "flat": Exposure("F", 4, "flat", MOONLIT, 10.0, 10.0, "z", Lamp(5e4, 930.0)),
     "full": Exposure("G", 5, "flat", MOONLIT, 100.0, 100.0, "none", Lamp(1e4, 600.0)),
-    "cbp": Exposure("C", 6, "cbp", MOONLIT, 10.0, 10.0, "r", Projection("single", 600.0, 1.0, 0, 0, 0, (3.0, 0.0), 1e6)),
+    "cbp": Exposure(
+        "C", 6, "cbp", MOONLIT, 10.0, 10.0, "r", Projection("single", 600.0, 1.0, 0, 0, 0, (3.0, 0.0), 1e6)
+    ),
     "science": Exposure("S", 7, "science", MOONLIT, 30.0, 30.0, "r", Pointing(50.0, -30.0, 70.0, 30.0)),
 }
 SEEN_IN = {
