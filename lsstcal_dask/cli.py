@@ -107,6 +107,9 @@ def simulate(
     fits: Annotated[
         Path | None, typer.Option(help="Write raw FITS files to this folder instead of frames to the store.")
     ] = None,
+    maps: Annotated[
+        bool, typer.Option("--maps/--no-maps", help="Store the maps of truth, 0.3 GB for an LSST CCD.")
+    ] = True,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -143,6 +146,7 @@ def simulate(
             seed=seed,
             detectors=detector or [],
             fits=fits,
+            maps=maps,
             progress=_shows_progress(),
         )
     _say(f"{len(report.exposures)} exposures: {report.made} frames made, {report.unchanged} were there")

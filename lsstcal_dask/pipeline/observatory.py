@@ -108,6 +108,7 @@ def simulate(
     detectors: Sequence[str] = (),
     fits: Path | None = None,
     compress: bool = True,
+    maps: bool = True,
     progress: bool = False,
 ) -> Simulated:
     """Take the exposures of a recipe.
@@ -119,6 +120,8 @@ def simulate(
     detectors : names of the CCDs to make; all by default.
     fits : folder for raw files in the camera's own format; frames then do not go to the store.
     compress : raw files by Rice, as the observatory does; plain ones are written ten times faster.
+    maps : store the maps of truth too, 0.3 GB for an LSST CCD; without them it can still be asked for, see
+        `open_observatory`.
 
     Returns
     -------
@@ -158,7 +161,7 @@ def simulate(
         else:
             publish_frames(store.url, result)
     inputs = deliveries(recipe, planned)
-    work = {f"inputs/{name}": make for name, make in inputs.items()} | _truth(site, taken, chosen)
+    work = {f"inputs/{name}": make for name, make in inputs.items()} | _truth(site, taken, chosen if maps else [])
     _side(store, shared, work, compute, report, progress)
     return replace(report, made=made, inputs=list(inputs))
 

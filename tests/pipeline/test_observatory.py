@@ -434,3 +434,12 @@ def test_a_check_makes_nothing():
     check("lsstcam", "calibration-day", SimulateConfig(), 1, ["R22_S11"])
     with pytest.raises(WrongUse, match=r"camera LSSTCam has no detector 'R99_S00': it has R01_S00 ... R44_SW1"):
         check("lsstcam", "calibration-day", SimulateConfig(), 1, ["R99_S00"])
+
+
+def test_maps_of_truth_can_be_left_out_and_be_made_later(tmp_path, threads):
+    store, config = create_store(tmp_path / "s", "mini1"), changed(calibration_day=BIAS)
+    assert not simulate(store, "calibration-day", config, threads, maps=False).errors
+    assert objects.list_names(store.url, "truth/maps") == []
+    assert objects.exists(store.url, "truth/amplifiers.ecsv")
+    simulate(store, "calibration-day", config, threads)
+    assert "bias" in objects.list_names(store.url, "truth/maps")

@@ -88,8 +88,8 @@ def test_the_same_bits_amplifier_by_amplifier():
 
 def test_the_same_bits_exposure_by_exposure():
     counts = lazy()
-    found = [counts[i].compute(scheduler="synchronous").values for i in (4, 0, 2)]
-    assert digests(found) == [digest(whole()[i]) for i in (4, 0, 2)]
+    found = [counts[i].compute(scheduler="synchronous").values for i in (3, 0)]
+    assert digests(found) == [digest(whole()[i]) for i in (3, 0)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -222,14 +222,14 @@ def test_covariances_of_flat_pairs_follow_the_closed_form():
 
 
 def test_cosmic_rays_come_at_their_rate():
-    cosmics = Settings().cosmic_rays.model_copy(update={"rate": 12.0})
+    cosmics = Settings().cosmic_rays.model_copy(update={"rate": 120.0})
     site = Observatory(3, NINE, Settings(cosmic_rays=cosmics).only(["cosmic_rays"]))
     d, seconds, found, n = NINE.detectors[0], 200.0, 0, 12
     for i in range(n):
         image = charge(site, exposure(i, "dark", 0.0, seconds), d)
         found += ndimage.label(image > 0, np.ones((3, 3)))[1]
     mean_wait = ROW_TIME * (d.amplifiers[0].data.shape[0] - 1) / 2
-    expected = n * 12.0 * np.prod(d.shape) * d.pixel_mm**2 / 100 * (seconds + mean_wait) / 60
+    expected = n * 120.0 * np.prod(d.shape) * d.pixel_mm**2 / 100 * (seconds + mean_wait) / 60
     # two events in 131 000 pixels that touch are one; one that is broken by an empty pixel is two: a few per cent
     assert abs(found / expected - 1) < SIGMAS / np.sqrt(expected) + 0.03
 
