@@ -115,7 +115,7 @@ def _odd_structure(exposures: Exposures, residuals: Residuals, reject: float) ->
 def _odd_levels(exposures: Exposures, residuals: Residuals, reject: float) -> dict[int, str]:
     """Frames whose level above the overscan is unlike that of the others of their group."""
     if not exposures.rows_known:
-        return {}
+        return _far_off(exposures, residuals, reject)
     level = residuals.blocks.mean(axis=(1, 2))
     group = np.zeros(len(level)) if exposures.transform.group is None else exposures.transform.group
     found = {}
@@ -126,6 +126,25 @@ def _odd_levels(exposures: Exposures, residuals: Residuals, reject: float) -> di
         for i in np.flatnonzero(np.abs(off) > reject * spread) if len(where) > 2 else ():
             found[int(where[i])] = f"its level above the overscan is {off[i]:+.2f} adu off: light leak or idle camera"
     return found
+
+
+def _far_off(exposures: Exposures, residuals: Residuals, reject: float) -> dict[int, str]:
+    """Frames far off as a whole, of a sensor without overscan whose exposures are alike and jitter.
+
+    The spread of n frames is itself known to one part in sqrt(n): few of them must be further off.
+    """
+    taken_out = exposures.levels.level.mean(axis=1)
+    if not taken_out.any():  # exposures that are not alike
+        return {}
+    alive = exposures.noise > 0
+    off, _ = frame_levels(exposures, residuals)
+    off = off - np.median(off[alive])
+    spread = max(1.4826 * float(np.median(np.abs(off[alive]))), float(np.median(residuals.sigma[alive])) * 0.1)
+    limit = reject * spread * (1 + 5 / alive.sum())
+    return {
+        int(i): f"its level is {off[i]:+.1f} adu off the others': light leak, idle camera, or another setting"
+        for i in np.flatnonzero(alive & (np.abs(off) > limit))
+    }
 
 
 def frame_levels(exposures: Exposures, residuals: Residuals) -> tuple[np.ndarray, np.ndarray]:

@@ -113,6 +113,9 @@ def test_a_frame_far_off_does_not_move_the_level_without_overscan():
     levels = [5000.0, 5003.0, 4998.0, 5001.0, 5500.0, 4999.0]
     found = combine_amplifier(without_overscan(3, levels), amplifier(0), Transform(np.ones(6)), StackConfig())
     assert found.value.mean() == pytest.approx(5000.5, abs=0.5)
+    assert found.accepted.tolist() == [True] * 4 + [False, True]
+    assert "+499.5 adu" in found.reasons[4]
+    assert "light leak" in found.reasons[4]
 
 
 def test_photon_noise_without_overscan_is_counted_once():
