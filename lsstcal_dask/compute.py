@@ -8,6 +8,7 @@ that decide speed and survival; each has its reason beside it.
 import asyncio
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -95,12 +96,7 @@ class Compute:
     memory_limit: str = ""
 
     def run(
-        self,
-        tasks: Sequence[Delayed],
-        *,
-        labels: Sequence[Hashable],
-        describe: str = "",
-        progress: bool | None = None,
+        self, tasks: Sequence[Delayed], *, labels: Sequence[Hashable], describe: str = "", progress: bool | None = None
     ) -> Outcomes:
         """Yield ``(label, result)`` as tasks complete; of a failed task ``(label, exception)``.
 
@@ -291,11 +287,8 @@ def _job_exports() -> list[str]:
 
 
 def _open_running(stack: ExitStack, scheduler: str, workers: int) -> Compute:
-    if scheduler.endswith(".json"):
-        _await_file(Path(scheduler))
-        client = _client(stack, None, scheduler, scheduler_file=scheduler)
-    else:
-        client = _client(stack, scheduler, scheduler)
+    address = _address(Path(scheduler)) if scheduler.endswith(".json") else scheduler
+    client = _client(stack, address, scheduler)
     try:
         client.wait_for_workers(workers, timeout=_WORKER_SECONDS)
     except TimeoutError as error:
@@ -307,19 +300,33 @@ def _open_running(stack: ExitStack, scheduler: str, workers: int) -> Compute:
     return Compute(scheduler, sum(worker["nthreads"] for worker in found.values()), client)
 
 
-def _await_file(path: Path) -> None:
+def _address(path: Path) -> str:
+    """What a scheduler wrote into its file, for which we wait a while."""
     end = time.monotonic() + _CONNECT_SECONDS
     while not path.is_file() and time.monotonic() < end:
         time.sleep(0.1)
-    if not path.is_file():
-        raise CalibrationError(f"{path}: no such file: start `dask scheduler --scheduler-file {path}`")
+    try:
+        return str(json.loads(path.read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "is no file of a scheduler" if path.is_file() else "no such file"
+        raise CalibrationError(f"{path}: {why}: start `dask scheduler --scheduler-file {path}`") from error
 
 
-def _client(stack: ExitStack, address: Any, name: str, **options: Any) -> Any:
+async def _knock(address: str) -> None:
+    """Reach a scheduler, or raise: a client that fails while it is made lingers, and may later lock up another."""
+    from distributed.comm import connect  # noqa: PLC0415
+
+    await (await connect(address, timeout=_CONNECT_SECONDS)).close()
+
+
+def _client(stack: ExitStack, address: Any, name: str) -> Any:
     from distributed import Client  # noqa: PLC0415
 
     try:
-        client = Client(address, timeout=_CONNECT_SECONDS, **options)
+        if isinstance(address, str):
+            with ThreadPoolExecutor(1) as thread:  # a notebook has a loop running in its own
+                thread.submit(asyncio.run, _knock(address)).result()
+        client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError, TimeoutError, RuntimeError) as error:
         raise CalibrationError(
             f"{name}: no scheduler answers there ({_line(error)}): check the address and that it is running"

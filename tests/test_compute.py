@@ -1,5 +1,6 @@
 """The same results, errors and silence on threads and on processes; workers that die on the way."""
 
+import gc
 import importlib
 import json
 import os
@@ -242,6 +243,29 @@ def test_wrong_use_is_one_line_with_its_remedy(arguments, message, monkeypatch):
     with pytest.raises(CalibrationError, match=message) as caught, cluster(**arguments):
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_client_without_scheduler_is_gone_at_once(monkeypatch):
+    """Collected while the next client starts it would wait for ever for a lock that this holds."""
+    from distributed import Client
+
+    def clients():
+        return {id(found) for found in gc.get_objects() if isinstance(found, Client)}
+
+    monkeypatch.setattr(compute, "_CONNECT_SECONDS", 0.5)
+    before = clients()
+    with pytest.raises(CalibrationError), cluster("tcp://127.0.0.1:9"):
+        pass
+    assert clients() <= before
+
+
+def test_a_file_that_is_no_schedulers_is_named(tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    with (
+        pytest.raises(CalibrationError, match="other.json: is no file of a scheduler: start"),
+        cluster(str(tmp_path / "other.json")),
+    ):
+        pass
 
 
 def test_too_few_workers_is_told(local, monkeypatch):
