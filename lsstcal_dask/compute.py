@@ -74,8 +74,7 @@ _SCHEDULER_CONFIG: Final = {
 _LOCAL_CONFIG: Final = {
     "distributed.worker.preload": [__name__],  # `dask_setup`, below
     "distributed.scheduler.allowed-failures": 2,
-    # Without workers Dask waits for ever; a nanny needs seconds to start another.
-    "distributed.scheduler.no-workers-timeout": "2 minutes",
+    "distributed.scheduler.no-workers-timeout": "2 minutes",  # else for ever; a nanny starts another in seconds
 }
 _QUEUE_CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 5,  # nodes also die of reasons that are not the task's

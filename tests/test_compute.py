@@ -262,7 +262,7 @@ def test_a_client_without_scheduler_is_gone_at_once(monkeypatch):
 def test_a_file_that_is_no_schedulers_is_named(tmp_path):
     (tmp_path / "other.json").write_text("[]")
     with (
-        pytest.raises(CalibrationError, match="other.json: is no file of a scheduler: start"),
+        pytest.raises(CalibrationError, match=r"other\.json: is no file of a scheduler: start"),
         cluster(str(tmp_path / "other.json")),
     ):
         pass
