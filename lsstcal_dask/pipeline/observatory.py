@@ -29,6 +29,7 @@ from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.frames import frames
 from lsstcal_dask.simulate.observatory import Observatory, boards
+from lsstcal_dask.simulate.one_thread import one_thread
 from lsstcal_dask.simulate.random import stream
 from lsstcal_dask.simulate.recipes import Plan, exposures, members
 from lsstcal_dask.simulate.settings import Settings
@@ -356,7 +357,7 @@ def _truth(
 
 
 def _write(url: str, site: Opaque, path: str, make: Opaque) -> None:
-    found = make.value(site.value)
+    found = one_thread(make.value)(site.value)
     if isinstance(found, Table):
         write_table(url, path, found)
         return

@@ -27,6 +27,7 @@ from lsstcal_dask.simulate.weather import weather
 __all__ = ["deliveries"]
 
 _GAIN_ERROR: Final = 1e-3  # relative: the source document's requirement
+_QUADRATIC_ERROR: Final = 1e-11  # per electron
 _CROSSTALK_ERROR: Final = 1e-6  # electron per electron
 _FULL_WELL_ERROR: Final = 0.01  # relative
 _CURVE: Final = np.linspace(0, 1.2e5, 61)  # adu, signals at which linearity is tabulated
@@ -99,6 +100,8 @@ def _crosstalk(site: Observatory) -> Table:
     table = crosstalk_table(site)
     table["c"] = table["c"] + _CROSSTALK_ERROR * _noise(site, "crosstalk", len(table))
     table["c_error"] = np.full(len(table), _CROSSTALK_ERROR)
+    table["c2"] = table["c2"] + _QUADRATIC_ERROR * _noise(site, "crosstalk quadratic", len(table)) * table["c2"].unit
+    table["c2_error"] = np.full(len(table), _QUADRATIC_ERROR) * table["c2"].unit
     table.meta |= _is("¶5")
     return table
 

@@ -29,31 +29,33 @@ _PLACES: Final = {"calibration-day": (1, 0), "flat-cube": (100_001, 10), "cbp": 
 Exposures of two recipes in one store are so never confused, and visits come after what calibrates them.
 """
 _MOST: Final = 100_000  # exposures of a recipe
+_HOUR: Final = 3600.0  # s
+_FINEST: Final = 0.005  # nm, of steps in wavelength
 _LONGEST: Final = np.timedelta64(10, "D")
 _CADENCE: Final = 120  # s between visits
 _DUSK: Final = 4 * 3600  # s after the start of a day of exposures
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CalibrationDay(_Part):
     """Biases, darks, 55Fe, a ladder of pairs of flats, broadband flats through every filter (¶1, ¶2, ¶4, ¶8)."""
 
-    biases: int = Field(10, ge=0)
-    darks: int = Field(6, ge=0)
-    dark_exposure: float = Field(300.0, gt=0)  # s
-    xrays: int = Field(6, ge=0)
-    xray_rate: float = Field(5e-4, ge=0)  # hits per pixel and second
-    xray_exposure: float = Field(10.0, gt=0)  # s
-    pairs: int = Field(12, ge=0)
+    biases: int = Field(10, ge=0, le=_MOST)
+    darks: int = Field(6, ge=0, le=_MOST)
+    dark_exposure: float = Field(300.0, gt=0, le=_HOUR)  # s
+    xrays: int = Field(6, ge=0, le=_MOST)
+    xray_rate: float = Field(5e-4, ge=0, le=1)  # hits per pixel and second
+    xray_exposure: float = Field(10.0, gt=0, le=_HOUR)  # s
+    pairs: int = Field(12, ge=0, le=_MOST)
     faintest: float = Field(500.0, ge=1)  # electrons in a typical pixel of the first pair
     brightest: float = Field(90_000.0, gt=0)  # of the last
     ladder_filter: str = "r"
-    flats: int = Field(2, ge=0)  # through every filter
+    flats: int = Field(2, ge=0, le=_MOST)  # through every filter
     level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel
-    flat_exposure: float = Field(5.0, gt=0)  # s, of the brightest; the others are shorter in proportion
+    flat_exposure: float = Field(5.0, gt=0, le=_HOUR)  # s, of the brightest; the others are shorter in proportion
     filters: str = BANDS
 
     @model_validator(mode="after")
@@ -68,11 +70,11 @@ class FlatCube(_Part):
 
     first: float = Field(320.0, ge=RANGE[0], le=RANGE[1])  # nm
     last: float = Field(1080.0, ge=RANGE[0], le=RANGE[1])
-    step: float = Field(1.0, gt=0)  # nm
+    step: float = Field(1.0, ge=_FINEST)  # nm
     bandwidth: float = Field(1.0, gt=0, le=50)  # nm
-    each: int = Field(1, ge=1)  # exposures of a wavelength
+    each: int = Field(1, ge=1, le=_MOST)  # exposures of a wavelength
     level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, where silicon allows
-    exposure_time: float = Field(10.0, gt=0)  # s
+    exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -87,20 +89,30 @@ class Projections(_Part):
     sets: str = "abcdef"
     mask: str = "grid"
     spots: int | None = Field(None, ge=1)  # holes of the mask that are open; all by default
-    fine_step: float = Field(1.0, gt=0)  # nm  # nm, of ¶10a and ¶10d
-    coarse_step: float = Field(100.0, gt=0)  # nm, of ¶10b and ¶10c
-    filter_step: float = Field(20.0, gt=0)  # nm, of ¶10e
+    first: float = Field(305.0, ge=RANGE[0], le=RANGE[1])  # nm, of ¶10a, ¶10d and ¶10e
+    last: float = Field(1100.0, ge=RANGE[0], le=RANGE[1])
+    fine_step: float = Field(1.0, ge=_FINEST)  # nm, of ¶10a and ¶10d
+    coarse_step: float = Field(100.0, ge=_FINEST)  # nm, of ¶10b and ¶10c
+    filter_step: float = Field(20.0, ge=_FINEST)  # nm, of ¶10e
     filters: str = BANDS
-    dithers: int = Field(5, ge=1)
-    footprints: int = Field(6, ge=1)
-    exposure_time: float = Field(10.0, gt=0)  # s
+    dithers: int = Field(5, ge=1, le=_MOST)
+    footprints: int = Field(6, ge=1, le=_MOST)
+    exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
     level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel of a spot
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last {self.last:g} nm lies below first {self.first:g} nm")
+        if self.spots is not None and "/" in self.mask:
+            raise ValueError(f"mask {self.mask!r} and spots {self.spots} both say how many holes are open: use one")
+        return self
 
 
 class Night(_Part):
     """Visits, each two minutes after the one before, through the filters in turn."""
 
-    nights: int = Field(1, ge=1)
+    nights: int = Field(1, ge=1, le=400)
     visits: int = Field(12, ge=1, le=360)  # of a night, which has 12 hours
     filters: str = Field(BANDS, min_length=1)
     exposure_time: float = Field(30.0, gt=0, le=110)  # s
@@ -254,12 +266,12 @@ def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exp
 
 def _spectrum(cbp: Projections, settings: Settings, camera: Camera, step: float, bandwidth: float) -> scans.Spectrum:
     rate = _spot_rate(cbp, settings, camera, cbp.mask)
-    return scans.Spectrum(step=step, bandwidth=bandwidth, rate=rate)
+    return scans.Spectrum(cbp.first, cbp.last, step, bandwidth, rate)
 
 
 def _spot_rate(cbp: Projections, settings: Settings, camera: Camera, name: str) -> float:
     """Photons/s in a spot that make its pixels ``level`` electrons."""
-    _, _, diameter = MASKS[name](camera)
+    _, _, diameter = MASKS[name.partition("/")[0]](camera)
     share = float(_seen(settings, camera, np.array([700.0]))[0]) * settings.projector.throughput
     return cbp.level * np.pi / 4 * float(np.max(diameter)) ** 2 / cbp.exposure_time / share
 

@@ -416,6 +416,14 @@ def test_errors_of_a_simulation_end_in_exit_status_one(tmp_path, monkeypatch):
         ([], "[effects]\nstars = 3", 1, "effects.stars: must be a table, written [effects.stars]"),
         ([], "seed = 3", 1, "seed: there is no such entry: use recipe, effects"),
         ([], "[recipe", 1, "is not TOML"),
+        ([], "[recipe.calibration_day]\ndark_exposure = inf", 1, "calibration_day.dark_exposure = inf: "),
+        ([], "[recipe.calibration_day]\npairs = 10000000000", 1, "calibration_day.pairs = 10000000000: should be less"),
+        ([], "[recipe.flat_cube]\nlevel = inf", 1, "flat_cube.level = inf: "),
+        ([], "[recipe.flat_cube]\nstep = 1e-10", 1, "flat_cube.step = 1e-10: should be greater"),
+        ([], "[recipe.cbp]\nfine_step = 1e-10", 1, "cbp.fine_step = 1e-10: should be greater"),
+        ([], '[recipe.cbp]\nmask = "grid/3"\nspots = 2', 1, "mask 'grid/3' and spots 2 both say how many holes"),
+        (["--recipe", "cbp"], '[recipe.cbp]\nmask = "grid/4"', 2, "mask grid has 3 holes: 4 spots cannot be made"),
+        ([], "[effects.gain]\nscatter = nan", 1, "effects.gain.scatter = nan: "),
     ],
 )
 def test_bad_recipes_fail_in_one_line_before_anything_is_made(tmp_path, arguments, toml, code, says):

@@ -95,6 +95,7 @@ def test_crosstalk_and_defects_are_right_within_their_errors(day):
     names = [c for c in true.colnames if c.endswith(("detector", "amplifier"))]
     assert all((day["crosstalk"][n] == true[n]).all() for n in names)
     pulls(day["crosstalk"]["c"], true["c"], day["crosstalk"]["c_error"])
+    pulls(day["crosstalk"]["c2"], true["c2"], day["crosstalk"]["c2_error"])
     defects = truth.defect_table(SITE)
     assert len(defects) > 0
     assert "value" not in day["defects"].colnames  # the camera team knows where, not how bad

@@ -89,17 +89,18 @@ def test_the_projector_makes_the_sets_of_the_document():
     cbp = Projections(fine_step=10.0, dithers=3, footprints=4, filters="ri")
     sets = {one: taken("cbp", cbp=cbp.model_copy(update={"sets": one})) for one in "abcdef"}
     assert all(isinstance(e.source, Projection) and e.kind == "cbp" for found in sets.values() for e in found)
-    assert [e.source.wavelength for e in sets["a"]] == list(np.arange(350, 1101, 10.0))
+    assert [e.source.wavelength for e in sets["a"]] == list(np.arange(305, 1101, 10.0))
     assert len(sets["b"]) == 7 * 4 * 3  # 400 to 1000 nm, four rotations
     assert len({e.source.rotation for e in sets["b"]}) == 4
     assert len({e.source.footprint for e in sets["c"]}) == 4
     assert {e.filter for e in sets["d"]} == {e.filter for e in sets["e"]} == {"r", "i"}
-    assert len(sets["d"]) < len(sets["e"]) == 2 * 38  # 350 to 1100 nm in steps of 20
+    assert len(sets["d"]) < len(sets["e"]) == 2 * 40  # 305 to 1100 nm in steps of 20
     assert {e.source.mask for e in sets["f"]} == {"sparse"}
     assert len(taken("cbp", cbp=cbp)) == sum(map(len, sets.values()))
     few = taken("cbp", cbp=Projections(sets="c", spots=5))
     assert {e.source.mask for e in few} == {"grid/5"}
     assert len(mask(1, SETTINGS.projector, CAMERA, few[0].source.mask)) == 5
+    assert {e.source for e in taken("cbp", cbp=Projections(sets="c", mask="grid/5"))} == {e.source for e in few}
 
 
 def test_a_night_visits_fields_through_the_filters_in_turn():
