@@ -39,6 +39,9 @@ _PLAN = Plan(
     calibration_day=CalibrationDay(biases=8, darks=6, xrays=6, pairs=3, faintest=5e3, brightest=45e3, flats=0),
     night=Night(visits=1, filters="r"),
 )
+_COMPARED = 3
+"""CCDs of the science frame that are compared with the truth, which takes seconds to work out for each."""
+
 _RECIPES = ("calibration-day", "night")
 
 
@@ -165,15 +168,18 @@ def compare(store: Store, science: Exposure) -> list[Comparison]:
     frame = find_calibrated(store, science.name)
     products["frame"] = open_product(store.url, frame.name, frame.version, chunked=False).load()
     pulls: dict[str, list[np.ndarray]] = {}
-    dark, light = {}, {}
+    dark: dict[str, np.ndarray] = {}
+    light: dict[str, np.ndarray] = {}
     for detector, amplifier in _amplifiers(site):
         here = {"detector": detector.name, "amplifier": amplifier.name}
         place = site.camera.amplifier_names.index(amplifier.name)
         if detector.name not in dark:
             dark[detector.name] = np.asarray(split(site.dark_rate(detector), detector, site.camera))
-            light[detector.name] = _expected(site, science, detector)
+            if len(light) < _COMPARED:
+                light[detector.name] = _expected(site, science, detector)
         real = {"bias": truth.at(site, "bias", **here), "dark": dark[detector.name][place]}
-        real |= {"frame": light[detector.name][place]}
+        if detector.name in light:
+            real["frame"] = light[detector.name][place]
         parts = {name: product.sel(here) for name, product in products.items()}
         for name, values in real.items():
             pulls.setdefault(name, []).append(_image_pulls(parts[name], values, amplifier.data.shape))
@@ -187,7 +193,7 @@ def compare(store: Store, science: Exposure) -> list[Comparison]:
     found = [
         _width("bias: error of a pixel over its sigma, rms", pulls["bias"], 0.03),
         _width("dark: error of a pixel over its sigma, rms", pulls["dark"], 0.03),
-        _width("science frame: error of a pixel over its sigma, rms", pulls["frame"], 0.03),
+        _width("science, 3 CCDs: error of a pixel over its sigma, rms", pulls["frame"], 0.03),
         _width("gain from 55Fe: error over its sigma, rms of 144", pulls["gain_fe55"], 0.24),
         _width("gain from flats: error over its sigma, rms of 144", pulls["gain_pair"], 0.24),
     ]
