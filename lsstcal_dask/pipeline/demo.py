@@ -39,7 +39,7 @@ _PLAN = Plan(
     calibration_day=CalibrationDay(biases=8, darks=6, xrays=6, pairs=3, faintest=5e3, brightest=45e3, flats=0),
     night=Night(visits=1, filters="r"),
 )
-_COMPARED = 3
+_COMPARED = 2
 """CCDs of the science frame that are compared with the truth, which takes seconds to work out for each."""
 
 _RECIPES = ("calibration-day", "night")
@@ -89,7 +89,7 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     settings = SimulateConfig(recipe=_PLAN, effects=Settings().without(_MISSING))
     files: list[str] = []
     for recipe in _RECIPES:
-        made = simulate(store, recipe, settings, compute, seed=seed, fits=raw, compress=False)
+        made = simulate(store, recipe, settings, compute, seed=seed, fits=raw, compress=False, maps=False)
         if made.errors:
             raise CalibrationError(f"demo: {made.errors[0]}")
         files += made.files
@@ -193,7 +193,7 @@ def compare(store: Store, science: Exposure) -> list[Comparison]:
     found = [
         _width("bias: error of a pixel over its sigma, rms", pulls["bias"], 0.03),
         _width("dark: error of a pixel over its sigma, rms", pulls["dark"], 0.03),
-        _width("science, 3 CCDs: error of a pixel over its sigma, rms", pulls["frame"], 0.03),
+        _width("science, 2 CCDs: error of a pixel over its sigma, rms", pulls["frame"], 0.03),
         _width("gain from 55Fe: error over its sigma, rms of 144", pulls["gain_fe55"], 0.24),
         _width("gain from flats: error over its sigma, rms of 144", pulls["gain_pair"], 0.24),
     ]
