@@ -25,10 +25,11 @@ from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Camera, load_camera, write_frame
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.simulate.boards import boards
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.frames import frames
-from lsstcal_dask.simulate.observatory import Observatory, boards
+from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.one_thread import one_thread
 from lsstcal_dask.simulate.random import stream
 from lsstcal_dask.simulate.recipes import Plan, exposures, members
@@ -180,7 +181,7 @@ def _boards(camera: Camera, detectors: Sequence[str]) -> list[tuple[str, ...]]:
         known = ", ".join(names) if len(names) < 10 else f"{names[0]} ... {names[-1]}"
         raise WrongUse(f"camera {camera.name} has no detector {unknown[0]!r}: it has {known}")
     wanted = set(detectors or names)
-    found = [tuple(d.name for d in group if d.name in wanted) for group in boards(camera)]
+    found = [tuple(d.name for d in group if d.name in wanted) for group in boards(camera).values()]
     return [group for group in found if group]
 
 

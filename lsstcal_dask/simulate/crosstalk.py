@@ -18,7 +18,6 @@ Between CCDs a few pairs couple, of those that one board reads: R22_S00, R22_S01
 is published of them; 3e-6 to 3e-5 is what Sec. 2.6 of SCIENCE asks to find.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
@@ -29,12 +28,12 @@ from pydantic import Field
 
 from lsstcal_dask.errors import InconsistentGeometry, WrongUse
 from lsstcal_dask.instrument.camera import Camera, Detector
+from lsstcal_dask.simulate.boards import board, boards
 from lsstcal_dask.simulate.effect import Effect
 from lsstcal_dask.simulate.random import stream
 
 __all__ = ["Couplings", "Crosstalk", "add_crosstalk", "coupled", "couplings", "crosstalk_truth"]
 
-_BOARD: Final = re.compile(r".+_S\d\d")
 _SLOTS: Final = 3  # CCDs on a board
 _CHANNELS: Final = 16  # of a CCD, at most, on a board
 
@@ -111,11 +110,6 @@ def _within(seed: int, settings: Crosstalk, detector: Detector) -> tuple[np.ndar
     return np.where(joined, c * spread, 0.0), np.where(joined, c2 * spread2, 0.0)
 
 
-def _board(name: str) -> str | None:
-    """Board that reads the CCD, its name less the last digit; None if its name does not tell."""
-    return name[:-1] if _BOARD.fullmatch(name) else None
-
-
 def _between(seed: int, settings: Crosstalk, board: str) -> list[tuple[int, int, int, int, float]]:
     """Target slot and amplifier, source slot and amplifier, c: a pure function of seed and board."""
     random = stream(seed, f"crosstalk_board_{board}")
@@ -129,9 +123,9 @@ def _between(seed: int, settings: Crosstalk, board: str) -> list[tuple[int, int,
     return [(*pair, size) for pair, size in found.items()]
 
 
-def _members(camera: Camera, board: str) -> dict[int, Detector]:
-    """CCDs of a board by slot."""
-    return {int(d.name[-1]): d for d in camera.detectors if _board(d.name) == board}
+def _members(camera: Camera, name: str) -> dict[int, Detector]:
+    """CCDs of a board by slot; none of a board that reads but one CCD."""
+    return {int(d.name[-1]): d for d in boards(camera)[name] if d.name != name}
 
 
 def couplings(seed: int, settings: Crosstalk, camera: Camera, detector: Detector) -> Couplings:
@@ -150,9 +144,8 @@ def couplings(seed: int, settings: Crosstalk, camera: Camera, detector: Detector
         (detector.id, int(places[t]), detector.id, int(places[s]), float(c[t, s]), float(c2[t, s]))
         for t, s in zip(*np.nonzero((c != 0) | (c2 != 0)), strict=True)
     ]
-    board = _board(detector.name)
-    members = _members(camera, board) if board else {}
-    for slot, t, other, s, size in _between(seed, settings, board) if board else []:
+    members = _members(camera, board(detector))
+    for slot, t, other, s, size in _between(seed, settings, board(detector)) if members else []:
         source = members.get(other)
         present = source is not None and s < len(source.amplifiers) and t < len(places)
         if present and members.get(slot) is detector and source is not None:

@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 from pydantic import Field
 
-from lsstcal_dask.errors import InconsistentGeometry
 from lsstcal_dask.instrument.camera import Amplifier, Detector
 from lsstcal_dask.simulate.effect import Effect
+from lsstcal_dask.simulate.grids import check_image
 from lsstcal_dask.simulate.random import stream
 
 __all__ = ["DEFECT", "KINDS", "BadPixels", "apply_traps", "bright_columns_rate", "defect_list", "sensitivity"]
@@ -164,10 +164,7 @@ def apply_traps(seed: int, settings: BadPixels, detector: Detector, charge: np.n
     InconsistentGeometry
         ``charge`` has not the shape of the CCD.
     """
-    if charge.shape != detector.shape:
-        raise InconsistentGeometry(
-            f"{detector.name}: charge is {charge.shape}, the CCD {detector.shape}: pass the assembled image"
-        )
+    check_image(detector, charge)
     traps = [d for d in defect_list(seed, settings, detector) if d["kind"] == "trap"]
     if not traps:
         return charge

@@ -12,7 +12,7 @@ from lsstcal_dask.simulate.airglow import sky_spectrum
 from lsstcal_dask.simulate.atmosphere import band_average
 from lsstcal_dask.simulate.catalogue import photometric_catalogue, standards
 from lsstcal_dask.simulate.exposure import Exposure, Pointing
-from lsstcal_dask.simulate.filters import filter_curves, transmission
+from lsstcal_dask.simulate.filters import FILTERS, filter_curves, transmission
 from lsstcal_dask.simulate.linearity import true_to_measured
 from lsstcal_dask.simulate.night import pointing_of, true_air
 from lsstcal_dask.simulate.observatory import Observatory
@@ -34,7 +34,6 @@ _CURVE: Final = np.linspace(0, 1.2e5, 61)  # adu, signals at which linearity is 
 _CURVE_ERROR: Final = 1e-4  # relative
 _SLIT: Final = 25.0  # arcsec2 of sky that falls into a pixel row of the spectrograph
 _CADENCE: Final = np.timedelta64(5, "m")  # of the weather station
-_BANDS: Final = "ugrizy"
 _FLUX: Final = "photon / (s m2 nm)"
 
 Deliveries = dict[str, Callable[[Observatory], Table]]
@@ -50,7 +49,7 @@ def deliveries(recipe: str, exposures: Sequence[Exposure]) -> Deliveries:
         found = {"gain": _gain, "linearity": _linearity, "crosstalk": _crosstalk}
         found |= {"defects": _defects, "saturation": _saturation}
     if recipe in ("calibration-day", "cbp", "all"):
-        found |= {f"filter-{band}": partial(_filter, band=band) for band in _BANDS}
+        found |= {f"filter-{band}": partial(_filter, band=band) for band in FILTERS}
     visits = tuple(e for e in exposures if isinstance(e.source, Pointing))
     if visits:
         makers = {"weather": _weather, "photometry": _photometry, "standards": _standards}
@@ -171,7 +170,7 @@ def _standards(site: Observatory, visits: Sequence[Exposure]) -> Table:
     wavelength = np.arange(RANGE[0], RANGE[1])
     glass = mirrors(settings.mirrors, wavelength)
     bands = {
-        band: glass * transmission(site.seed, settings.filters, camera, band, wavelength, 0.0, 0.0) for band in _BANDS
+        band: glass * transmission(site.seed, settings.filters, camera, band, wavelength, 0.0, 0.0) for band in FILTERS
     }
     return _catalogue(standards(site.seed, settings.stars, _stars(site, visits), wavelength, bands))
 

@@ -61,7 +61,8 @@ class _Band:
     leaks: tuple[tuple[float, float, float], ...] = ()  # centre nm, width nm rms, height
 
 
-BANDS: Final = ("none", "u", "g", "r", "i", "z", "y")
+FILTERS: Final = "ugrizy"
+BANDS: Final = ("none", *FILTERS)
 """Names of what can be in the beam."""
 
 _LAST: Final = 1100.0  # nm, where the plateau of y ends as far as is known

@@ -13,6 +13,7 @@ from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.assembly import split
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.instrument.rawfits import Frame
+from lsstcal_dask.simulate.boards import boards
 from lsstcal_dask.simulate.charge import accumulate
 from lsstcal_dask.simulate.cosmics import cosmic_rays
 from lsstcal_dask.simulate.crosstalk import coupled
@@ -21,7 +22,7 @@ from lsstcal_dask.simulate.defects import apply_traps
 from lsstcal_dask.simulate.electronics import read_out
 from lsstcal_dask.simulate.exposure import Exposure, XRays
 from lsstcal_dask.simulate.headers import cards, header
-from lsstcal_dask.simulate.observatory import Observatory, boards
+from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.poisson import poisson
 from lsstcal_dask.simulate.random import stream, tiles
 from lsstcal_dask.simulate.saturation import bloom, clamp_serial
@@ -151,7 +152,7 @@ def lazy_counts(site: Observatory, exposures: Sequence[Exposure]) -> xr.DataArra
     graph: dict[Any, Any] = {made: site}
     places = {detector.name: i for i, detector in enumerate(camera.detectors)}
     for e, exposure in enumerate(exposures):
-        for b, group in enumerate(boards(camera)):
+        for b, group in enumerate(boards(camera).values()):
             board = (made, e, b)
             graph[board] = (_board_counts, made, exposure, [d.name for d in group])
             for i, detector in enumerate(group):

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
+from lsstcal_dask.errors import InconsistentGeometry
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.instrument.geometry import ccd_to_focal
 
-__all__ = ["on_detector", "stretch"]
+__all__ = ["check_image", "on_detector", "stretch"]
 
 
 def on_detector(function: Callable[[np.ndarray, np.ndarray], np.ndarray], detector: Detector, step: int) -> np.ndarray:
@@ -24,6 +25,20 @@ def on_detector(function: Callable[[np.ndarray, np.ndarray], np.ndarray], detect
     rows, columns = (_nodes(n, step) for n in detector.shape)
     x, y = ccd_to_focal(detector, *np.meshgrid(columns, rows))
     return stretch(np.asarray(function(x, y), np.float64), rows, columns, detector.shape)
+
+
+def check_image(detector: Detector, charge: np.ndarray) -> None:
+    """Raise unless an image has the shape of the CCD.
+
+    Raises
+    ------
+    InconsistentGeometry
+        It has not.
+    """
+    if charge.shape != detector.shape:
+        raise InconsistentGeometry(
+            f"{detector.name}: charge is {charge.shape}, the CCD {detector.shape}: pass the assembled image"
+        )
 
 
 def _nodes(n: int, step: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.simulate.effect import Effect
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp
 from lsstcal_dask.simulate.optics import EDGE, field_radius, waves
 from lsstcal_dask.simulate.random import stream
 
@@ -23,7 +23,6 @@ __all__ = [
     "lamp_spectrum",
     "laser_centre",
     "laser_line",
-    "laser_nodes",
     "screen",
 ]
 
@@ -145,30 +144,16 @@ def laser_line(settings: Laser, wavelength: Any, centre: float, bandwidth: float
     return np.asarray(np.exp(-0.5 * (away / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi)))
 
 
-def laser_nodes(settings: Laser, centre: float, bandwidth: float, n: int = 9) -> tuple[Array, Array]:
-    """Wavelengths, nm, ascending, and weights of sum 1 to average something over the line of the laser.
-
-    Nodes of Gauss and Legendre over a top hat, or over a Gaussian cut at 4 rms, beyond which are 6e-5 of its photons:
-    9 are enough for what bends little within a bandwidth; fringes of that period need 25.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    if settings.shape == "tophat":
-        return centre + bandwidth / 2 * nodes, weights / 2
-    reach = 4 * bandwidth / _FWHM
-    weights = weights * laser_line(settings, centre + reach * nodes, centre, bandwidth)
-    return centre + reach * nodes, weights / weights.sum()
-
-
 def laser_centre(seed: int, settings: Laser, exposure: Exposure) -> float:
-    """Wavelength, nm, that the laser really has in an exposure.
+    """Wavelength, nm, that the laser of the screen really has in an exposure; of the projector's, see `shot`.
 
     Raises
     ------
     WrongUse
-        The light of the exposure is not a laser's.
+        The light of the exposure is not that laser's.
     """
     source = exposure.source
-    if not isinstance(source, Lamp | Projection) or not np.isfinite(source.wavelength):
+    if not isinstance(source, Lamp) or not np.isfinite(source.wavelength):
         raise WrongUse(f"exposure {exposure.name}: its light is not monochromatic: give it a wavelength in nm")
     jitter = settings.jitter if settings.on else 0.0
     return float(source.wavelength + jitter * stream(seed, "laser", exposure=exposure.number).normal())

@@ -5,7 +5,6 @@ sized by the spots they make, as parts of an amplifier, so one rule serves LSSTC
 SITCOMTN-152) and cameras of a few pixels. Where a hole really is never differs from the design; its area does.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,9 +16,10 @@ from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal
 from lsstcal_dask.simulate import random
+from lsstcal_dask.simulate.boards import boards
 from lsstcal_dask.simulate.projector import Projector, hole_position, in_force, telescope_mm
 
-__all__ = ["MASKS", "Mask", "board", "choose", "mask", "mask_names"]
+__all__ = ["MASKS", "Mask", "choose", "mask", "mask_names"]
 
 _SPOT: Final = 0.32  # diameter of a spot, of the shorter side of the smallest amplifier
 _SLOT: Final = 0.6  # diameter of a spot, of the cell of the amplifier it has for itself
@@ -96,12 +96,6 @@ def choose(mask: Mask, n: int) -> Mask:
     return replace(mask, name=f"{mask.name}/{n}", **_frozen({f: getattr(mask, f)[keep] for f in fields}))
 
 
-def board(detector: Detector) -> str:
-    """Name of what is read by one readout board: a row of three CCDs of a raft (``R22_S1`` for ``R22_S12``)."""
-    raft, _, slot = detector.name.partition("_")
-    return f"{raft}_{slot[:2]}" if len(slot) == 3 and slot[0] == "S" and slot[1:].isdigit() else detector.name
-
-
 def _count(name: str, number: str) -> int:
     if not number.isdigit():
         raise WrongUse(f"mask {name!r}: {number!r} is no number of holes: write a whole number after the slash")
@@ -167,13 +161,11 @@ def _sparse(camera: Camera) -> Design:
 
     The raw pixels of an amplifier are cut into square cells; each amplifier of the board has a cell of its own.
     """
-    boards: dict[str, list[tuple[Detector, Amplifier]]] = defaultdict(list)
-    for detector in camera.detectors:
-        boards[board(detector)] += [(detector, amplifier) for amplifier in detector.amplifiers]
+    groups = [[(detector, a) for detector in group for a in detector.amplifiers] for group in boards(camera).values()]
     first = max(a.data.x0 for d in camera.detectors for a in d.amplifiers)
-    side, columns = _cell(camera, first, max(map(len, boards.values())))
+    side, columns = _cell(camera, first, max(map(len, groups)))
     places = []
-    for members in boards.values():
+    for members in groups:
         for slot, (detector, amplifier) in enumerate(members):
             row, column = divmod(slot, columns)
             # in raw pixels, for those are what the clocks count; prescans differ between vendors

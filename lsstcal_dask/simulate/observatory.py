@@ -9,10 +9,9 @@ import numpy as np
 
 from lsstcal_dask.instrument.camera import Camera, Detector
 from lsstcal_dask.simulate import dark, defects, pixels
-from lsstcal_dask.simulate.masks import board
 from lsstcal_dask.simulate.settings import Settings
 
-__all__ = ["Observatory", "boards"]
+__all__ = ["Observatory"]
 
 _SMALL: Final = 2_000_000
 """Pixels of a CCD up to which the maps of many are kept, so that the exposures of a block share them."""
@@ -69,11 +68,3 @@ def _compute(
 
 _kept_small = lru_cache(maxsize=96)(_compute)  # of nine CCDs of a test camera, ten maps of 0.5 MB
 _kept_large = lru_cache(maxsize=4)(_compute)  # of one LSST CCD: corners 128 MB, the others 64
-
-
-def boards(camera: Camera) -> list[tuple[Detector, ...]]:
-    """CCDs by the board that reads them: between boards nothing couples, so each is simulated by itself."""
-    found: dict[str, list[Detector]] = {}
-    for detector in camera.detectors:
-        found.setdefault(board(detector), []).append(detector)
-    return [tuple(detectors) for detectors in found.values()]

@@ -27,7 +27,6 @@ __all__ = [
     "Shot",
     "diode_photons",
     "directions",
-    "disc_in_annulus",
     "footprint",
     "hole_position",
     "illumination",
@@ -216,25 +215,3 @@ def _slope(component: Any, u: Any, v: Any) -> Any:
     """Component of the tangent of a field angle (u, v), along the coordinate of the one that is given."""
     angle = np.hypot(u, v)
     return np.asarray(component) * np.sinc(angle / np.pi) / np.cos(angle)
-
-
-def disc_in_annulus(distance: Any, disc: float, inner: float, outer: float) -> np.ndarray:
-    """Part of the area of a disc that lies within an annulus.
-
-    Parameters
-    ----------
-    distance : of the disc's centre from the centre of the annulus, same unit as the radii.
-    disc, inner, outer : radii.
-    """
-    return (_lens(distance, disc, outer) - _lens(distance, disc, inner)) / (np.pi * disc**2)
-
-
-def _lens(distance: Any, a: float, b: float) -> np.ndarray:
-    """Area that discs of radii a and b, so far apart, have in common."""
-    distance = np.asarray(distance, float)
-    d = np.clip(distance, max(abs(a - b), 1e-9 * a), a + b)
-    alpha = np.arccos(np.clip((d**2 + a**2 - b**2) / (2 * d * a), -1, 1))
-    beta = np.arccos(np.clip((d**2 + b**2 - a**2) / (2 * d * b), -1, 1)) if b > 0 else 0.0
-    kite = np.sqrt(np.maximum((a + b - d) * (d + a - b) * (d - a + b) * (d + a + b), 0)) / 2
-    whole, none = distance <= abs(a - b), distance >= a + b
-    return np.select([whole, none], [np.pi * min(a, b) ** 2, 0.0], a**2 * alpha + b**2 * beta - kite)

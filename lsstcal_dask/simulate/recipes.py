@@ -19,7 +19,6 @@ from lsstcal_dask.simulate.settings import RANGE, Settings
 
 __all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures", "members"]
 
-BANDS: Final = "ugrizy"
 _WEAK: Final = 0.02  # electrons per photon below which the laser cannot make up for what silicon does not see
 _DAY: Final = np.datetime64("2026-07-01T20:00:00", "ms")
 _READOUT: Final = 5.0  # s, from the end of an exposure to the start of the next
@@ -56,7 +55,7 @@ class CalibrationDay(_Part):
     flats: int = Field(2, ge=0, le=_MOST)  # through every filter
     level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel
     flat_exposure: float = Field(5.0, gt=0, le=_HOUR)  # s, of the brightest; the others are shorter in proportion
-    filters: str = BANDS
+    filters: str = filters.FILTERS
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -94,7 +93,7 @@ class Projections(_Part):
     fine_step: float = Field(1.0, ge=_FINEST)  # nm, of ¶10a and ¶10d
     coarse_step: float = Field(100.0, ge=_FINEST)  # nm, of ¶10b and ¶10c
     filter_step: float = Field(20.0, ge=_FINEST)  # nm, of ¶10e
-    filters: str = BANDS
+    filters: str = filters.FILTERS
     dithers: int = Field(5, ge=1, le=_MOST)
     footprints: int = Field(6, ge=1, le=_MOST)
     exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
@@ -114,7 +113,7 @@ class Night(_Part):
 
     nights: int = Field(1, ge=1, le=400)
     visits: int = Field(12, ge=1, le=360)  # of a night, which has 12 hours
-    filters: str = Field(BANDS, min_length=1)
+    filters: str = Field(filters.FILTERS, min_length=1)
     exposure_time: float = Field(30.0, gt=0, le=110)  # s
     fields: int = Field(3, ge=1, le=6)  # on the sky, visited in turn
 

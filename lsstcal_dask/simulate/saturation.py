@@ -18,6 +18,7 @@ from pydantic import Field
 from lsstcal_dask.errors import InconsistentGeometry
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.simulate.effect import Effect
+from lsstcal_dask.simulate.grids import check_image
 from lsstcal_dask.simulate.random import stream
 
 __all__ = ["Saturation", "SerialClamp", "bloom", "clamp_serial", "full_well", "serial_full_well"]
@@ -83,10 +84,7 @@ def bloom(seed: int, settings: Saturation, detector: Detector, charge: np.ndarra
     InconsistentGeometry
         ``charge`` has not the shape of the CCD.
     """
-    if charge.shape != detector.shape:
-        raise InconsistentGeometry(
-            f"{detector.name}: charge is {charge.shape}, the CCD {detector.shape}: pass the assembled image"
-        )
+    check_image(detector, charge)
     bled, drained = charge, np.zeros(len(detector.amplifiers))
     for i, (amplifier, well) in enumerate(zip(detector.amplifiers, full_well(seed, settings, detector), strict=True)):
         (x0, y0), (ny, nx) = amplifier.position, amplifier.data.shape

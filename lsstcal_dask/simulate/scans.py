@@ -7,7 +7,6 @@ repeats. Defaults are the document's; a camera of a few pixels needs fewer wavel
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Final
 
 import numpy as np
 
@@ -15,11 +14,11 @@ from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal, focal_to_field
 from lsstcal_dask.simulate.exposure import Projection
+from lsstcal_dask.simulate.filters import FILTERS, wavelength_range
 from lsstcal_dask.simulate.masks import MASKS
 from lsstcal_dask.simulate.projector import Projector
 
 __all__ = [
-    "BANDS",
     "Spectrum",
     "dithers",
     "each_amplifier",
@@ -29,19 +28,6 @@ __all__ = [
     "wavelengths",
     "with_filters",
 ]
-
-BANDS: Final = {
-    "u": (305.0, 405.0),
-    "g": (382.0, 567.0),
-    "r": (529.0, 706.0),
-    "i": (666.0, 838.0),
-    "z": (795.0, 940.0),
-    "y": (904.0, 1100.0),
-}
-"""Wavelengths (nm) where the LSST filters pass more than 1 % of their peak, and some nm more.
-
-The edges are those of LSST's baseline curves; on the blue side 5 nm are added, for tilted rays see a filter there.
-"""
 
 
 @dataclass(frozen=True)
@@ -167,8 +153,8 @@ def with_filters(
 
     Parameters
     ----------
-    bands : filter -> first and last wavelength, nm; default `BANDS`. The first of a scan is on the grid of
-        ``spectrum``, so that each has a partner without a filter.
+    bands : filter -> first and last wavelength, nm; default what `wavelength_range` gives. The first of a scan is on
+        the grid of ``spectrum``, so that each has a partner without a filter.
     spectrum : default 350 to 1100 nm; 1 nm wide in steps of 1, or 20 and 20 if ``whole``.
     whole : scan all wavelengths with every filter.
     mask : see `masks`.
@@ -176,7 +162,7 @@ def with_filters(
     spectrum = spectrum or (Spectrum(step=20.0, bandwidth=20.0) if whole else Spectrum())
     scan = scan_wavelength(spectrum, mask=mask)
     found = {}
-    for name, (blue, red) in (BANDS if bands is None else bands).items():
+    for name, (blue, red) in ({band: wavelength_range(band) for band in FILTERS} if bands is None else bands).items():
         found[name] = [one for one in scan if whole or blue <= one.wavelength <= red]
         if not found[name]:
             raise WrongUse(f"filter {name}: no wavelength of the scan lies in {blue} to {red} nm: widen the scan")

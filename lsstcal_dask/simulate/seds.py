@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from lsstcal_dask.errors import WrongUse
+from lsstcal_dask.physics.units import photons_from_ab
 
 __all__ = ["RANGE", "REFERENCE", "Template", "ab_magnitude", "flat", "sed", "spectra", "templates"]
 
@@ -20,9 +21,6 @@ RANGE: Final = (290.0, 1200.0)
 
 REFERENCE: Final = (550.0, 690.0)
 """nm: the band in which a template has magnitude 0."""
-
-_AB: Final = 3631e-26 / 6.62607015e-34
-"""Photon flux density of AB = 0 is F_nu / (h lambda): this over the wavelength in nm, photon s-1 m-2 nm-1."""
 
 _C2: Final = 1.438776877e7  # nm K, second radiation constant
 _LIGHT: Final = 299792.458  # km/s
@@ -142,7 +140,7 @@ def _companions(temperature: float) -> list[tuple[float, float]]:
 
 def flat(wavelength: np.ndarray, magnitude: float = 0.0) -> np.ndarray:
     """Spectrum of constant F_nu (the AB reference), photon s-1 m-2 nm-1."""
-    return np.asarray(_AB / np.asarray(wavelength, float) * 10 ** (-0.4 * magnitude))
+    return photons_from_ab(wavelength, np.asarray(magnitude))
 
 
 def ab_magnitude(spectrum: np.ndarray, wavelength: np.ndarray, passband: np.ndarray) -> np.ndarray:

@@ -19,11 +19,11 @@ from lsstcal_dask.instrument.camera import Camera, Detector
 from lsstcal_dask.instrument.geometry import field_to_focal, focal_to_ccd
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.masks import Mask, mask
+from lsstcal_dask.simulate.optics import disc_in_annulus
 from lsstcal_dask.simulate.projector import (
     Projector,
     Shot,
     directions,
-    disc_in_annulus,
     footprint,
     illumination,
     in_force,

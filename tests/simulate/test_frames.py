@@ -14,6 +14,7 @@ from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.assembly import assemble, split, trim
 from lsstcal_dask.simulate import frames as module
+from lsstcal_dask.simulate.boards import boards
 from lsstcal_dask.simulate.brighter_fatter import area_coefficients
 from lsstcal_dask.simulate.crosstalk import Crosstalk, coupled
 from lsstcal_dask.simulate.dark import ROW_TIME, dark_electrons
@@ -21,7 +22,7 @@ from lsstcal_dask.simulate.defects import BadPixels
 from lsstcal_dask.simulate.electronics import channel
 from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, XRays
 from lsstcal_dask.simulate.frames import charge, frames, lazy_counts, packets
-from lsstcal_dask.simulate.observatory import Observatory, boards
+from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.pixels import PixelJitter, areas
 from lsstcal_dask.simulate.saturation import Saturation, full_well
 from lsstcal_dask.simulate.settings import Settings
@@ -123,7 +124,7 @@ def test_boards_that_are_apart_come_back_in_the_order_of_the_camera():
     order = [0, 3, 1, 4]
     camera = replace(NINE, detectors=tuple(NINE.detectors[i] for i in order))
     site = Observatory(7, camera, Settings().only(["read_noise"]))
-    assert [len(b) for b in boards(camera)] == [2, 2]
+    assert [len(b) for b in boards(camera).values()] == [2, 2]
     found = lazy_counts(site, RECIPE[:1]).compute(scheduler="synchronous")
     for d in camera.detectors:
         wanted = next(frames(site, RECIPE[0], [d])).counts

@@ -7,8 +7,9 @@ import pytest
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import Box, load_camera
 from lsstcal_dask.instrument.geometry import ccd_to_amplifier
+from lsstcal_dask.simulate.boards import board
 from lsstcal_dask.simulate.exposure import Exposure
-from lsstcal_dask.simulate.masks import board, choose, mask, mask_names
+from lsstcal_dask.simulate.masks import choose, mask, mask_names
 from lsstcal_dask.simulate.projector import Projector
 from lsstcal_dask.simulate.scans import scan_wavelength, sparse_sequence
 from lsstcal_dask.simulate.spots import spot_table

@@ -10,7 +10,6 @@ from lsstcal_dask.simulate.projector import (
     Shot,
     diode_photons,
     directions,
-    disc_in_annulus,
     footprint,
     hole_position,
     illumination,
@@ -101,25 +100,6 @@ def test_the_centre_keeps_its_footprint_and_the_others_cross_in_the_pupil():
     np.testing.assert_allclose((x, y), (2.0 - 0.3, -2.5), atol=1e-14)
     x, y = footprint(Projector(distance=0), asked, aimed(), np.array([0.01, 0.02]), np.zeros(2))
     np.testing.assert_array_equal(x, 2.0)
-
-
-def test_disc_in_annulus_closed_forms():
-    np.testing.assert_allclose(disc_in_annulus([3.0, 0.0, 9.0], 0.5, 2.0, 4.0), [1, 0, 0], atol=1e-15)
-    # two unit circles, one radius apart; no hole in the middle
-    assert disc_in_annulus(1.0, 1.0, 0.0, 1.0) == pytest.approx(2 / 3 - np.sqrt(3) / 2 / np.pi, rel=1e-12)
-    # the disc covers the annulus
-    assert disc_in_annulus(0.0, 5.0, 2.0, 4.0) == pytest.approx((16 - 4) / 25, rel=1e-12)
-    # an edge so much flatter than the disc that it is a chord through its centre, but for R / 3 pi of curvature
-    assert disc_in_annulus(1e4, 1.0, 0.0, 1e4) == pytest.approx(0.5, abs=1e-4)
-
-
-@pytest.mark.parametrize("distance", [2.5, 2.7, 4.1, 4.25])
-def test_disc_in_annulus_against_random_points(distance):
-    n, rng = 200_000, np.random.default_rng(5)
-    r, phi = 0.12 * np.sqrt(rng.random(n)), 2 * np.pi * rng.random(n)
-    at = np.hypot(distance + r * np.cos(phi), r * np.sin(phi))
-    found, exact = np.mean((at > 2.558) & (at < 4.18)), float(disc_in_annulus(distance, 0.12, 2.558, 4.18))
-    assert abs(found - exact) <= 5 * np.sqrt(exact * (1 - exact) / n)
 
 
 def test_jitter_of_exposures_has_the_widths_that_were_set():

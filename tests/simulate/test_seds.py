@@ -51,7 +51,7 @@ def colours(template, bands):
 
 
 def test_ab_zero_in_photons():
-    frequency_density = 3631e-26  # W m-2 Hz-1
+    frequency_density = 10 ** (-48.6 / 2.5) * 1e-3  # W m-2 Hz-1, of AB = 0 (Oke & Gunn 1983)
     wavelength = 500e-9
     energy = frequency_density * 299792458 / wavelength**2  # W m-2 per m
     photons = energy / (6.62607015e-34 * 299792458 / wavelength) * 1e-9
