@@ -1,53 +1,50 @@
-"""Subtraction of the overscan level and of the master bias (Lupton 2016, Sec. 3.1)."""
+"""What is subtracted first: the overscan level of each row, then the master bias (Lupton 2016, Sec. 3.1)."""
 
 import numpy as np
 import xarray as xr
 
-from lsstcal_dask.isr.frame import Frame
+from lsstcal_dask.instrument.camera import Detector
+from lsstcal_dask.isr.frame import RawFrame
 from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
-from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["subtract_bias", "subtract_overscan"]
-
-
-def subtract_overscan(frame: Frame, config: OverscanConfig = OverscanConfig()) -> Frame:
-    """Subtract the level of each row; the variance becomes the read noise seen in the reference pixels.
-
-    Rows without a level, or all of an amplifier without one usable row of reference pixels,
-    become NaN and NO_DATA.
-    """
-    image, variance = frame.image.copy(), frame.variance.copy()
-    row_variance, mask = frame.row_variance.copy(), frame.mask.copy()
-    for i, amplifier in enumerate(frame.detector.amplifiers):
-        ny = amplifier.data.shape[0]
-        found = row_levels(reference_pixels(frame.raw[i][None], amplifier), config)
-        noise = float(found.read_noise[0])
-        if np.isnan(noise):  # no reference pixels: the nominal noise is all there is
-            noise = amplifier.read_noise / amplifier.gain
-        image[i, :ny] -= found.level[0][:, None]
-        variance[i, :ny] += np.float32(noise**2)
-        row_variance[i, :ny] += found.variance[0]
-        mask[i, :ny][~np.isfinite(found.level[0])] |= MASK_BITS["NO_DATA"]
-    return frame.with_(image=image, variance=variance, row_variance=row_variance, mask=mask)
+__all__ = ["bias_jitter", "overscan_levels"]
 
 
-def subtract_bias(frame: Frame, bias: xr.Dataset) -> Frame:
-    """Subtract the master bias (§1), adu, of this detector.
+def overscan_levels(raw: RawFrame, shape: tuple[int, int], config: OverscanConfig) -> tuple[np.ndarray, ...]:
+    """Levels of the rows, and what they leave behind.
 
     Parameters
     ----------
-    bias : ``image``, ``variance``, ``mask`` (amplifier, y, x), ``row_variance`` (amplifier, y)
-        and ``level`` (exposure, amplifier).
+    shape : (ny, nx) of the padded image.
+
+    Returns
+    -------
+    level : (amplifier, y) float32, adu; NaN for a row without one, or all of an amplifier without a usable row.
+    row_variance : (amplifier, y) float32, adu**2, of the level.
+    noise : (amplifier,) float32, adu**2: read noise seen in the reference pixels, the nominal one without any.
     """
-    bias = bias.sel(amplifier=[a.name for a in frame.detector.amplifiers])
-    jitter = np.zeros((len(frame.detector.amplifiers), 1), np.float32)
-    for i, amplifier in enumerate(frame.detector.amplifiers):
-        if not amplifier.overscan.shape[1]:  # the level of this frame is only known as well as levels repeat
-            level = bias["level"].values[:, i]
+    count = len(raw.detector.amplifiers)
+    level, variance = np.zeros((2, count, shape[0]), np.float32)
+    noise = np.empty(count, np.float32)
+    for i, amplifier in enumerate(raw.detector.amplifiers):
+        ny = amplifier.data.shape[0]
+        found = row_levels(reference_pixels(raw.counts[i][None], amplifier), config)
+        level[i, :ny], variance[i, :ny] = found.level[0], found.variance[0]
+        rms = float(found.read_noise[0])
+        noise[i] = (amplifier.read_noise / amplifier.gain if np.isnan(rms) else rms) ** 2
+    return level, variance, noise
+
+
+def bias_jitter(bias: xr.Dataset, detector: Detector) -> np.ndarray:
+    """Variance (amplifier, 1) float32, adu**2, of the level of a frame that has no overscan to tell it.
+
+    Parameters
+    ----------
+    bias : ``level`` (exposure, amplifier), adu: how the levels of the frames in it repeat.
+    """
+    jitter = np.zeros((len(detector.amplifiers), 1), np.float32)
+    for i, amplifier in enumerate(detector.amplifiers):
+        if not amplifier.overscan.shape[1]:
+            level = bias["level"].sel(amplifier=amplifier.name).values
             jitter[i] = np.nanvar(level, ddof=1) if np.isfinite(level).sum() > 1 else 0
-    return frame.with_(
-        image=frame.image - bias["image"].values,
-        variance=frame.variance + bias["variance"].values,
-        row_variance=frame.row_variance + bias["row_variance"].values + jitter,
-        mask=frame.mask | bias["mask"].values,
-    )
+    return jitter

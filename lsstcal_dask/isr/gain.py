@@ -3,31 +3,17 @@
 import numpy as np
 import xarray as xr
 
-from lsstcal_dask.isr.frame import Frame
-from lsstcal_dask.variables import MASK_BITS
+from lsstcal_dask.instrument.camera import Detector
 
-__all__ = ["apply_gain"]
+__all__ = ["gains_of"]
 
 
-def apply_gain(frame: Frame, gains: xr.Dataset) -> Frame:
-    """Multiply by the gain; add to the variance the Poisson noise of the electrons.
-
-    ``variance = g**2 * variance + max(image, 0)``, image in electrons. An amplifier
-    without a gain becomes NaN and NO_DATA.
+def gains_of(product: xr.Dataset, detector: Detector) -> np.ndarray:
+    """Gains (amplifier,) float32, electron/adu, in the order of the detector; NaN where there is none to use.
 
     Parameters
     ----------
-    gains : ``gain`` (amplifier,), electron/adu, of this detector.
+    product : ``gain`` (amplifier,), electron/adu.
     """
-    names = [a.name for a in frame.detector.amplifiers]
-    gain = gains["gain"].sel(amplifier=names).values.astype(np.float32)[:, None, None]
-    bad = ~(gain > 0)
-    gain = np.where(bad, np.float32(np.nan), gain)
-    image = frame.image * gain
-    return frame.with_(
-        image=image,
-        variance=frame.variance * gain**2 + np.maximum(image, np.float32(0)),
-        row_variance=frame.row_variance * gain[..., 0] ** 2,
-        mask=frame.mask | np.where(bad, MASK_BITS["NO_DATA"], 0).astype(np.uint16),
-        units="electron",
-    )
+    gain = product["gain"].sel(amplifier=[a.name for a in detector.amplifiers]).values.astype(np.float32)
+    return np.where(gain > 0, gain, np.float32(np.nan))

@@ -1,7 +1,6 @@
 """Apply the products to exposures: one task per detector, written as it comes, published per exposure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import xarray as xr
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
-from lsstcal_dask.isr.frame import Frame, new_frame
+from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
@@ -21,7 +20,6 @@ from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.storage.raw import open_raw
-from lsstcal_dask.variables import MASK_BITS
 
 __all__ = ["calibrate", "find_calibrated"]
 
@@ -138,29 +136,31 @@ def _results(
         step: open_product(url, name, version, chunked=False).sel(detector=detector.name)
         for step, (name, version) in versions.items()
     }
-    exposure, dark_time = str(raw["exposure"].values), float(raw["dark_time"])
-    for amplifier in detector.amplifiers:
-        counts = raw["counts"].sel(amplifier=[amplifier.name]).values
-        # No correction yet couples amplifiers, so each goes alone and a worker holds one at a time.
-        frame = new_frame(exposure, replace(detector, amplifiers=(amplifier,)), dark_time, counts, shape)
-        result = _dataset(correct(frame, products, config.overscan, config.order))
+    counts = raw["counts"].sel(amplifier=[a.name for a in detector.amplifiers]).values
+    frame = correct(
+        RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts),
+        shape,
+        products,
+        config.overscan,
+        config.order,
+    )
+    for i, amplifier in enumerate(detector.amplifiers):
+        result = _dataset(frame, i)
         if not result.attrs["summary"]["median"] and "gain" in products:
             gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
             result.attrs["remarks"] += [] if gain > 0 else ["its gain could not be measured"]
         yield amplifier.name, result
 
 
-def _dataset(frame: Frame) -> xr.Dataset:
-    """The only amplifier of a frame; NaN wherever it has NO_DATA."""
-    mask = frame.mask[0]
-    lost = mask & MASK_BITS["NO_DATA"] > 0
-    good = frame.image[0][mask == 0]
+def _dataset(frame: Frame, i: int) -> xr.Dataset:
+    """One amplifier of a frame."""
+    good = frame.image[i][frame.mask[i] == 0]
     return xr.Dataset(
         {
-            "image": (("y", "x"), np.where(lost, np.float32(np.nan), frame.image[0])),
-            "variance": (("y", "x"), np.where(lost, np.float32(np.nan), frame.variance[0])),
-            "row_variance": ("y", frame.row_variance[0]),
-            "mask": (("y", "x"), mask),
+            "image": (("y", "x"), frame.image[i]),
+            "variance": (("y", "x"), frame.variance[i]),
+            "row_variance": ("y", frame.row_variance[i]),
+            "mask": (("y", "x"), frame.mask[i]),
         },
         attrs={
             "remarks": [] if good.size else ["no usable pixel"],

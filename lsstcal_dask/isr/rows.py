@@ -1,0 +1,160 @@
+# mypy: allow-untyped-defs
+"""The corrections that act on rows, in one pass over the pixels of a CCD (Lupton 2016, Secs. 3.1 to 3.4).
+
+All amplifiers of a CCD read their pixels in step, so the rows of one number, of every amplifier, are all that a
+correction up to the dark wants to see at once. They stay in the nearest cache while one correction after the other
+goes over them in the order given, and memory is read and written once, whatever their number.
+
+With the bias subtracted, L the linearity, g the gain, C the crosstalk and D the dark:
+
+    image = (1 + C)**-1 g L(counts - level - bias) - D t
+
+The variance begins with the read noise, takes the photon noise where the gain makes electrons, and the square of
+each slope on the way; those of bias and dark are added.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from lsstcal_dask.isr.frame import RawFrame
+from lsstcal_dask.variables import MASK_BITS
+
+__all__ = ["STEPS", "Plane", "Terms", "correct_rows", "no_plane"]
+
+STEPS: Final = ("bias", "linearity", "gain", "crosstalk", "dark")
+"""Corrections that act on rows; the place of each is its number in the kernel."""
+
+_BIAS, _LINEARITY, _GAIN, _CROSSTALK, _DARK = range(len(STEPS))
+_NO_DATA: Final = np.uint16(MASK_BITS["NO_DATA"])
+
+
+class Plane(NamedTuple):
+    """An image to subtract; all (amplifier, y, x), empty where there is none."""
+
+    image: np.ndarray  # float32
+    variance: np.ndarray  # float32
+    mask: np.ndarray  # uint16
+
+
+class Terms(NamedTuple):
+    """What the corrections of one CCD take, by amplifier in the order of its counts."""
+
+    level: np.ndarray  # (amplifier, y) float32, adu
+    noise: np.ndarray  # (amplifier,) float32, adu**2
+    bias: Plane  # adu
+    gain: np.ndarray  # (amplifier,) float32, electron/adu
+    dark: Plane  # electron/s
+    seconds: float  # of dark charge
+
+
+def no_plane() -> Plane:
+    """A plane that is not there."""
+    return Plane(np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.uint16))
+
+
+def correct_rows(
+    raw: RawFrame, shape: tuple[int, int], steps: Sequence[str], terms: Terms
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Trim the counts of a CCD and apply corrections to them.
+
+    Parameters
+    ----------
+    shape : (ny, nx) of the padded image.
+    steps : names of `STEPS`, in the order in which they are applied; those that are absent are left out.
+    terms : of these corrections.
+
+    Returns
+    -------
+    image, variance : (amplifier, y, x) float32, electron if there is a gain, else adu; NaN where there is no data.
+    mask : (amplifier, y, x) uint16.
+    """
+    image, variance = np.empty((2, len(raw.counts), *shape), np.float32)
+    mask = np.empty(image.shape, np.uint16)
+    boxes = np.array([(a.data.y0, a.data.x0, *a.data.shape) for a in raw.detector.amplifiers])
+    numbers = np.array([STEPS.index(step) for step in steps], np.int64)
+    _run(raw.counts, boxes, numbers, terms, image, variance, mask)
+    return image, variance, mask
+
+
+def _inline(function):
+    return njit(function, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+
+
+@_inline
+def _load(counts, level, noise, values, variance, mask):
+    """Trim a row and subtract its level."""
+    for x in range(values.size):
+        values[x] = np.float32(counts[x]) - level
+        variance[x] = noise
+        mask[x] = 0
+
+
+@_inline
+def _subtract(values, variance, mask, image, error, flags, factor):
+    """Subtract ``factor`` times a row of a plane."""
+    square = factor * factor
+    for x in range(values.size):
+        values[x] -= factor * image[x]
+        variance[x] += square * error[x]
+        mask[x] |= flags[x]
+
+
+@_inline
+def _to_electrons(values, variance, gain):
+    """Multiply by the gain and add the photon noise of the electrons; a negative signal has none."""
+    square = gain * gain
+    for x in range(values.size):
+        electrons = values[x] * gain
+        values[x] = electrons
+        variance[x] = square * variance[x] + (electrons if electrons > 0 else np.float32(0))
+
+
+@_inline
+def _finish(values, variance, mask):
+    """Let what has no value say so, and what says so have none."""
+    for x in range(values.size):
+        lost = (mask[x] & _NO_DATA) != 0 or values[x] != values[x]
+        mask[x] = mask[x] | _NO_DATA if lost else mask[x]
+        values[x] = np.float32(np.nan) if lost else values[x]
+        variance[x] = np.float32(np.nan) if lost else variance[x]
+
+
+@_inline
+def _one_row(step, terms, scale, a, y, values, variance, mask):
+    """Apply a correction that looks at one amplifier; ``scale`` is what made the units of ``values`` of adu."""
+    nx = values.size
+    if step == _BIAS:
+        bias = terms.bias
+        _subtract(values, variance, mask, bias.image[a, y, :nx], bias.variance[a, y, :nx], bias.mask[a, y, :nx], scale)
+    elif step == _GAIN:
+        _to_electrons(values, variance, terms.gain[a])
+    elif step == _DARK:
+        dark, time = terms.dark, np.float32(terms.seconds)
+        _subtract(values, variance, mask, dark.image[a, y, :nx], dark.variance[a, y, :nx], dark.mask[a, y, :nx], time)
+
+
+@_inline
+def _run(counts, boxes, steps, terms, image, variance, mask):
+    """Correct all rows; boxes (amplifier, 4) are y0, x0, ny, nx of the light-sensitive pixels."""
+    n, rows, _ = image.shape
+    scale = np.ones(n, np.float32)
+    for y in range(rows):
+        scale[:] = 1
+        for a in range(n):
+            y0, x0, ny, nx = boxes[a]
+            nx = nx if y < ny else 0
+            image[a, y, nx:], variance[a, y, nx:], mask[a, y, nx:] = np.nan, np.nan, _NO_DATA
+            if nx:
+                row = counts[a, y0 + y, x0 : x0 + nx]
+                _load(row, terms.level[a, y], terms.noise[a], image[a, y, :nx], variance[a, y, :nx], mask[a, y, :nx])
+        for step in steps:
+            for a in range(n):
+                nx = boxes[a, 3] if y < boxes[a, 2] else 0
+                _one_row(step, terms, scale[a], a, y, image[a, y, :nx], variance[a, y, :nx], mask[a, y, :nx])
+                scale[a] = terms.gain[a] if step == _GAIN else scale[a]
+        for a in range(n):
+            nx = boxes[a, 3] if y < boxes[a, 2] else 0
+            _finish(image[a, y, :nx], variance[a, y, :nx], mask[a, y, :nx])
