@@ -39,6 +39,7 @@ MASK_BITS: Final = {
     "INTERPOLATED": 32,  # Sec. 3.5
     "CROSSTALK": 64,  # Sec. 3.3
     "EDGE": 128,  # Sec. 2.11, outer pixels of a sensor
+    "VIGNETTED": 256,  # behind the edge of the field: only a part of the pupil is seen
 }
 """Bits of a ``mask``; pixels without any bit are good."""
 

@@ -78,6 +78,7 @@ class Camera:
     file_format: str  # "amplifiers" (one extension each) or "taps" (one image)
     headers: dict[str, object] = field(hash=False)  # how the header table is read: see cameras/README
     mirrored: bool = False  # field angle x runs against focal plane x
+    vignetting_mm: tuple[float, float] | None = None  # from the axis: where vignetting begins, and where it is whole
 
     def detector(self, name: str) -> Detector:
         """Detector of that name; KeyError if the camera has none."""

@@ -82,11 +82,19 @@ class _Description(_Strict):
     plate_scale: float = Field(gt=0)
     radial: tuple[float, ...] = (0.0, 1.0)
     mirrored: bool = False
+    vignetting_mm: tuple[float, float] | None = None
     temperature: float = Field(gt=0)
     amplifiers: list[str]
     types: dict[str, _Type]
     detectors: dict[str, _Place]
     headers: HeaderRules
+
+    @field_validator("vignetting_mm")
+    @classmethod
+    def _radii(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1]:
+            raise ValueError("must be two radii, the smaller one first")
+        return value
 
     @field_validator("dtype")
     @classmethod
@@ -192,6 +200,7 @@ def _build(found: _Description, source: str) -> Camera:
         file_format=found.file_format,
         headers=found.headers.model_dump(mode="json"),
         mirrored=found.mirrored,
+        vignetting_mm=found.vignetting_mm,
     )
     _check_camera(source, camera)
     return camera

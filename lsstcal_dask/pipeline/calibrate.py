@@ -9,7 +9,9 @@ import xarray as xr
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
+from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.frame import Frame, RawFrame
+from lsstcal_dask.isr.interpolation import interpolate
 from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
@@ -98,7 +100,7 @@ def _calibrate_one(
         software=software(),
     )
     template = _template(store, raw, "electron" if "gain" in steps else "adu", config.order)
-    context = (store.url, store.camera.image_shape, config)
+    context = (store.url, store.camera.image_shape, store.camera.vignetting_mm, config)
     work = {}
     for det, use in found.items():
         versions = {step: (p.name, p.version) for step, p in use.items()}
@@ -126,12 +128,12 @@ def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template
 
 def _results(
     raw: xr.Dataset,
-    context: tuple[str, tuple[int, int], CalibrateConfig],
+    context: tuple[str, tuple[int, int], tuple[float, float] | None, CalibrateConfig],
     detector: Detector,
     versions: Mapping[str, tuple[str, str]],
 ) -> AmplifierResults:
     """What a worker does for one detector."""
-    url, shape, config = context
+    url, shape, vignetting_mm, config = context
     products: dict[str, xr.Dataset] = {
         step: open_product(url, name, version, chunked=False).sel(detector=detector.name)
         for step, (name, version) in versions.items()
@@ -144,6 +146,7 @@ def _results(
         config.overscan,
         config.order,
     )
+    frame = interpolate(flag_edges(frame, config.edge, vignetting_mm), config.interpolation)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         if not result.attrs["summary"]["median"] and "gain" in products:

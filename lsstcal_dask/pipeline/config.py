@@ -5,9 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.isr.interpolation import InterpolationConfig
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
@@ -22,6 +23,8 @@ class CalibrateConfig(BaseModel):
 
     order: str = "lupton2016"
     overscan: OverscanConfig = OverscanConfig()
+    edge: int = Field(5, ge=0, description="outer pixels of a sensor that are flagged EDGE")
+    interpolation: InterpolationConfig = InterpolationConfig()
 
 
 class Config(BaseModel):
