@@ -34,8 +34,9 @@ def correct(raw, shape, products, config, steps):
             row_variance = row_variance * scale[..., 0] ** 2
         elif step == "dark":
             dark = products["dark"]
-            image, variance, mask = subtract(image, variance, mask, dark, raw.dark_time)
-            row_variance = row_variance + dark["row_variance"].values * raw.dark_time**2
+            seconds = raw.dark_time + raw.detector.row_time * np.arange(shape[0])
+            image, variance, mask = subtract(image, variance, mask, dark, seconds[:, None])
+            row_variance = row_variance + dark["row_variance"].values * seconds**2
     lost = (mask & NO_DATA > 0) | np.isnan(image)
     image, variance = (np.where(lost, np.nan, values) for values in (image, variance))
     mask = np.where(padding, padding, np.where(lost, mask | NO_DATA, mask))

@@ -60,6 +60,7 @@ class Detector:
     pixel_mm: float
     center_mm: tuple[float, float]  # of the CCD on the focal plane
     yaw_deg: float  # rotation on the focal plane, counter-clockwise
+    row_time: float = 0.0  # s to read a row: pixels of later rows gather dark charge for longer
 
 
 @dataclass(frozen=True)

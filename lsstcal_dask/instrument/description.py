@@ -58,6 +58,7 @@ class _Type(_Strict):
     data: _BoxRow
     overscan: _BoxRow = (0, 0, 0, 0)
     parallel_overscan: _BoxRow = (0, 0, 0, 0)
+    row_time: float = Field(0.0, ge=0)
     gain: float = Field(gt=0)
     read_noise: float = Field(ge=0)
     extension: str = ""
@@ -184,6 +185,7 @@ def _build(found: _Description, source: str) -> Camera:
                 pixel_mm=kind.pixel_mm,
                 center_mm=place.center,
                 yaw_deg=place.yaw,
+                row_time=kind.row_time,
             )
         )
     everything = [a for d in detectors for a in d.amplifiers]

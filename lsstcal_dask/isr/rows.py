@@ -7,7 +7,7 @@ goes over them in the order given, and memory is read and written once, whatever
 
 With the bias subtracted, L the linearity, g the gain, C the crosstalk and D the dark:
 
-    image = (1 + C)**-1 g L(counts - level - bias) - D t
+    image = (1 + C)**-1 g L(counts - level - bias) - D t(y)
 
 The variance begins with the read noise, takes the photon noise where the gain makes electrons, and the square of
 each slope on the way; those of bias and dark are added.
@@ -47,7 +47,7 @@ class Terms(NamedTuple):
     bias: Plane  # adu
     gain: np.ndarray  # (amplifier,) float32, electron/adu
     dark: Plane  # electron/s
-    seconds: float  # of dark charge
+    seconds: np.ndarray  # (y,) float32, s, of dark charge
 
 
 def no_plane() -> Plane:
@@ -132,7 +132,7 @@ def _one_row(step, terms, scale, a, y, values, variance, mask):
     elif step == _GAIN:
         _to_electrons(values, variance, terms.gain[a])
     elif step == _DARK:
-        dark, time = terms.dark, np.float32(terms.seconds)
+        dark, time = terms.dark, terms.seconds[y]
         _subtract(values, variance, mask, dark.image[a, y, :nx], dark.variance[a, y, :nx], dark.mask[a, y, :nx], time)
 
 

@@ -65,7 +65,7 @@ def correct(
         bias=_plane(raw, products.get("bias")),
         gain=_gain(raw, products.get("gain")),
         dark=_plane(raw, products.get("dark")),
-        seconds=dark_seconds(raw) if "dark" in steps else 0.0,
+        seconds=dark_seconds(raw, shape[0]) if "dark" in steps else np.zeros(shape[0], np.float32),
     )
     image, variance, mask = rows.correct_rows(raw, shape, steps, terms)
     row_variance = _row_variance(raw, row_variance, steps, products, terms)
@@ -108,5 +108,5 @@ def _row_variance(
             variance = variance + own * scale**2
         elif step == "dark":
             own = products[step]["row_variance"].sel(amplifier=names).values
-            variance = variance + own * np.float32(terms.seconds) ** 2
+            variance = variance + own * terms.seconds**2
     return np.asarray(variance, np.float32)

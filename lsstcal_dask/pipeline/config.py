@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.interpolation import InterpolationConfig
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
 
@@ -35,7 +36,7 @@ class Config(BaseModel):
     overscan: OverscanConfig = OverscanConfig()
     bias: StackConfig = StackConfig()
     gain: GainConfig = GainConfig()
-    dark: StackConfig = StackConfig()
+    dark: DarkConfig = DarkConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
 
     @model_validator(mode="before")

@@ -4,7 +4,7 @@ The frames come as raw counts; overscan, bias plane and scale are applied while
 the stack is combined, so it is held once, at the width of the raw integers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,11 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.products.cosmics import combine_again, find_hits, frames_needed, hits_in_each
 from lsstcal_dask.products.exposures import Exposures, Transform, read_exposures
 from lsstcal_dask.products.residuals import frame_levels, misfits, residual_blocks
 from lsstcal_dask.statistics import Calibration, Noise, clipped_mean, median, median_of_sums
 
-__all__ = ["Stack", "StackConfig", "combine_amplifier"]
+__all__ = ["CosmicMethod", "Stack", "StackConfig", "combine_amplifier"]
+
+
+CosmicMethod = Literal["clip", "temporal", "single", "none"]
 
 
 class StackConfig(BaseModel):
@@ -33,6 +37,11 @@ class StackConfig(BaseModel):
     minimum: int = Field(3, ge=2, description="fewest exposures that make a product")
     reject: float = Field(6.0, gt=3, description="a frame whose structure is this many sigma off is left out")
     overscan: OverscanConfig = OverscanConfig()
+    cosmic_rays: CosmicMethod = Field(
+        "clip",
+        description="clip: pixel by pixel; temporal: tracks with their rims, by comparing exposures; single: in every "
+        "exposure by itself; none: a plain mean, which needs many more exposures",
+    )
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Stack:
     read_noise_error: float
     method: str
     reasons: dict[int, str]  # why frames were left out
+    hits: np.ndarray  # (n,) pixels of each frame left out for a cosmic ray
+    inflation: float  # times as many exposures as without cosmic rays that a plain mean needs; NaN if it was not made
 
 
 def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Transform, config: StackConfig) -> Stack:
@@ -86,6 +97,8 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
         found = _combine(exposures, found.use & ~np.isin(np.arange(len(noise)), list(odd)), config)
         residuals = residual_blocks(exposures, found.value)
     reasons |= {int(i): "too noisy to be of use to a median" for i in np.flatnonzero(found.idle)}
+    found, hits = _without_cosmics(exposures, found, config)
+    inflation = frames_needed(exposures, found.use, found.value) if config.cosmic_rays == "none" else float("nan")
     level, error = frame_levels(exposures, residuals)
     shift = 0.0
     if not exposures.rows_known and levels.level.any():  # the levels that were taken out
@@ -102,8 +115,25 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
         weight=found.weight,
         method=found.method,
         reasons=reasons,
+        hits=hits,
+        inflation=inflation,
         **_read_noise(exposures, found.use, config),
     )
+
+
+def _without_cosmics(exposures: Exposures, found: "_Combined", config: StackConfig) -> tuple["_Combined", np.ndarray]:
+    """Leave out what cosmic rays hit; how many pixels of each exposure that was.
+
+    Two exposures do not tell which of them was hit: tracks are then found in each by itself.
+    """
+    if config.cosmic_rays in ("clip", "none") or found.method != "clipmean":
+        return found, np.zeros(len(found.use), int)
+    if config.cosmic_rays == "single" or found.use.sum() < 3:
+        hits = hits_in_each(exposures, found.use)
+    else:
+        hits = find_hits(exposures, found.value)
+    again = combine_again(exposures, found.use, hits, (found.value, found.variance, found.frames), config.k)
+    return replace(found, value=again.value, variance=again.variance, frames=again.frames), again.hits
 
 
 def _row_variance(exposures: Exposures, found: "_Combined", level: np.ndarray) -> np.ndarray:
@@ -157,9 +187,9 @@ def _combine(exposures: Exposures, use: np.ndarray, config: StackConfig) -> _Com
     data, idle = exposures.data, np.zeros(len(use), bool)
     if method == "clipmean":
         model = Noise((exposures.noise**2).astype(np.float32), 1 / transform.gain)
-        rounds = 2 if slack else 1
+        rounds, k = 2 if slack else 1, np.inf if config.cosmic_rays == "none" else config.k
         value, variance, frames = clipped_mean(
-            data, calibration, model, k=config.k, iterations=rounds, use=use, start=best, slack=slack
+            data, calibration, model, k=k, iterations=rounds, use=use, start=best, slack=slack
         )
     else:
         if method == "sums":

@@ -1,5 +1,7 @@
 """The corrections of one CCD, pixel by pixel, against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import plain_isr
 import pytest
@@ -219,6 +221,16 @@ def test_no_dark_time_is_no_dark():
     np.testing.assert_allclose(found.variance[0, :, :3], READ, rtol=1e-6)
 
 
+def test_rows_that_wait_gather_more():
+    raw = raw_frame()
+    raw = replace(raw, detector=replace(raw.detector, row_time=2.0))
+    found = apply(raw, {"dark": images(0.5, variance=0.01, row_variance=0.02)})
+    seconds = 10 + 2 * np.arange(NY)
+    np.testing.assert_allclose(found.image[0, :, 1], 50 - 0.5 * seconds, rtol=1e-6)
+    np.testing.assert_allclose(found.variance[0, :, 1], READ + 0.01 * seconds**2, rtol=1e-6)
+    np.testing.assert_allclose(found.row_variance[0], READ / 4 + 0.02 * seconds**2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("time", [np.nan, -1.0])
 def test_dark_time_must_be_known(time):
     with pytest.raises(UnitsError, match=r"exposure e1 R22_S11: dark time is .* --skip dark"):
@@ -292,6 +304,7 @@ def test_rows_at_once_equal_step_by_step(order, dtype):
         product["mask"][:] = rng.choice([0, BAD, NO_DATA], shape, p=[0.8, 0.1, 0.1])
     products = {"bias": bias, "dark": dark, "gain": gains(1.5, 1.4, np.nan, names=names)}
     raw = raw_frame(*three, counts=counts)
+    raw = replace(raw, detector=replace(raw.detector, row_time=0.3))
     found, wanted = apply(raw, products, order=order), plain_isr.correct(raw, SHAPE, products, ROWS, ORDERS[order])
     for name in ("image", "variance", "row_variance"):
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=1e-4)
