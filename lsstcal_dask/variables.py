@@ -12,6 +12,7 @@ import xarray as xr
 from lsstcal_dask.errors import InconsistentGeometry, UnitsError
 
 __all__ = [
+    "DEFECT_KINDS",
     "DIMS",
     "EXPOSURE_TYPES",
     "MASK_BITS",
@@ -42,6 +43,17 @@ MASK_BITS: Final = {
     "VIGNETTED": 256,  # behind the edge of the field: only a part of the pupil is seen
 }
 """Bits of a ``mask``; pixels without any bit are good."""
+
+
+DEFECT_KINDS: Final = {
+    "HOT": 1,  # charge without light
+    "COLD": 2,  # little response
+    "COLUMN": 4,  # part of a bad column
+    "TRAP": 8,  # keeps charge back
+    "INCONSISTENT": 16,  # response depends on the level
+    "LISTED": 32,  # on the list of the camera team, or of an epoch before
+}
+"""Bits of a ``defect_kind`` (§3)."""
 
 
 NOTE: Final = "note: "
@@ -95,6 +107,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "frames": Variable(
         ("detector", *_PIXELS), "iu", ("",), "exposures that entered a pixel: its degrees of freedom + 1"
     ),
+    "defect_kind": Variable(("detector", *_PIXELS), "u", ("",), "bit flags, see DEFECT_KINDS (Sec. 2.4)"),
     "overscan": Variable(("exposure", "detector", "amplifier", "y"), "f", ("adu",), "overscan level of a row"),
     "level": Variable(("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"),
     "level_error": Variable(

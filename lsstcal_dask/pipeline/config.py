@@ -11,6 +11,7 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.interpolation import InterpolationConfig
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.products.dark import DarkConfig
+from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
 
@@ -37,6 +38,7 @@ class Config(BaseModel):
     bias: StackConfig = StackConfig()
     gain: GainConfig = GainConfig()
     dark: DarkConfig = DarkConfig()
+    defects: DefectConfig = DefectConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
 
     @model_validator(mode="before")

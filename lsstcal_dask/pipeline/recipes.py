@@ -8,7 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.products import bias, dark, gain
+from lsstcal_dask.products import bias, dark, defects, gain
 from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
@@ -74,6 +74,17 @@ RECIPES: Final = {
             outputs=dark.OUTPUTS,
             check=dark.check_darks,
             make=dark.dark_amplifiers,
+            context=lambda camera: camera.image_shape,
+            sizes=_image_sizes,
+        ),
+        Recipe(
+            name="defects",
+            types=("flat",),
+            needs=("gain",),
+            uses=("bias", "dark"),
+            outputs=defects.OUTPUTS,
+            check=defects.check_defects,
+            make=defects.defect_amplifiers,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
         ),
