@@ -7,6 +7,7 @@ from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.variables import MASK_BITS
 
 NO_DATA = MASK_BITS["NO_DATA"]
+STEPS = ("overscan", "bias", "gain", "dark")
 
 
 def correct(raw, shape, products, config, steps):

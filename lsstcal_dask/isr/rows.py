@@ -24,10 +24,10 @@ from lsstcal_dask.variables import MASK_BITS
 
 __all__ = ["STEPS", "Plane", "Terms", "correct_rows", "no_plane"]
 
-STEPS: Final = ("bias", "linearity", "gain", "crosstalk", "dark")
+STEPS: Final = ("bias", "gain", "dark")
 """Corrections that act on rows; the place of each is its number in the kernel."""
 
-_BIAS, _LINEARITY, _GAIN, _CROSSTALK, _DARK = range(len(STEPS))
+_BIAS, _GAIN, _DARK = range(len(STEPS))
 _NO_DATA: Final = np.uint16(MASK_BITS["NO_DATA"])
 
 

@@ -5,45 +5,88 @@ the reverse of the order in which it happened; and `rubin`, that of Rubin's own 
 gain first, takes crosstalk from signals that are not linear yet, and the bias off at the end.
 """
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field
 
+from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.isr import rows
 from lsstcal_dask.isr.bias import bias_jitter, overscan_levels
+from lsstcal_dask.isr.cosmics import CosmicConfig, flag_cosmics
 from lsstcal_dask.isr.dark import dark_seconds
+from lsstcal_dask.isr.defects import flag_defects
+from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.gain import gains_of
+from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate
 from lsstcal_dask.isr.overscan import OverscanConfig
 
-__all__ = ["NEEDED", "ORDERS", "correct"]
+__all__ = ["NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "correct"]
+
+_AFTER: Final = ("defects", "edges", "cosmics", "interpolation")
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
-    "lupton2016": ("overscan", "bias", "gain", "dark"),
-    "physical": ("overscan", "bias", "gain", "dark"),
-    "rubin": ("overscan", "gain", "bias", "dark"),
+    "lupton2016": ("overscan", "bias", "gain", "dark", *_AFTER),
+    "physical": ("overscan", "bias", "gain", "dark", *_AFTER),
+    "rubin": ("overscan", "gain", "bias", "dark", *_AFTER),
 }
-"""Corrections in the order in which they are applied."""
+"""Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 
-NEEDED: Final = {"bias": "bias", "gain": "gain", "dark": "dark"}
+NEEDED: Final = {"bias": "bias", "gain": "gain", "dark": "dark", "defects": "defects"}
 """The product that a correction applies."""
 
+OPTIONAL: Final = frozenset({"defects"})
+"""Corrections that are left out, with a remark, where their product was never built."""
 
-def correct(
-    raw: RawFrame,
-    shape: tuple[int, int],
-    products: Mapping[str, xr.Dataset],
-    config: OverscanConfig = OverscanConfig(),
-    order: str = "lupton2016",
-) -> Frame:
-    """Apply the corrections of an order whose products are given; overscan needs none.
+_IN_ELECTRONS: Final = ("dark", "cosmics")
+
+
+class IsrConfig(BaseModel):
+    """How frames are corrected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: Literal["lupton2016", "physical", "rubin"] = "lupton2016"
+    overscan: OverscanConfig = OverscanConfig()
+    edge: int = Field(5, ge=0, description="outer pixels of a sensor that are flagged EDGE")
+    find_cosmics: bool = Field(False, description="look for cosmic rays in the frame by itself")
+    cosmics: CosmicConfig = CosmicConfig()
+    interpolation: InterpolationConfig = InterpolationConfig()
+
+
+@dataclass(frozen=True)
+class Site:
+    """What of the camera the corrections of a CCD want to know."""
+
+    shape: tuple[int, int]  # (ny, nx) of the padded image
+    vignetting_mm: tuple[float, float] | None = None  # see `instrument.Camera`
+
+
+def check_steps(skip: frozenset[str]) -> None:
+    """Refuse to leave out what others need.
+
+    Raises
+    ------
+    WrongUse
+        There is no such correction, or one that works on electrons would get adu.
+    """
+    if unknown := sorted(skip - set(NEEDED)):
+        raise WrongUse(f"unknown correction {unknown[0]!r} to skip: choose from {', '.join(NEEDED)}")
+    left = [step for step in _IN_ELECTRONS if step in NEEDED and step not in skip]
+    if "gain" in skip and left:
+        raise WrongUse(f"without gain there are no electrons: skip {', '.join(left)} too")
+
+
+def correct(raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig = IsrConfig()) -> Frame:
+    """Apply the corrections of an order whose products are given; those without a product always.
 
     Parameters
     ----------
     raw : counts of one CCD.
-    shape : (ny, nx) of the padded image.
     products : by name, of this detector; a correction without its product is left out,
         which is for the caller to allow.
 
@@ -57,20 +100,54 @@ def correct(
     UnitsError
         The dark time is missing or negative, and there is a dark.
     """
-    steps = [step for step in ORDERS[order] if step in products]
-    level, row_variance, noise = overscan_levels(raw, shape, config)
+    steps = [step for step in ORDERS[config.order] if step not in NEEDED or step in products]
+    frame = _correct_rows(raw, site, [step for step in steps if step in rows.STEPS], products, config)
+    for step in steps:
+        if step in _FRAME_STEPS:
+            frame = _FRAME_STEPS[step](frame, site, products, config)
+    return frame
+
+
+def _correct_rows(
+    raw: RawFrame, site: Site, steps: list[str], products: Mapping[str, xr.Dataset], config: IsrConfig
+) -> Frame:
+    level, row_variance, noise = overscan_levels(raw, site.shape, config.overscan)
     terms = rows.Terms(
         level=level,
         noise=noise,
         bias=_plane(raw, products.get("bias")),
         gain=_gain(raw, products.get("gain")),
         dark=_plane(raw, products.get("dark")),
-        seconds=dark_seconds(raw, shape[0]) if "dark" in steps else np.zeros(shape[0], np.float32),
+        seconds=dark_seconds(raw, site.shape[0]) if "dark" in steps else np.zeros(site.shape[0], np.float32),
     )
-    image, variance, mask = rows.correct_rows(raw, shape, steps, terms)
+    image, variance, mask = rows.correct_rows(raw, site.shape, steps, terms)
     row_variance = _row_variance(raw, row_variance, steps, products, terms)
     units = "electron" if "gain" in steps else "adu"
     return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, units)
+
+
+def _defects(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return flag_defects(frame, products["defects"])
+
+
+def _edges(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return flag_edges(frame, config.edge, site.vignetting_mm)
+
+
+def _cosmics(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return flag_cosmics(frame, config.cosmics) if config.find_cosmics and frame.units == "electron" else frame
+
+
+def _interpolation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return interpolate(frame, config.interpolation)
+
+
+_FRAME_STEPS: Final[dict[str, Callable[[Frame, Site, Mapping[str, xr.Dataset], IsrConfig], Frame]]] = {
+    "defects": _defects,
+    "edges": _edges,
+    "cosmics": _cosmics,
+    "interpolation": _interpolation,
+}
 
 
 def _plane(raw: RawFrame, product: xr.Dataset | None) -> rows.Plane:

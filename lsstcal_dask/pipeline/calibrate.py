@@ -7,21 +7,19 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, WrongUse
+from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import Detector
-from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.frame import Frame, RawFrame
-from lsstcal_dask.isr.interpolation import interpolate
-from lsstcal_dask.isr.sequence import NEEDED, ORDERS, correct
+from lsstcal_dask.isr.sequence import NEEDED, OPTIONAL, ORDERS, IsrConfig, Site, check_steps, correct
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
-from lsstcal_dask.pipeline.config import CalibrateConfig
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.pipeline.upstream import Upstream, find_upstream, read_upstream
+from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream, read_upstream
 from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.variables import NOTE
 
 __all__ = ["calibrate", "find_calibrated"]
 
@@ -31,7 +29,7 @@ _NAME = "calibrated"
 def calibrate(
     store: Store,
     exposures: Sequence[str],
-    config: CalibrateConfig,
+    config: IsrConfig,
     compute: Compute,
     *,
     skip: Sequence[str] = (),
@@ -42,17 +40,14 @@ def calibrate(
     Parameters
     ----------
     exposures : ids; every science exposure if empty.
-    skip : corrections left out: bias, gain or dark.
+    skip : corrections left out, of those that apply a product.
 
     Raises
     ------
     CalibrationError
-        An unknown order, correction or exposure.
+        An unknown correction or exposure.
     """
-    if config.order not in ORDERS:
-        raise WrongUse(f"unknown order of corrections {config.order!r}: choose from {', '.join(ORDERS)}")
-    if unknown := sorted(set(skip) - set(NEEDED)):
-        raise WrongUse(f"unknown correction {unknown[0]!r} to skip: choose from {', '.join(NEEDED)}")
+    check_steps(frozenset(skip))
     chosen = {"exposures": exposures} if exposures else {"exposure_type": "science"}
     raw = open_raw(store.url, store.camera, chunked=False, **chosen)
     if not raw.sizes["exposure"]:
@@ -65,7 +60,7 @@ def calibrate(
 def _calibrate_one(
     store: Store,
     raw: xr.Dataset,
-    config: CalibrateConfig,
+    config: IsrConfig,
     compute: Compute,
     extra: tuple[Upstream, Sequence[str], bool],
 ) -> Built:
@@ -73,6 +68,8 @@ def _calibrate_one(
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values))
     exposure, time = str(raw["exposure"].values), str(np.datetime_as_string(raw["time"].values, unit="s"))
     steps = [step for step in ORDERS[config.order] if step in NEEDED and step not in skip]
+    without = [step for step in steps if step in OPTIONAL and not built(upstream, NEEDED[step])]
+    steps = [step for step in steps if step not in without]
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     for det in (str(name) for name in raw["detector"].values):
@@ -89,7 +86,7 @@ def _calibrate_one(
         name=_NAME,
         valid_from=time,
         failed=failed,
-        remarks=[f"without {', '.join(sorted(skip))}"] if skip else [],
+        remarks=_left_out(skip, without),
         inputs={
             "exposure": exposure,
             "headers": header_digests(raw),
@@ -100,12 +97,18 @@ def _calibrate_one(
         software=software(),
     )
     template = _template(store, raw, "electron" if "gain" in steps else "adu", config.order)
-    context = (store.url, store.camera.image_shape, store.camera.vignetting_mm, config)
+    context = (store.url, Site(store.camera.image_shape, store.camera.vignetting_mm), config)
     work = {}
     for det, use in found.items():
         versions = {step: (p.name, p.version) for step, p in use.items()}
         work[det] = (_results, (context, store.camera.detector(det), versions))
     return run_version(store.url, pointer, template, raw, work, compute, progress)
+
+
+def _left_out(skip: Sequence[str], without: Sequence[str]) -> list[str]:
+    """Remarks on what was not corrected: a warning where it was wanted so, a note where nothing was built for it."""
+    remarks = [f"without {', '.join(sorted(skip))}"] if skip else []
+    return remarks + [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in without]
 
 
 def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:
@@ -128,25 +131,20 @@ def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template
 
 def _results(
     raw: xr.Dataset,
-    context: tuple[str, tuple[int, int], tuple[float, float] | None, CalibrateConfig],
+    context: tuple[str, Site, IsrConfig],
     detector: Detector,
     versions: Mapping[str, tuple[str, str]],
 ) -> AmplifierResults:
     """What a worker does for one detector."""
-    url, shape, vignetting_mm, config = context
+    url, site, config = context
     products: dict[str, xr.Dataset] = {
         step: open_product(url, name, version, chunked=False).sel(detector=detector.name)
         for step, (name, version) in versions.items()
     }
     counts = raw["counts"].sel(amplifier=[a.name for a in detector.amplifiers]).values
     frame = correct(
-        RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts),
-        shape,
-        products,
-        config.overscan,
-        config.order,
+        RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts), site, products, config
     )
-    frame = interpolate(flag_edges(frame, config.edge, vignetting_mm), config.interpolation)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         if not result.attrs["summary"]["median"] and "gain" in products:

@@ -5,28 +5,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lsstcal_dask.errors import CalibrationError
-from lsstcal_dask.isr.interpolation import InterpolationConfig
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.isr.sequence import IsrConfig
 from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
 
-__all__ = ["CalibrateConfig", "Config", "read_config", "read_settings"]
-
-
-class CalibrateConfig(BaseModel):
-    """How science frames are corrected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    order: str = "lupton2016"
-    overscan: OverscanConfig = OverscanConfig()
-    edge: int = Field(5, ge=0, description="outer pixels of a sensor that are flagged EDGE")
-    interpolation: InterpolationConfig = InterpolationConfig()
+__all__ = ["Config", "read_config", "read_settings"]
 
 
 class Config(BaseModel):
@@ -39,7 +28,7 @@ class Config(BaseModel):
     gain: GainConfig = GainConfig()
     dark: DarkConfig = DarkConfig()
     defects: DefectConfig = DefectConfig()
-    calibrate: CalibrateConfig = CalibrateConfig()
+    calibrate: IsrConfig = IsrConfig()
 
     @model_validator(mode="before")
     @classmethod

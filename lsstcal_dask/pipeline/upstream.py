@@ -7,7 +7,7 @@ from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, list_products, lookup, outdated
 
-__all__ = ["OverscanMismatch", "Upstream", "find_upstream", "read_upstream"]
+__all__ = ["OverscanMismatch", "Upstream", "built", "find_upstream", "read_upstream"]
 
 _LEVELLED = ("bias", "dark")
 """Products of pixels above the overscan: they hold what its setting left, and only frames with the same have it."""
@@ -29,6 +29,11 @@ def read_upstream(url: str) -> Upstream:
     """Everything published in a store as it is now."""
     pointers = list_products(url)
     return Upstream(pointers, outdated(pointers, record_digests(read_records(url))))
+
+
+def built(upstream: Upstream, name: str) -> bool:
+    """Whether there is any product of that name, for whatever detector and time."""
+    return any(pointer.name == name for pointer in upstream.pointers)
 
 
 def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step: tuple[str, OverscanConfig]) -> Pointer:

@@ -304,7 +304,7 @@ def _amplifier_kinds(
         parts = [use, use, use]  # one level: nothing can be inconsistent
     flats = [_flat(counts, amplifier, plane, (levels, weights, means * gain), part, gain) for part in parts]
     dark = products["dark"].sel(amplifier=amplifier.name) if "dark" in products else None
-    return _kinds(*flats, dark, config)
+    return _kinds(flats[0], flats[1], flats[2], dark, config)
 
 
 def _levels(
