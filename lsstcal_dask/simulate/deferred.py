@@ -105,7 +105,7 @@ def _transfer(seed: int, settings: Deferred, detector: Detector, index: int) -> 
     traps.sort(order="column")
     traps = traps[::-1].copy()  # the last one to be passed is the one nearest to the output
     traps.flags.writeable = False
-    return Transfer(*map(float, found), traps)
+    return Transfer(float(found[0]), float(found[1]), float(found[2]), traps)
 
 
 def defer(
