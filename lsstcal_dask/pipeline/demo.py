@@ -32,7 +32,7 @@ from lsstcal_dask.storage.products import list_products, open_product
 __all__ = ["Comparison", "compare", "run_demo"]
 
 _CAMERA = "mini9"
-_MISSING = ("nonlinearity", "crosstalk")
+_MISSING = ("nonlinearity", "crosstalk", "deferred")
 """Effects that nothing corrects yet, so that leaving them out is the only way to compare with the truth."""
 
 _PLAN = Plan(
@@ -94,7 +94,7 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
             raise CalibrationError(f"demo: {made.errors[0]}")
         files += made.files
     say(f"{len(files)} raw files of camera {_CAMERA} (9 CCDs of 16 amplifiers), simulated -> {raw}")
-    say(f"  all effects but {' and '.join(_MISSING)}, which nothing corrects yet")
+    say(f"  all effects but {', '.join(_MISSING)}, which nothing corrects yet")
     say(f"$ lsstcal ingest {url} --camera {_CAMERA} {raw}/*.fits")
     report = ingest(store, sorted(files), compute)
     if report.errors:

@@ -296,7 +296,10 @@ def _files_there(site: Observatory, exposure: Exposure, group: Sequence[str], fo
 
 def _origin(site: Observatory, exposure: Exposure) -> str:
     """Short hash of all that a frame follows from."""
-    asked = {**asdict(exposure), "time": str(exposure.time)}
+    asked = {**asdict(replace(exposure, previous=None)), "time": str(exposure.time)}
+    del asked["previous"]
+    if exposure.previous is not None and site.settings.persistence.on:
+        asked["previous"] = _origin(site, exposure.previous)
     return digest({"site": _site_digest(site), "exposure": asked})
 
 

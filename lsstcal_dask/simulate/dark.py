@@ -21,6 +21,7 @@ __all__ = [
     "blinking_rate",
     "dark_electrons",
     "dark_rate",
+    "warming",
 ]
 
 ROW_TIME: Final = 2.0 / 2048
@@ -96,8 +97,13 @@ def dark_rate(
     if hot.on:
         pixels = _sparse(seed, "hot_pixels", hot, detector)
         np.add.at(rate, (pixels["y"], pixels["x"]), pixels["rate"])
-    warmth = 0.0 if temperature is None else temperature - dark.reference
-    return rate if warmth == 0 else rate * np.float32(2 ** (warmth / dark.doubling))
+    warmer = 0.0 if temperature is None else temperature - dark.reference
+    return rate if warmer == 0 else rate * np.float32(warming(dark, warmer))
+
+
+def warming(dark: DarkCurrent, warmer: float) -> float:
+    """Factor on every dark rate of a CCD that is so many K warmer."""
+    return float(2 ** (warmer / dark.doubling))
 
 
 def _amplifier_rate(seed: int, dark: DarkCurrent, detector: Detector, index: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What is to be taken: one exposure of a recipe, and the light that is sent into the telescope."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -65,6 +65,8 @@ class Exposure:
     dark_time: float  # s over which dark charge gathers before the readout begins
     filter: str = "none"
     source: Lamp | Projection | Pointing | XRays | None = None
+    # what was taken before, itself without a predecessor: only persistence looks at it, so it makes no other exposure
+    previous: "Exposure | None" = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

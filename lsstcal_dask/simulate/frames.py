@@ -1,6 +1,7 @@
 """From light to raw counts: charge gathers, bleeds, is clocked out, crosses over and is digitised (Secs. 2 and 3)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,16 +18,19 @@ from lsstcal_dask.simulate.boards import boards
 from lsstcal_dask.simulate.charge import accumulate
 from lsstcal_dask.simulate.cosmics import cosmic_rays
 from lsstcal_dask.simulate.crosstalk import coupled
-from lsstcal_dask.simulate.dark import ROW_TIME, blinking_rate, dark_electrons
+from lsstcal_dask.simulate.dark import ROW_TIME, blinking_rate, dark_electrons, warming
 from lsstcal_dask.simulate.defects import apply_traps
+from lsstcal_dask.simulate.deferred import defer
 from lsstcal_dask.simulate.electronics import read_out
 from lsstcal_dask.simulate.exposure import Exposure, XRays
 from lsstcal_dask.simulate.headers import cards, header
 from lsstcal_dask.simulate.observatory import Observatory
+from lsstcal_dask.simulate.persistence import released
 from lsstcal_dask.simulate.poisson import poisson
 from lsstcal_dask.simulate.random import stream, tiles
 from lsstcal_dask.simulate.saturation import bloom, clamp_serial
 from lsstcal_dask.simulate.scene import light
+from lsstcal_dask.simulate.temperature import ccd_temperature, thermometer
 from lsstcal_dask.simulate.xrays import xray_electrons
 
 __all__ = ["charge", "frames", "lazy_counts", "packets"]
@@ -41,6 +45,8 @@ def charge(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndar
     """
     settings, number = site.settings, exposure.number
     gathered = _dark(site, exposure, detector)
+    if settings.persistence.on and exposure.previous is not None:
+        gathered += _persistent(site, exposure, exposure.previous, detector)
     if exposure.source is not None:
         seen = light(site, exposure, detector)
         if seen.rate.any() or len(seen.points):
@@ -79,9 +85,31 @@ def _detected(site: Observatory, number: int, detector: Detector, freed: np.ndar
 
 
 def _dark(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarray:
-    """Charge (y, x) that gathered without light, drawn tile by tile."""
+    """Charge (y, x) that gathered without light."""
     blinking = blinking_rate(site.seed, site.settings.blinking_pixels, detector, exposure.number)
-    mean = dark_electrons(site.dark_rate(detector) + blinking, detector, exposure.dark_time)
+    warmer = _temperature(site, exposure, detector) - site.camera.temperature
+    factor = warming(site.settings.dark_current, warmer)  # on times, where it costs no pass over the pixels
+    rate = site.dark_rate(detector) + blinking
+    mean = dark_electrons(rate, detector, factor * exposure.dark_time, factor * ROW_TIME)
+    return _drawn(site, "dark_current", exposure, detector, mean)
+
+
+def _persistent(site: Observatory, exposure: Exposure, previous: Exposure, detector: Detector) -> np.ndarray:
+    """Charge (y, x) that the exposure before has left, worked out again without what it found itself."""
+    alone = replace(previous, previous=None)
+    idle = (exposure.time - previous.time) / np.timedelta64(1, "s") - previous.dark_time
+    before = charge(site, alone, detector)
+    mean = released(site.settings.persistence, detector, before, float(idle), exposure.dark_time, ROW_TIME)
+    return _drawn(site, "persistence", exposure, detector, mean)
+
+
+def _temperature(site: Observatory, exposure: Exposure, detector: Detector) -> float:
+    """K, of a CCD when the exposure begins."""
+    return ccd_temperature(site.seed, site.settings.temperature, site.camera, detector, exposure.time)
+
+
+def _drawn(site: Observatory, effect: str, exposure: Exposure, detector: Detector, mean: np.ndarray) -> np.ndarray:
+    """Poisson numbers (y, x) of these means, which are overwritten, tile by tile; the means without shot noise."""
     if not site.settings.shot_noise.on:
         return mean
     for index, amplifier in enumerate(detector.amplifiers):
@@ -89,7 +117,7 @@ def _dark(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarr
         part = mean[y0 : y0 + ny, x0 : x0 + nx]
         for tile, rows in tiles(ny):
             place = {"exposure": exposure.number, "detector": detector.id, "amplifier": index, "tile": tile}
-            part[rows] = poisson(stream(site.seed, "dark_current", **place), part[rows])
+            part[rows] = poisson(stream(site.seed, effect, **place), part[rows])
     return mean
 
 
@@ -101,7 +129,8 @@ def packets(site: Observatory, exposure: Exposure, detector: Detector) -> np.nda
     for amplifier in detector.amplifiers:
         place, (ny, nx) = camera.amplifier_names.index(amplifier.name), amplifier.data.shape
         raw[(place, *amplifier.data.slices)] = images[place, :ny, :nx]
-    return clamp_serial(site.seed, settings.serial_clamp, detector, raw, camera.amplifier_names)[0]
+    raw, _ = clamp_serial(site.seed, settings.serial_clamp, detector, raw, camera.amplifier_names)
+    return defer(site.seed, settings.deferred, detector, raw, camera.amplifier_names)[0]
 
 
 def frames(site: Observatory, exposure: Exposure, detectors: Sequence[Detector]) -> Iterator[Frame]:
@@ -118,12 +147,14 @@ def frames(site: Observatory, exposure: Exposure, detectors: Sequence[Detector])
             if name not in made:
                 made[name] = packets(site, exposure, camera.detector(name))
         others = {name: made[name] for name in wanted[detector.name]}
-        electronics = settings.electronics
+        electronics, warmth = settings.electronics, _temperature(site, exposure, detector)
         counts = read_out(
-            site.seed, electronics, camera, detector, exposure.number, made[detector.name], others, camera.temperature
+            site.seed, electronics, camera, detector, exposure.number, made[detector.name], others, warmth
         )
+        reading = thermometer(site.seed, settings.temperature, detector, exposure.number, warmth)
+        told = {**cards(exposure), "CCDTEMP": reading}
         present = tuple(a for a in camera.amplifier_names if a in {own.name for own in detector.amplifiers})
-        yield Frame(exposure.name, detector.name, header(site, exposure), cards(exposure), counts, present)
+        yield Frame(exposure.name, detector.name, header(site, exposure), told, counts, present)
         later = {name for left in detectors[i + 1 :] for name in (left.name, *wanted[left.name])}
         made = {name: kept for name, kept in made.items() if name in later}
 

@@ -157,9 +157,12 @@ def _numbered(name: str, taken: Iterator[Exposure]) -> list[Exposure]:
     start: Any = _DAY + np.timedelta64(days, "D")
     time = start
     found: list[Exposure] = []
+    previous = None
     for number, exposure in enumerate(taken, first):
         at = time if exposure.time == _DAY else start + (exposure.time - _DAY)
-        found.append(replace(exposure, name=_name(at, number), number=number, time=at))
+        one = replace(exposure, name=_name(at, number), number=number, time=at)
+        found.append(replace(one, previous=previous))
+        previous = one
         time = at + np.timedelta64(round(1000 * (exposure.dark_time + _READOUT)), "ms")
         if len(found) > _MOST or time - start > _LONGEST:
             raise WrongUse(

@@ -16,6 +16,7 @@ from lsstcal_dask.simulate.cosmics import CosmicRays
 from lsstcal_dask.simulate.crosstalk import Crosstalk
 from lsstcal_dask.simulate.dark import BlinkingPixels, DarkCurrent, HotPixels
 from lsstcal_dask.simulate.defects import BadPixels
+from lsstcal_dask.simulate.deferred import Deferred
 from lsstcal_dask.simulate.dust import Dust
 from lsstcal_dask.simulate.electronics import Digitisation, Electronics, Gain, ReadNoise
 from lsstcal_dask.simulate.etalon import Fringing
@@ -25,6 +26,7 @@ from lsstcal_dask.simulate.illumination import LampDrift, Laser, Screen
 from lsstcal_dask.simulate.linearity import Nonlinearity
 from lsstcal_dask.simulate.moon import Moon
 from lsstcal_dask.simulate.optics import Mirrors, Vignetting
+from lsstcal_dask.simulate.persistence import Persistence
 from lsstcal_dask.simulate.photodiode import Photodiode
 from lsstcal_dask.simulate.pixels import EdgeDistortion, PixelJitter, TreeRings
 from lsstcal_dask.simulate.projector import Projector
@@ -32,6 +34,7 @@ from lsstcal_dask.simulate.response import QuantumEfficiency
 from lsstcal_dask.simulate.saturation import Saturation, SerialClamp
 from lsstcal_dask.simulate.spectrograph import Spectrograph
 from lsstcal_dask.simulate.stars import PSF, Stars
+from lsstcal_dask.simulate.temperature import Temperature
 from lsstcal_dask.simulate.weather import Weather
 from lsstcal_dask.simulate.xrays import XRayHits
 
@@ -55,6 +58,8 @@ class Settings(BaseModel):
     crosstalk: Crosstalk = Crosstalk()
     digitisation: Digitisation = Digitisation()
     serial_clamp: SerialClamp = SerialClamp()
+    deferred: Deferred = Deferred()
+    temperature: Temperature = Temperature()
     # what the silicon adds (Secs. 2.4, 2.5, 2.7)
     dark_current: DarkCurrent = DarkCurrent()
     hot_pixels: HotPixels = HotPixels()
@@ -62,6 +67,7 @@ class Settings(BaseModel):
     cosmic_rays: CosmicRays = CosmicRays()
     bad_pixels: BadPixels = BadPixels()
     saturation: Saturation = Saturation()
+    persistence: Persistence = Persistence()
     xrays: XRayHits = XRayHits()
     # where the charge goes (Secs. 2.11, 2.12)
     tree_rings: TreeRings = TreeRings()
@@ -116,7 +122,8 @@ class Settings(BaseModel):
         return self.model_copy(update=off)
 
     def only(self, names: Iterable[str]) -> "Settings":
-        """Return the settings with all other effects switched off; raises as `without`."""
+        """Return the settings with these effects on and all others switched off; raises as `without`."""
         kept = set(names)
         self.without(kept)
-        return self.without(set(type(self).model_fields) - kept)
+        on = {name: getattr(self, name).model_copy(update={"on": True}) for name in kept}
+        return self.without(set(type(self).model_fields) - kept).model_copy(update=on)

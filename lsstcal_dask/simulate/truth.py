@@ -17,6 +17,7 @@ from lsstcal_dask.simulate.bias import bias_truth, drift
 from lsstcal_dask.simulate.brighter_fatter import area_coefficients
 from lsstcal_dask.simulate.crosstalk import crosstalk_truth
 from lsstcal_dask.simulate.defects import KINDS, defect_list
+from lsstcal_dask.simulate.deferred import TRAP, transfers
 from lsstcal_dask.simulate.electronics import channel
 from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
@@ -27,6 +28,7 @@ from lsstcal_dask.simulate.projector import shot
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.saturation import full_well, serial_full_well
 from lsstcal_dask.simulate.scene import light
+from lsstcal_dask.simulate.temperature import ccd_temperature
 
 __all__ = [
     "QUANTITIES",
@@ -37,19 +39,28 @@ __all__ = [
     "crosstalk_table",
     "defect_table",
     "exposure_table",
+    "serial_trap_table",
     "truth_maps",
 ]
 
 
+_LATE: Final = ("serial_cti", "parallel_cti", "offset")  # per transfer; of a pixel's charge: see `deferred`
+
+
 def amplifiers(site: Observatory, detector: Detector) -> list[dict[str, Any]]:
-    """Numbers of each channel of a CCD, in the order of ``detector.amplifiers``; units as in `channel`."""
+    """Numbers of each channel of a CCD, in the order of ``detector.amplifiers``; units as in `channel`.
+
+    The gain is that at the camera's nominal temperature.
+    """
     seed, s = site.seed, site.settings
     wells = full_well(seed, s.saturation, detector)
     serial = serial_full_well(seed, s.serial_clamp, detector)
+    late = transfers(seed, s.deferred, detector)
     rows = []
     for i, amplifier in enumerate(detector.amplifiers):
         numbers = asdict(channel(seed, s.electronics, site.camera, detector, i, site.camera.temperature))
         own = {"full_well": float(wells[i]), "serial_full_well": float(serial[i])}
+        own |= {name: getattr(late[i], name) for name in _LATE}
         rows.append({"detector": detector.name, "amplifier": amplifier.name, **numbers, **own})
     return rows
 
@@ -83,12 +94,19 @@ def _drift(site: Observatory, detector: Detector, amplifier: str, exposure: Expo
 
 QUANTITIES: Final[dict[str, Callable[..., Any]]] = {
     **{
-        name: _number(name) for name in ("gain", "read_noise", "row_noise", "pedestal", "full_well", "serial_full_well")
+        name: _number(name)
+        for name in ("gain", "read_noise", "row_noise", "pedestal", "full_well", "serial_full_well", *_LATE)
     },
     "bias": _bias,  # (y, x) adu, readout orientation
     "drift": _drift,  # (raw y,) adu
     "linearity": _linearity,  # true signal (adu) behind a measured one
-    "dark": lambda site, detector: site.dark_rate(detector),  # (y, x) electron/s, as all maps of a CCD below
+    "serial_traps": lambda site, detector, amplifier: (
+        transfers(site.seed, site.settings.deferred, detector)[_index(detector, amplifier)].traps
+    ),
+    "temperature": lambda site, detector, time: ccd_temperature(  # K
+        site.seed, site.settings.temperature, site.camera, detector, time
+    ),
+    "dark": lambda site, detector: site.dark_rate(detector),  # (y, x) electron/s, nominal; a map as those below
     "sensitivity": lambda site, detector: site.sensitivity(detector),
     "corners": lambda site, detector: site.corners(detector),  # (2, y + 1, x + 1) px
     "light": lambda site, detector, exposure: light(site, exposure, detector),
@@ -194,6 +212,23 @@ def defect_table(site: Observatory) -> Table:
     return table
 
 
+def serial_trap_table(site: Observatory) -> Table:
+    """Traps of every serial register, in the order in which packets meet them."""
+    rows = [
+        (detector.name, amplifier.name, *trap)
+        for detector in site.camera.detectors
+        for amplifier, own in zip(
+            detector.amplifiers, transfers(site.seed, site.settings.deferred, detector), strict=True
+        )
+        for trap in own.traps.tolist()
+    ]
+    fields = TRAP.names or ()
+    table = Table(rows=rows or None, names=("detector", "amplifier", *fields), dtype=("U16", "U16", "i4", *3 * ("f4",)))
+    for name, unit in zip(fields, ("pixel", "electron", "", "electron"), strict=True):
+        table[name].unit = unit or None
+    return table
+
+
 _UNITS: Final = {
     "wavelength": "nm",
     "azimuth": "deg",
@@ -237,5 +272,6 @@ TABLES: Final[dict[str, Callable[[Observatory], Table]]] = {
     "amplifiers": amplifier_table,
     "defects": defect_table,
     "crosstalk": crosstalk_table,
+    "serial_traps": serial_trap_table,
 }
 """What does not fill a map and belongs to no recipe, by name."""

@@ -364,7 +364,7 @@ def test_the_command_takes_a_file_and_switches(tmp_path):
     assert "2 exposures: 2 frames made, 0 were there\nexternal inputs: 11 tables in" in err
     site = open_observatory(open_store(tmp_path / "s"))
     assert site.seed == 9
-    assert [name for name, effect in site.settings if not effect.on] == ["dark_current", "dust"]
+    assert [name for name, effect in site.settings if not effect.on] == ["dark_current", "persistence", "dust"]
     code, _, err = run(tmp_path / "s", *options, "--fits", tmp_path / "raw")
     assert f"raw files are in {tmp_path / 'raw'}: put them into a store with 'lsstcal ingest'" in err
     assert len(list((tmp_path / "raw").glob("*.fits.fz"))) == 2

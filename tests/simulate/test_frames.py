@@ -267,7 +267,7 @@ def test_light_darks_and_cosmic_rays_are_drawn_independently():
 
 def test_charge_blooms_then_is_trapped_then_read(monkeypatch):
     calls, d = [], NINE.detectors[0]
-    for name in ("accumulate", "cosmic_rays", "bloom", "apply_traps", "clamp_serial", "read_out"):
+    for name in ("accumulate", "cosmic_rays", "bloom", "apply_traps", "clamp_serial", "defer", "read_out"):
 
         def spy(*args, _name=name, _real=getattr(module, name), **kwargs):
             calls.append(_name)
@@ -275,7 +275,7 @@ def test_charge_blooms_then_is_trapped_then_read(monkeypatch):
 
         monkeypatch.setattr(module, name, spy)
     next(frames(Observatory(3, NINE, Settings().without(["crosstalk"])), exposure(1, source=Lamp(1.0, 500.0)), [d]))
-    assert calls == ["accumulate", "cosmic_rays", "bloom", "apply_traps", "clamp_serial", "read_out"]
+    assert calls == ["accumulate", "cosmic_rays", "bloom", "apply_traps", "clamp_serial", "defer", "read_out"]
 
 
 def test_bleeding_and_traps_conserve_charge():

@@ -19,6 +19,7 @@ from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection,
 from lsstcal_dask.simulate.frames import frames
 from lsstcal_dask.simulate.headers import header
 from lsstcal_dask.simulate.observatory import Observatory
+from lsstcal_dask.simulate.persistence import Persistence
 from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.simulate.spectrograph import observe
 from lsstcal_dask.simulate.stars import Stars
@@ -36,6 +37,7 @@ CROWDED = Settings(
     clouds=Clouds(photometric=0.0),
     cosmic_rays=CosmicRays(rate=30.0),
     stars=Stars(density_scale=5.0),
+    persistence=Persistence(on=True, other=1e-3),
 )
 EXPOSURES = {
     "bias": Exposure("B", 1, "bias", MOONLIT, 0.0, 0.0),
@@ -48,8 +50,12 @@ EXPOSURES = {
     ),
     "science": Exposure("S", 7, "science", MOONLIT, 30.0, 30.0, "r", Pointing(50.0, -30.0, 70.0, 30.0)),
 }
+BRIGHT = Exposure("H", 8, "flat", MOONLIT, 10.0, 10.0, "none", Lamp(2e4, 600.0))
+EXPOSURES["after"] = Exposure("A", 9, "dark", MOONLIT + np.timedelta64(15, "s"), 10.0, 10.0, previous=BRIGHT)
 SEEN_IN = {
     **dict.fromkeys(("bias_structure", "overscan_drift", "read_noise"), "bias"),
+    **dict.fromkeys(("deferred", "temperature"), "flat"),
+    "persistence": "after",
     **dict.fromkeys(("gain", "nonlinearity", "crosstalk", "bad_pixels", "brighter_fatter", "shot_noise"), "flat"),
     **dict.fromkeys(("tree_rings", "edge_distortion", "pixel_jitter"), "flat"),
     **dict.fromkeys(("quantum_efficiency", "fringing", "mirrors", "vignetting", "filters", "dust"), "flat"),
@@ -127,7 +133,8 @@ def test_only_keeps_those_effects_and_without_drops_them():
     on = {name for name in Settings.model_fields if getattr(Settings().only(["gain", "stars"]), name).on}
     assert on == {"gain", "stars"}
     off = {name for name in Settings.model_fields if not getattr(Settings().without(["moon"]), name).on}
-    assert off == {"moon"}
+    assert off == {"moon", "persistence"}  # which is off unless it is asked for
+    assert Settings().only(["persistence"]).persistence.on
     kept = Settings(stars=Stars(density=5.0)).without(["stars"])
     assert kept.stars == Stars(density=5.0, on=False)
     assert Settings().without(iter(["moon"])) == Settings().without(["moon"])

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from astropy import units
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.assembly import split
 from lsstcal_dask.simulate import truth
+from lsstcal_dask.simulate.deferred import Deferred
 from lsstcal_dask.simulate.night import true_air
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.recipes import CalibrationDay, FlatCube, Plan, Projections, exposures
@@ -24,9 +26,13 @@ def test_numbers_of_an_amplifier_are_those_of_the_table(name):
     table = truth.amplifier_table(SITE)
     assert len(table) == 9 * 16
     assert table["gain"].unit == "electron / adu"
+    late = np.array([[row[name] for name in ("serial_cti", "parallel_cti", "offset")] for row in table])
+    assert (late > 0).all()
+    assert (late < [5e-6, 1e-7, 1e-2]).all()
     assert {str(table[c].unit) for c in ("read_noise", "row_noise", "full_well", "serial_full_well")} == {"electron"}
     row = table[(table["detector"] == name) & (table["amplifier"] == "C03")][0]
-    for quantity in ("gain", "read_noise", "row_noise", "pedestal", "full_well", "serial_full_well"):
+    numbers = ("gain", "read_noise", "row_noise", "pedestal", "full_well", "serial_full_well")
+    for quantity in (*numbers, "serial_cti", "parallel_cti", "offset"):
         assert truth.at(SITE, quantity, detector=name, amplifier="C03") == row[quantity]
     nominal = {"e2v": (1.5, 5.5), "ITL": (1.7, 6.5)}[CAMERA.detector(name).vendor]
     assert row["gain"] == pytest.approx(nominal[0], rel=0.15)
@@ -120,6 +126,21 @@ def test_couplings_are_between_amplifiers_by_name():
     off = truth.crosstalk_table(Observatory(5, CAMERA, Settings().without(["crosstalk"])))
     assert len(off) == 0
     assert off["target_detector"].dtype.kind == "U"
+
+
+def test_traps_of_the_registers_are_those_of_the_table():
+    many = Observatory(5, CAMERA, Settings(deferred=Deferred(traps_e2v=2.0, traps_itl=2.0)))
+    table = truth.serial_trap_table(many)
+    own = truth.at(many, "serial_traps", detector="R22_S11", amplifier="C03")
+    rows = table[(table["detector"] == "R22_S11") & (table["amplifier"] == "C03")]
+    assert len(own) == len(rows)
+    assert len(table) == pytest.approx(9 * 16 * 2, abs=4.5 * np.sqrt(9 * 16 * 2))
+    for name in own.dtype.names:
+        np.testing.assert_array_equal(rows[name], own[name])
+    assert {table[name].unit for name in ("size", "threshold")} == {units.electron}
+    none = truth.serial_trap_table(Observatory(5, CAMERA, Settings().without(["deferred"])))
+    assert len(none) == 0
+    assert none.colnames == table.colnames
 
 
 def test_a_camera_without_defects_has_an_empty_table_of_them():
