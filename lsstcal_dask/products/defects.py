@@ -225,7 +225,7 @@ def _kinds(faint: Flat, bright: Flat, both: Flat, dark: xr.Dataset | None, confi
     kinds = np.where(hot, DEFECT_KINDS["HOT"], 0).astype(np.uint16)
     kinds |= np.where(cold, DEFECT_KINDS["COLD"], 0).astype(np.uint16)
     columns = find_columns(hot | cold, rate, variance, both, config)
-    for x in np.flatnonzero(columns):
+    for x in map(int, np.flatnonzero(columns)):
         off = (hot | cold)[:, x] | _part_of_column(rate, both, x, config)
         whole = close_gaps(off[:, None], config.column_gap)[:, 0]
         kinds[whole, x] |= np.uint16(DEFECT_KINDS["COLUMN"])
