@@ -134,7 +134,7 @@ def test_a_slab_between_two_mirrors_is_airys(monkeypatch, nm):
     """Silicon on glue, Fresnel's coefficients and the loss by hand.
 
     Left out: light absorbed where both ways cross, 2 sqrt(R2) / (wave d) < 2e-4, and phases of absorbing mirrors,
-    k / n < 1e-4.
+    k / n < 3e-4.
     """
     monkeypatch.setattr(layers, "_GATES", ())
     n = index(np.array(nm))
@@ -189,8 +189,8 @@ def test_bare_silicon_makes_strong_fringes_of_the_simulation(detector):
 def test_the_pupil_leaves_a_sinc_of_the_fringes_that_pass(detector, nm):
     """First harmonic over the pupil to that of a ray, against sinc(fringes) and against an integral over rays.
 
-    The squared sine is even over the pupil and the phase almost linear in it. The ray is that of the mean: coating and
-    gates differ by 8 % at the edges, which blurs zeros of the sinc by as much of 1 / (pi fringes).
+    The squared sine is even over the pupil and the phase almost linear in it. The ray is that of the mean: to the edges
+    coating and gates change the fringe by 5 % and 0.05 rad, each worth as much of 1 / (pi fringes).
     """
     settings = Fringing(silicon_rms=0, silicon_scatter=0, black=("e2v",))
     free = nm**2 / 2 / 3.68 / 1e5
@@ -204,7 +204,7 @@ def test_the_pupil_leaves_a_sinc_of_the_fringes_that_pass(detector, nm):
     ray = np.rad2deg(np.arcsin(np.sqrt((inner + outer) / 2)))
     beams = [first(fringe_at(SEED, settings, detector, zero, zero, at, b, np.zeros(200))[0]) for b in (None, (ray,))]
     assert 2.6 < passed < 3.1
-    assert beams[0] / beams[1] == pytest.approx(abs(np.sinc(passed)), abs=0.08 / (np.pi * passed) + 0.01)
+    assert beams[0] / beams[1] == pytest.approx(abs(np.sinc(passed)), abs=0.1 / (np.pi * passed))
     cosine = np.sqrt(1 - inner - (outer - inner) * (np.arange(400)[:, None] + 0.5) / 400)
     rays = absorptance(at, np.array(100.0), np.array(14.0), cosine, Finish(gloss=0.0)).mean(axis=0)
     whole = fringe_at(SEED, settings, detector, zero, zero, at, None, np.zeros(200))[0]
