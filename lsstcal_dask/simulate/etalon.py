@@ -1,7 +1,7 @@
 """Interference in the silicon of a CCD and in the glue below it (¶9, ¶10; §13, backup of fringes).
 
 The absorbed fraction is a Fourier series in the phase of a round trip (see `layers`): its constant varies with the
-thickness h of the glue (fringes 30 nm apart), its harmonics with that of the silicon, d (1 nm apart). A beam is an
+thickness h of the glue (fringes 22 nm apart), its harmonics with that of the silicon, d (1 nm apart). A beam is an
 average over angles, a spectral bin one over phases: a factor sinc in each harmonic. Light below 700 nm (amplitude of
 the fringes < 1e-5) and above 1125 nm (no absorption left) is taken to have none.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera, Detector
-from lsstcal_dask.simulate.layers import Slab, absorptance, constant, harmonic, slab, turn
+from lsstcal_dask.simulate.layers import Finish, Slab, absorptance, constant, harmonic, slab, turn
 from lsstcal_dask.simulate.silicon import EPOXY, index
 from lsstcal_dask.simulate.thickness import Fringing, Table, look_up, spans, thickness, thickness_maps
 
@@ -35,9 +35,11 @@ Beam = tuple[float] | None
 """Angle of incidence (deg) of a collimated beam; None for the whole pupil."""
 
 _FRINGED: Final = (700.0, 1125.0)  # nm
-_ANGLES: Final = 8, 24  # nodes over the pupil, in which 0.7 fringes of the glue pass and 3 m of a harmonic of silicon
+_ANGLES: Final = 12, 24  # nodes over the pupil, in which m fringes pass of the m-th harmonic of glue, 3 m of silicon
 _PUPIL_ORDERS: Final = 4  # harmonics that so many nodes resolve; a pupil leaves at most 0.1/m of the m-th
-_SAMPLES: Final = 20  # of a table per fringe: cubic interpolation then loses 2e-4 of the amplitude
+# Samples of a table per fringe of silicon and of glue. Cubic interpolation loses 2e-4 and 6e-5 of a sine's amplitude,
+# 16 times as much of its second harmonic, of which glue makes more.
+_SAMPLES: Final = 20, 28
 _FINEST: Final = 800.0  # nm: fringes of shorter light are too weak to set the sampling
 _WIDEST: Final = 1.0, 0.25  # nm: wider bins are split, lest the fringes of the glue move within one; for harmonics
 _NEGLIGIBLE: Final = 1e-5  # of the light: harmonics that sum to less are left out
@@ -65,14 +67,14 @@ def _angles(settings: Fringing, beam: Beam, fine: bool) -> _Angles:
 
 
 @lru_cache(maxsize=64)
-def _smooth_of(settings: Fringing, black: bool, beam: Beam, wavelength: bytes) -> np.ndarray:
+def _smooth_of(settings: Fringing, finish: Finish, beam: Beam, wavelength: bytes) -> np.ndarray:
     nm = np.frombuffer(wavelength)
     sine2, weights = _angles(settings, beam, False)
     period = nm / 1e3 / (2 * np.sqrt(EPOXY**2 - sine2.mean()))
     epoxy = settings.epoxy + period[:, None, None] * (np.arange(16) / 16)
     total = np.zeros(len(nm))
     for parallel in (False, True):
-        s = slab(nm[:, None, None], sine2[:, None], epoxy, black, parallel)
+        s = slab(nm[:, None, None], sine2[:, None], epoxy, finish, parallel)
         total += constant(s, np.abs(np.exp(1j * s.wave * settings.silicon)))[0].mean(axis=-1) @ weights / 2
     total.flags.writeable = False
     return total
@@ -81,13 +83,13 @@ def _smooth_of(settings: Fringing, black: bool, beam: Beam, wavelength: bytes) -
 def _smooth(settings: Fringing, detector: Detector, beam: Beam, wavelength: np.ndarray) -> np.ndarray:
     """Absorbed fraction of the nominal CCD without its fringes: the mean over the phases of both layers."""
     return _smooth_of(
-        settings, detector.vendor in settings.black, beam, np.ascontiguousarray(wavelength, float).tobytes()
+        settings, settings.finish(detector.vendor), beam, np.ascontiguousarray(wavelength, float).tobytes()
     )
 
 
 def _orders(s: Slab, silicon: float, angles: int) -> int:
     """Harmonics after which what is left of the series is below 1e-5; over a pupil no more than its nodes resolve."""
-    ratio = np.max(np.abs(s.around * np.exp(1j * s.wave * silicon)))
+    ratio = np.max(np.abs(s.top * s.bottom * np.exp(1j * s.wave * silicon)))
     most = _PUPIL_ORDERS if angles > 1 else 12
     return int(np.clip(np.ceil(np.log(1e-5) / np.log(ratio)), 1, most))
 
@@ -157,23 +159,23 @@ def fringe_at(
     smooth = _smooth(settings, detector, beam, pieces)
     sums = np.zeros((len(chosen), len(x)))
     step = max(1, _BLOCK // (len(x) * len(angles[0])))
-    black = detector.vendor in settings.black
+    finish = settings.finish(detector.vendor)
     for start in range(0, len(pieces), step):
         at = slice(start, start + step)
-        value = _absorbed(pieces[at], width_of[at], d, h, angles, black, fine)
+        value = _absorbed(pieces[at], width_of[at], d, h, angles, finish, fine)
         np.add.at(sums, of[at], value / smooth[at, None])
     out[:, chosen] = (sums / np.bincount(of)[:, None]).T
     return out
 
 
 def _absorbed(
-    nm: np.ndarray, width: np.ndarray, d: np.ndarray, h: np.ndarray, angles: _Angles, black: bool, fine: bool
+    nm: np.ndarray, width: np.ndarray, d: np.ndarray, h: np.ndarray, angles: _Angles, finish: Finish, fine: bool
 ) -> np.ndarray:
     """Absorbed fraction (wavelength, place) of a beam, by its series."""
     sine2, weights = angles[0][:, None], angles[1]
     total = np.zeros((len(nm), len(d)))
     for parallel in (False, True):
-        s = slab(nm[:, None, None], sine2, h, black, parallel)
+        s = slab(nm[:, None, None], sine2, h, finish, parallel)
         x = np.exp(1j * s.wave * d)
         value, lost = constant(s, np.abs(x))
         if fine:
@@ -204,7 +206,7 @@ def fringe_table(
     spectra = np.asarray(spectra, float)
     inside = _fringed(nm) & _bright(spectra) & settings.on
     finest = max(_FINEST, float(nm[inside][0]) if inside.any() else 0.0)
-    steps = finest / 2e3 / _SAMPLES / float(index(np.array(finest))), finest / 2e3 / _SAMPLES / EPOXY
+    steps = finest / 2e3 / _SAMPLES[0] / float(index(np.array(finest))), finest / 2e3 / _SAMPLES[1] / EPOXY
     d, h = (
         lo - 2 * step + step * np.arange(int((hi - lo) / step) + 6) for (lo, hi), step in zip(span, steps, strict=True)
     )
@@ -215,10 +217,11 @@ def fringe_table(
             pieces, piece_width, of = _split(nm[inside], widths[inside], _WIDEST[fine])
             share = spectra[inside][of] / np.bincount(of)[of, None]
             share /= _smooth(settings, detector, beam, pieces)[:, None]
-            light = _Light(pieces, piece_width, share, _angles(settings, beam, fine), detector.vendor in settings.black)
+            light = _Light(pieces, piece_width, share, _angles(settings, beam, fine), settings.finish(detector.vendor))
             if fine:
-                for m in _needed(light, d, h):
-                    values += _sum_harmonic(light, d, h, m)
+                needed = _needed(light, d, h)
+                for part in _sum_harmonics(light, d, h, needed) if needed else ():
+                    values += part
             else:
                 values += _sum_constant(light, d, h)
     return Table(values, (float(d[0]), float(h[0])), steps)
@@ -242,18 +245,24 @@ class _Light:
     width: np.ndarray
     spectra: np.ndarray  # (wavelength, spectrum), divided by the smooth absorbed fraction
     angles: _Angles
-    black: bool
+    finish: Finish
 
     def blocks(self, depth: int) -> Iterator["_Light"]:
         """Pieces of at most `_BLOCK` (wavelength, angle, ``depth``) values."""
         step = max(1, _BLOCK // (len(self.angles[0]) * depth))
         for start in range(0, len(self.nm), step):
             at = slice(start, start + step)
-            yield _Light(self.nm[at], self.width[at], self.spectra[at], self.angles, self.black)
+            yield _Light(self.nm[at], self.width[at], self.spectra[at], self.angles, self.finish)
+
+    def waves(self) -> tuple[float, float]:
+        """Middle and half of the range of the wave numbers of a round trip, 1/um."""
+        ends = self.nm[[0, -1]][:, None]
+        found = 4e3 * np.pi / ends * np.sqrt(index(ends) ** 2 - self.angles[0])
+        return float(found.max() + found.min()) / 2, float(np.ptp(found)) / 2
 
     def slabs(self, h: np.ndarray) -> list[Slab]:
         """Reflections in both polarisations, over (wavelength, angle, epoxy)."""
-        return [slab(self.nm[:, None, None], self.angles[0][:, None], h, self.black, p) for p in (False, True)]
+        return [slab(self.nm[:, None, None], self.angles[0][:, None], h, self.finish, p) for p in (False, True)]
 
 
 def _between(anchors: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -277,38 +286,57 @@ def _sum_constant(light: _Light, d: np.ndarray, h: np.ndarray) -> np.ndarray:
     return np.einsum("cd,ckh->kdh", _between(anchors, d), sums).astype(np.float32)
 
 
-def _sum_harmonic(light: _Light, d: np.ndarray, h: np.ndarray, m: int) -> np.ndarray:
-    """Sum of the terms x**m, (spectrum, silicon, epoxy): products of matrices (silicon, light) and (light, epoxy).
+def _nodes(at: np.ndarray, phase: float) -> np.ndarray:
+    """Places (Chebyshev's) between which a polynomial follows ``exp(i phase t)``, t from -1 to 1 over ``at``.
 
-    What depends on d beside x (the loss within the slab, the blur of a bin) is linear between two anchors.
+    Its coefficients fall as Bessel functions J_n(phase), which are below 1e-6 for more than so many n.
     """
-    anchors = np.linspace(d[0], d[-1], 2)
-    between = _between(anchors, d)
-    out = np.zeros((light.spectra.shape[1], len(d), len(h)), np.float32)
-    for part in light.blocks(max(len(d), len(h))):
+    count = int(phase + 4 * np.cbrt(phase)) + 8
+    if count >= len(at):
+        return at
+    places = np.cos(np.pi * (np.arange(count)[::-1] + 0.5) / count)
+    return at[0] + (at[-1] - at[0]) * (places + 1) / 2
+
+
+def _sum_harmonics(light: _Light, d: np.ndarray, h: np.ndarray, orders: list[int]) -> list[np.ndarray]:
+    """Sums of the terms x**m of some orders, each (spectrum, silicon, epoxy).
+
+    As functions of d they turn with the mean wave number and change slowly beside that: they are summed at few
+    thicknesses, by products of matrices (silicon, light) and (light, epoxy). What depends on d beside x (the loss
+    within the slab, the blur of a bin) is linear between two anchors.
+    """
+    mean, half = light.waves()
+    places = [_nodes(d, m * half * (d[-1] - d[0]) / 2) for m in orders]
+    sums = [np.zeros((light.spectra.shape[1], len(place), len(h)), np.complex64) for place in places]
+    for part in light.blocks(max(len(h), *map(len, places))):
         slabs = part.slabs(h)
-        wave = slabs[0].wave.reshape(-1, 1)
-        around = np.exp(1j * m * wave * d)
-        left = np.concatenate([around.real, -around.imag]).astype(np.float32)
-        for anchor, weight in zip(anchors, between, strict=True):
-            damping = np.exp(-slabs[0].wave.imag * anchor)
-            term = sum(harmonic(s, constant(s, damping)[1], m) for s in slabs)
-            blur = turn(part.nm[:, None], light.angles[0], part.width[:, None], anchor)
-            term *= (np.sinc(m * blur) * light.angles[1] / 2)[:, :, None]
-            scaled = (left * weight.astype(np.float32)).T
-            for k, spectrum in enumerate(part.spectra.T):
-                right = (term * spectrum[:, None, None]).reshape(-1, len(h))
-                out[k] += scaled @ np.concatenate([right.real, right.imag]).astype(np.float32)
-    return out
+        lost = [[constant(s, np.exp(-s.wave.imag * end))[1] for s in slabs] for end in (d[0], d[-1])]
+        for m, place, total in zip(orders, places, sums, strict=True):
+            around = np.exp(1j * m * np.outer(place, slabs[0].wave.ravel() - mean))
+            for end, share, losses in zip((d[0], d[-1]), _between(d[[0, -1]], place), lost, strict=True):
+                across, along = (harmonic(s, loss, m) for s, loss in zip(slabs, losses, strict=True))
+                blur = np.sinc(m * turn(part.nm[:, None], light.angles[0], part.width[:, None], end))
+                blurred = part.spectra.T[:, :, None] * (blur * light.angles[1] / 2)
+                left = (share[:, None] * around * blurred.reshape(-1, 1, around.shape[1])).astype(np.complex64)
+                total[...] += left @ (across + along).reshape(-1, len(h)).astype(np.complex64)
+    return [_turned(total, m * mean, place, d) for m, place, total in zip(orders, places, sums, strict=True)]
+
+
+def _turned(sums: np.ndarray, wave: float, places: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Real part of what was summed at a few places, interpolated and turned with the mean wave."""
+    between = _between(places, d) if len(places) < len(d) else np.eye(len(d))
+    weights = (between * np.exp(1j * wave * d)).T.astype(np.complex64)
+    return np.stack([weights.real @ s.real - weights.imag @ s.imag for s in sums])
 
 
 def _needed(light: _Light, d: np.ndarray, h: np.ndarray) -> list[int]:
     """Harmonics that do not cancel over wavelengths and angles, found on a sample of the mesh."""
     some_d, some_h = d[:: max(1, len(d) // 61)], h[:: max(1, len(h) // 2)]
-    s = slab(light.nm[:, None, None], light.angles[0][:, None], some_h, light.black, False)
+    s = slab(light.nm[:, None, None], light.angles[0][:, None], some_h, light.finish, False)
     floor = _NEGLIGIBLE * np.abs(light.spectra).sum(axis=0).max()
-    candidates = range(1, _orders(s, float(d[0]), len(light.angles[0])) + 1)
-    return [m for m in candidates if np.abs(_sum_harmonic(light, some_d, some_h, m)).max() > floor]
+    candidates = list(range(1, _orders(s, float(d[0]), len(light.angles[0])) + 1))
+    found = _sum_harmonics(light, some_d, some_h, candidates)
+    return [m for m, values in zip(candidates, found, strict=True) if np.abs(values).max() > floor]
 
 
 def fringe_map(

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.simulate.effect import Effect
+from lsstcal_dask.simulate.layers import Finish
 from lsstcal_dask.simulate.random import stream
 
 __all__ = [
@@ -31,19 +32,27 @@ class Fringing(Effect):
     """The layers of a CCD as optics see them.
 
     Layers of the e2v CCD250 after Guo et al. (2023, PASP 135, 034503), who also report that ITL's have a black coating
-    below the glue and show no fringes of it. Their example has 14 um of epoxy; 10 um puts its fringes 30 nm apart.
-    Scatter and rms are chosen, not measured: 2.8 um of silicon are 20 fringes. Each thickness is a sum of random
-    waves, longer ones stronger.
+    below the glue and show no fringes of it. Their glue is 14 um thick, as here, or 14-22 um over one CCD: fringes
+    22 nm apart, 0.15 strong in a collimated beam of 960 nm and 0.01 in the pupil, in which just one fringe passes;
+    10 um of it have fringes 30 nm apart, 0.03 strong in the pupil. Scatter and rms are chosen, not measured: 2.8 um of
+    silicon are 20 fringes. Each thickness is a sum of random waves, longer ones stronger.
+
+    Flats of Guo et al. at 960 nm, 2 nm wide, have fringes of 2 % (here: 14 %), a prototype on the sky at f/4 also 2 %
+    (here: 0.5 %): the back is not known better than that. ``gloss`` scales what it reflects; 0.15 makes the 2 % of the
+    flats. ``coating = [0, 0]`` leaves silicon bare: its fringes reach 0.56 at 1000 nm (see `layers`), but its
+    efficiency remains the vendor's.
     """
 
     silicon: float = Field(100.0, ge=20, le=1000)  # um, mean of all CCDs
     silicon_scatter: float = Field(1.0, ge=0)  # um rms, from CCD to CCD
     silicon_rms: float = Field(0.7, ge=0)  # um, within a CCD
-    epoxy: float = Field(10.0, ge=2)  # um
+    epoxy: float = Field(14.0, ge=2)  # um
     epoxy_scatter: float = Field(1.0, ge=0)  # um rms
     epoxy_rms: float = Field(0.5, ge=0)  # um
     wave: tuple[float, float] = (6.0, 80.0)  # mm, shortest and longest of the waves
     black: tuple[str, ...] = ("ITL",)  # vendors whose CCDs absorb what passes the glue
+    gloss: float = Field(1.0, ge=0, le=1)  # amplitude the support reflects, over that of polished silicon
+    coating: tuple[float, float] = Finish().coating  # um of MgF2 and Ta2O5
     inner_angle: float = Field(14.2, ge=0, lt=90)  # deg, edges of the pupil seen from a pixel: f/1.23 with a
     outer_angle: float = Field(23.6, gt=0, lt=90)  # deg, central obstruction of 0.61
 
@@ -55,7 +64,13 @@ class Fringing(Effect):
             )
         if not 0.1 <= self.wave[0] <= self.wave[1]:
             raise ValueError(f"wave {self.wave}: give the shortest first, 0.1 mm or more")
+        if not 0 <= min(self.coating) <= max(self.coating) <= 10:
+            raise ValueError(f"coating {self.coating}: give two thicknesses of 0 to 10 um")
         return self
+
+    def finish(self, vendor: str) -> Finish:
+        """Coating and support of the CCDs of a vendor."""
+        return Finish(self.coating, 0.0 if vendor in self.black else self.gloss)
 
 
 @lru_cache(maxsize=512)
