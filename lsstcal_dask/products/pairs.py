@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, uniform_filter
 from scipy.optimize import least_squares
-from scipy.special import chdtrc, ndtr, ndtri
+from scipy.special import chdtrc, ndtri
 
 from lsstcal_dask.errors import (
     CalibrationError,
@@ -22,6 +22,7 @@ from lsstcal_dask.errors import (
     InsufficientInputs,
     UnitsError,
 )
+from lsstcal_dask.statistics import clip_variance_factor, covariances
 
 __all__ = ["CombinedGain", "PairGain", "combine_pairs", "pair_gain", "shot_curve"]
 
@@ -254,15 +255,9 @@ def _reject(first: Floats, second: Floats, difference: Floats, read_noise: float
     width = np.median(np.abs(scaled[good])) / ndtri(0.75)
     for _ in range(2):  # the second width is not that of a median, noisier by 1.6
         kept = good & (np.abs(scaled) < _CLIP * width)
-        width = np.sqrt(np.mean(scaled[kept] ** 2) / _clip_factor())
+        width = np.sqrt(np.mean(scaled[kept] ** 2) / clip_variance_factor(_CLIP))
     over = good & (np.abs(scaled) >= _CLIP * width)
     return good & ~binary_dilation(over, np.ones((3, 3), dtype=bool)), int(np.count_nonzero(over))
-
-
-def _clip_factor(limit: float = _CLIP) -> float:
-    """Variance of a unit Gaussian cut at +- ``limit``."""
-    density = np.exp(-(limit**2) / 2) / np.sqrt(2 * np.pi)
-    return float(1 - 2 * limit * density / (2 * ndtr(limit) - 1))
 
 
 def _weights(level: Floats, difference: Floats, read_noise: float, good: Flags) -> Floats:
@@ -299,23 +294,11 @@ def _covariances(scaled: Floats, good: Flags, max_lag: int) -> Floats:
 
     Corrected for the clip and for the terms of the plane, which take ``V / N`` each from every lag.
     """
-    scaled = np.where(good, scaled, 0.0)
-    ny, nx = scaled.shape
-    found = np.empty((max_lag + 1, max_lag + 1))
-    for dy in range(max_lag + 1):
-        for dx in range(max_lag + 1):
-            total = count = 0.0
-            rows, later_rows = slice(0, ny - dy), slice(dy, ny)
-            left, right = slice(0, nx - dx), slice(dx, nx)
-            for columns in ((left, right), (right, left)) if dy and dx else ((left, right),):
-                here, there = (rows, columns[0]), (later_rows, columns[1])
-                total += float(np.einsum("ij,ij->", scaled[here], scaled[there]))
-                count += np.count_nonzero(good[here] & good[there])
-            found[dy, dx] = total / max(count, 1.0)
-    factor = _clip_factor()
+    found, _ = covariances(scaled, good, max_lag)
+    factor = clip_variance_factor(_CLIP)
     n = np.count_nonzero(good)
     variance = found[0, 0] / factor / (1 - _TERMS / n)
-    found = found / factor**2 + _TERMS * variance / n
+    found = np.nan_to_num(found) / factor**2 + _TERMS * variance / n
     found[0, 0] = variance
     return found
 
