@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.products.continuity import ContinuityConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
+from lsstcal_dask.products.transfer import TransferConfig
 
 __all__ = ["CalibrateConfig", "Config", "read_config", "read_settings"]
 
@@ -33,6 +35,8 @@ class Config(BaseModel):
     bias: StackConfig = StackConfig()
     gain: GainConfig = GainConfig()
     dark: StackConfig = StackConfig()
+    ptc: TransferConfig = TransferConfig()
+    continuity: ContinuityConfig = ContinuityConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
 
     @model_validator(mode="before")

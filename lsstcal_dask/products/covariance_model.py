@@ -38,11 +38,11 @@ class Points:
 
     mean: Floats  # (n,) adu
     covariances: Floats  # (n, lag y, lag x) adu**2, of one member, with the read noise
-    pixels: Floats  # (n,) good ones
+    counts: Floats  # (n, lag y, lag x) pairs of pixels behind them; [0, 0] is the number of pixels
 
     def __getitem__(self, keep: NDArray[np.bool_]) -> "Points":
         """Return the pairs chosen by ``keep`` (n,), bool."""
-        return Points(self.mean[keep], self.covariances[keep], self.pixels[keep])
+        return Points(self.mean[keep], self.covariances[keep], self.counts[keep])
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,15 @@ def model_covariances(mean: Floats, model: Model) -> Floats:
     return np.asarray((_at_lags(growth, lags)[:, :lags, :lags] + model.noise) / model.gain**2)
 
 
-def _variances(spectrum: Floats, pixels: Floats, lags: int) -> Floats:
-    """Variances (n, lag, lag) of measured covariances.
+def _variances(spectrum: Floats, counts: Floats) -> Floats:
+    """Variances (n, lag, lag) of measured covariances: ``V^2 / N`` for N pairs, and ``2 V^2 / N`` for the variance.
 
-    ``2 V^2 / N`` and ``V^2 / N``, half of it where two diagonals are averaged; of pixels that are correlated V^2
-    is the sum of the squares of all covariances, which is the mean square of the ``spectrum``.
+    Of pixels that are correlated V^2 is the sum of the squares of all their covariances, the mean square of the
+    ``spectrum`` (n, frequency).
     """
-    square = _at_lags(spectrum**2, lags)[:, 0, 0] / pixels
-    share = np.ones((lags, lags))
-    share[1:, 1:], share[0, 0] = 0.5, 2.0
-    return square[:, None, None] * share
+    found = _at_lags(spectrum**2, counts.shape[1])[:, :1, :1] / counts
+    found[:, 0, 0] *= 2
+    return found
 
 
 def _linear(points: Points, model: Model, quadratic: bool) -> tuple[Floats, Floats, Floats]:
@@ -167,7 +166,7 @@ def _linear(points: Points, model: Model, quadratic: bool) -> tuple[Floats, Floa
         folded = _folded(_at_lags(part / g**2, lags), lags)
         slope[:, :, 1 + i * count : 1 + (i + 1) * count] = folded.reshape(-1, count, count)
     spectrum = (growth + there @ model.noise.ravel()) / g**2
-    return value.reshape(-1, count), slope, _variances(spectrum, points.pixels, lags).reshape(-1, count)
+    return value.reshape(-1, count), slope, _variances(spectrum, points.counts).reshape(-1, count)
 
 
 def _normal(points: Points, model: Model, quadratic: bool, read: float) -> tuple[Floats, Floats, Floats, Floats]:
@@ -203,9 +202,9 @@ def _solve(matrix: Floats, right: Floats) -> tuple[Floats, Floats]:
     return inverse @ right, inverse
 
 
-def fisher(mean: Floats, pixels: Floats, model: Model, *, quadratic: bool = False) -> float:
-    """Cramer-Rao bound of the relative error of the gain from pairs of flats at ``mean`` (n,), adu."""
-    points = Points(mean, model_covariances(mean, model), pixels)
+def fisher(mean: Floats, counts: Floats, model: Model, *, quadratic: bool = False) -> float:
+    """Cramer-Rao bound of the relative error of the gain from pairs of flats; arguments as of `Points`."""
+    points = Points(mean, model_covariances(mean, model), counts)
     read = float(np.sqrt(model.noise[0, 0])) / model.gain
     matrix, right, _, _ = _normal(points, model, quadratic, read)
     return float(np.sqrt(_solve(matrix, right)[1][0, 0]))
