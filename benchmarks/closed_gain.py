@@ -135,11 +135,7 @@ def rows_of_transfer(found: np.ndarray) -> list[Row]:
         ("PTC gain, eta <= 1.10", f"{eta:.3f} +- {eta / np.sqrt(2 * n):.3f}", behind),
         ("PTC gain, pull 0.90-1.10", f"{np.std(off / error):.3f} +- {1 / np.sqrt(2 * n):.3f}", behind),
         ("PTC a_00, pull 0.90-1.10, mean < 0.3", f"{area.std():.3f}, {area.mean():+.3f}", behind),
-        (
-            "PTC over 55Fe, mean",
-            f"{np.mean(ratio[keep]):.5f} +- {np.std(ratio[keep]) / np.sqrt(keep.sum()):.5f}",
-            behind,
-        ),
+        ("PTC over 55Fe, mean", common, behind),
         (
             "PTC over 55Fe, scatter beyond errors <= 1e-3",
             f"{np.sign(excess) * np.sqrt(abs(excess)):.1e} (variance {excess:.1e} +- {doubt:.1e})",

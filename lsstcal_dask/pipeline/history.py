@@ -57,13 +57,13 @@ def gain_history(
         there = [detector.name in pointer.detectors for pointer in epochs]
         parts = [one.sel(detector=detector.name) if here else None for one, here in zip(opened, there, strict=True)]
         for amplifier in detector.amplifiers:
-            series = [
+            value, error = (
                 [np.nan if part is None else float(part[name].sel(amplifier=amplifier.name)) for part in parts]
                 for name in (variable, f"{variable}_error")
-            ]
+            )
             found += [
                 GainChange(detector.name, amplifier.name, c.kind, epochs[c.at].valid_from, c.size, c.error)
-                for c in find_changes(days, *series, threshold)
+                for c in find_changes(days, value, error, threshold)
             ]
     return found
 

@@ -36,6 +36,7 @@ OUTPUTS: Final = {"gain_relative": Output("float64"), "gain_relative_error": Out
 
 _BLOCK: Final = 8  # flats of an amplifier in memory at once
 _HUBER: Final = 3.0  # errors beyond which a step counts less
+_LEAST: Final = 1e-6  # scatter of a flat, so that one without noise has weights
 
 
 class ContinuityConfig(BaseModel):
@@ -95,12 +96,14 @@ def edge_step(low: np.ndarray, high: np.ndarray, config: ContinuityConfig = Cont
     """
     reach = min(config.reach, low.shape[1] // 2, high.shape[1] // 2)
     distance = np.arange(config.skip, reach) + 0.5
-    flat = np.concatenate([low[:, -1 - config.skip : -1 - reach : -1], high[:, config.skip : reach]], axis=1)
-    flat = np.where(np.isfinite(flat), flat, np.nan).astype(float)
-    if len(distance) < config.order + 2 or not np.nanmedian(flat) > 0:
-        raise InsufficientInputs("no light at the boundary, or amplifiers too narrow: check flats and reach")
+    if len(distance) < config.order + 2:
+        raise InsufficientInputs(f"amplifiers too narrow: {len(distance)} pixels on a side: lower [continuity] skip")
+    sides = low[:, -1 - config.skip : -1 - reach : -1], high[:, config.skip : reach]
+    if not all(np.isfinite(side).any() and np.nanmedian(side) > 0 for side in sides):
+        raise InsufficientInputs("no light on one side: check the flats")
+    flat = np.concatenate(sides, axis=1).astype(float)
     flat /= robust_mean(flat, robust_sigma(flat, axis=1), axis=1)[:, None]
-    scatter = robust_sigma(flat, axis=0)
+    scatter = np.maximum(robust_sigma(flat, axis=0), _LEAST)
     level = robust_mean(flat, scatter, axis=0)
     error = scatter / np.sqrt(np.isfinite(flat).sum(axis=0)) / level
     side = np.repeat([-1.0, 1.0], len(distance))
@@ -185,9 +188,9 @@ def gain_ratios(
             if not (low.size and high.size):
                 raise InsufficientInputs("no flat of one of them")
             measured[i] = edge_step(low, high, config)
-        except InsufficientInputs as error:
+        except InsufficientInputs as reason:
             names = (detector.amplifiers[k].name for k in (edge.low, edge.high))
-            remarks.append(f"boundary of {' and '.join(names)} not used: {error}")
+            remarks.append(f"boundary of {' and '.join(names)} not used: {reason}")
     value, error = solve_steps(len(images), edges, measured[:, 0], measured[:, 1])
     return np.exp(value), np.exp(value) * error, remarks
 
@@ -226,14 +229,14 @@ def continuity_amplifiers(
     for amplifier in detector.amplifiers:
         try:
             images.append(_mean_flat(raw, where, amplifier, config, products))
-        except CalibrationError as error:
+        except CalibrationError as reason:
             images.append(np.empty((0, 0)))
-            missing[amplifier.name] = str(error)
+            missing[amplifier.name] = str(reason)
     try:
         value, error, remarks = gain_ratios(images, detector, config)
-    except DegenerateSolution as reason:
+    except DegenerateSolution as nothing:
         value = error = np.full(len(images), np.nan)
-        remarks = [str(reason)]
+        remarks = [str(nothing)]
     for i, amplifier in enumerate(detector.amplifiers):
         own = [missing[amplifier.name]] if amplifier.name in missing else []
         own += [] if np.isfinite(value[i]) else ["no relative gain: no boundary leads to this amplifier"]

@@ -83,7 +83,7 @@ def _transforms(lags: int) -> tuple[Floats, Floats]:
     twice = np.where((frequency == 0) | (frequency == size // 2), 1.0, 2.0) / size
     there = cosine[:, :lags] * np.where(np.arange(lags) == 0, 1.0, 2.0)
     back = (cosine * twice[:, None]).T
-    return np.kron(there, there), np.kron(back, back)
+    return np.asarray(np.kron(there, there)), np.asarray(np.kron(back, back))
 
 
 def _at_lags(spectrum: Floats, lags: int) -> Floats:
@@ -184,11 +184,11 @@ def _normal(points: Points, model: Model, quadratic: bool, read: float) -> tuple
     return matrix, right, residual / np.sqrt(variance), np.array([miss])
 
 
-def _moved(model: Model, step: Floats, scale: Floats) -> Model:
+def _moved(model: Model, step: Floats) -> Model:
     """Model after a step of the parameters of `_linear`."""
     lags = len(model.area)
-    parts = [part.reshape(lags, lags) for part in np.split((step * scale)[1:], lags**2 * np.arange(1, 3))[:2]]
-    rest = (step * scale)[1 + 2 * lags**2 :]
+    parts = [part.reshape(lags, lags) for part in np.split(step[1:], lags**2 * np.arange(1, 3))[:2]]
+    rest = step[1 + 2 * lags**2 :]
     gain = model.gain * float(np.exp(np.clip(step[0], -0.5, 0.5)))
     noise = (model.noise / model.gain**2 + parts[0]) * gain**2
     curvature = model.curvature + (rest.reshape(lags, lags) if len(rest) else 0.0)
@@ -200,6 +200,29 @@ def _solve(matrix: Floats, right: Floats) -> tuple[Floats, Floats]:
     scale = np.sqrt(np.diag(matrix))
     inverse = np.linalg.inv(matrix / np.outer(scale, scale)) / np.outer(scale, scale)
     return inverse @ right, inverse
+
+
+def _noise_bias(points: Points, model: Model, inverse: Floats) -> Floats:
+    """Step of the parameters that takes out what their own noise does to them (Box 1971, to second order).
+
+    The model bends: noise of a(k) and c(k) raises its mean by ``mu integral of exp(E) Var(E) / 2``, E the exponent,
+    and the fit makes up for it by a lower a_00. On an amplifier of 64 x 128 pixels that is half an error.
+    """
+    lags, g = len(model.area), model.gain
+    count, quadratic = lags**2, len(inverse) > 1 + 2 * lags**2
+    there, _ = _transforms(lags)
+    a, c = there @ model.area.ravel(), there @ model.curvature.ravel()
+    blocks = [slice(1 + i * count, 1 + (i + 1) * count) for i in range(1, 3 if quadratic else 2)]
+    spread = [[np.sum(there @ inverse[rows, columns] * there, axis=1) for columns in blocks] for rows in blocks]
+    mean = g * points.mean[:, None]
+    raised = np.zeros((len(mean), len(a)))
+    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+        terms = [2 * (1 - node) * mean, (1 - node**2) * mean**2][: len(blocks)]
+        variance = sum(t * u * spread[i][j] for i, t in enumerate(terms) for j, u in enumerate(terms))
+        raised += weight * np.exp(2 * (1 - node) * mean * a + (1 - node**2) * mean**2 * c) * variance / 2
+    shift = _at_lags(mean * raised / g**2, lags)[:, :lags, :lags].reshape(-1, count)
+    _, slope, errors = _linear(points, model, quadratic)
+    return np.asarray(inverse @ np.einsum("nlp,nl->p", slope, shift / errors))
 
 
 def fisher(mean: Floats, counts: Floats, model: Model, *, quadratic: bool = False) -> float:
@@ -252,7 +275,7 @@ def fit_covariances(points: Points, read_noise: float, *, quadratic: bool = Fals
         decrement = float(right @ step)
         if not np.isfinite(decrement):
             break
-        model = _moved(model, step, np.ones(len(step)))
+        model = _moved(model, step)
         if decrement < 1e-6:  # a thousandth of an error
             chi2 = float(np.sum(residual**2) + np.sum(prior**2))
             break
@@ -260,11 +283,13 @@ def fit_covariances(points: Points, read_noise: float, *, quadratic: bool = Fals
         raise DegenerateSolution(
             "the variances of the flats follow no photon transfer curve: check level and linearity"
         )
-    return _curve(model, inverse, chi2, residual, len(model.area), quadratic)
+    model = _moved(model, _noise_bias(points, model, inverse))
+    return _curve(model, inverse, chi2, residual, quadratic)
 
 
-def _curve(model: Model, inverse: Floats, chi2: float, residual: Floats, lags: int, quadratic: bool) -> Curve:
+def _curve(model: Model, inverse: Floats, chi2: float, residual: Floats, quadratic: bool) -> Curve:
     """Errors of the parameters in the units of `Model`."""
+    lags = len(model.area)
     count = lags**2
     scale = np.ones(len(inverse))
     scale[0], scale[1 : 1 + count] = model.gain, model.gain**2

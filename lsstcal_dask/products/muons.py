@@ -51,12 +51,13 @@ class Drift:
 
 
 def find_tracks(
-    image: NDArray[np.floating], noise: float, *, pitch: float = 10.0, thickness: float = 100.0, shortest: float = 15.0
+    image: NDArray[np.floating], noise: float, *, pitch: float = 10.0, thickness: float = 100.0, shortest: float = 8.0
 ) -> Tracks:
     """Muon tracks of an image: straight connected groups of pixels above five sigma.
 
     A track crosses the silicon from face to face, so its path follows from its ends, ``sqrt(projected**2 +
-    thickness**2)``. Short ones are left out, for soft electrons are short; so are those that touch the edge.
+    thickness**2)``. Short ones are left out, for soft electrons are short and of the ends half a pixel is unsure; so
+    are those that touch the edge.
 
     Parameters
     ----------

@@ -36,7 +36,8 @@ def covariances(image: NDArray[np.floating], good: NDArray[np.bool_], max_lag: i
     >>> found.tolist(), pairs.tolist()
     ([[1.0, -1.0], [1.0, -1.0]], [[4, 2], [2, 2]])
     """
-    products, pairs = _products(_padded(image, good, max_lag), *good.shape, max_lag), _pairs(good, max_lag)
+    ny, nx = good.shape
+    products, pairs = _products(_padded(image, good, max_lag), ny, nx, max_lag), _pairs(good, max_lag)
     with np.errstate(invalid="ignore", divide="ignore"):
         return products / pairs, pairs
 
