@@ -25,7 +25,7 @@ __all__ = [
     "validate",
 ]
 
-DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
+DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength", "lag_y", "lag_x")
 """Dimension names, singular, in the order they have in every array."""
 
 EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump")
@@ -72,6 +72,7 @@ class Variable:
 
 _PIXELS = ("amplifier", "y", "x")
 _AMPLIFIER = ("detector", "amplifier")
+_LAGS = (*_AMPLIFIER, "lag_y", "lag_x")
 _IMAGE_UNITS = ("adu", "electron", "electron/s")
 
 VARIABLES: Final[dict[str, Variable]] = {
@@ -121,8 +122,24 @@ VARIABLES: Final[dict[str, Variable]] = {
     "gain_fe55_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_fe55`"),
     "gain_pair": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain from pairs of flats (Sec. 2.2b)"),
     "gain_pair_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_pair`"),
+    "gain_summed": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain from sums of covariances (Sec. 2.2c)"),
+    "gain_summed_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_summed`"),
+    "gain_relative": Variable(_AMPLIFIER, "f", ("",), "gain over the geometric mean of its CCD (Sec. 2.2d)"),
+    "gain_relative_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `gain_relative`"),
     "read_noise": Variable(_AMPLIFIER, "f", ("adu", "electron"), "read noise from the overscan"),
     "read_noise_error": Variable(_AMPLIFIER, "f", ("adu", "electron"), "standard error of `read_noise`"),
+    # Photon transfer of flats (Sec. 2.2b) and the brighter-fatter effect in it (Sec. 2.12)
+    "a_matrix": Variable(_LAGS, "f", ("1/electron",), "change of a pixel's area per electron at a lag"),
+    "a_matrix_error": Variable(_LAGS, "f", ("1/electron",), "standard error of `a_matrix`"),
+    "c_matrix": Variable(_LAGS, "f", ("1/electron**2",), "what of it grows with the square of the charge"),
+    "c_matrix_error": Variable(_LAGS, "f", ("1/electron**2",), "standard error of `c_matrix`"),
+    "noise_matrix": Variable(_LAGS, "f", ("electron**2",), "covariance of the read noise at a lag"),
+    "noise_matrix_error": Variable(_LAGS, "f", ("electron**2",), "standard error of `noise_matrix`"),
+    "ptc_chi2": Variable(_AMPLIFIER, "f", ("",), "chi2 of the photon transfer fit"),
+    "ptc_dof": Variable(_AMPLIFIER, "f", ("",), "degrees of freedom of `ptc_chi2`"),
+    "ptc_pairs": Variable(_AMPLIFIER, "f", ("",), "pairs of flats that were fitted"),
+    "ptc_turnoff": Variable(_AMPLIFIER, "f", ("electron",), "level above which the variance of flats falls (§4)"),
+    "ptc_turnoff_error": Variable(_AMPLIFIER, "f", ("electron",), "standard error of `ptc_turnoff`"),
 }
 
 

@@ -72,7 +72,7 @@ def build(
 
     Parameters
     ----------
-    names : products to build; all of them if empty, those without inputs with a note.
+    names : products to build; all of them if empty, those that lack inputs with a note.
     exposures : use only these.
     by_night : one product per night of exposures, each valid from its night on.
     """
@@ -89,7 +89,8 @@ def build(
             for part in sets:
                 yield name, _build_one(run, RECIPES[name], part)
         except CalibrationError as error:
-            unasked = not sets and not names
+            short = not sets or (RECIPES[name].optional and isinstance(error, InsufficientInputs))
+            unasked = short and not names
             yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
 
 

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.isr.sequence import IsrConfig
+from lsstcal_dask.products.continuity import ContinuityConfig
 from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.stack import StackConfig
+from lsstcal_dask.products.transfer import TransferConfig
 
 __all__ = ["Config", "read_config", "read_settings"]
 
@@ -28,6 +30,8 @@ class Config(BaseModel):
     gain: GainConfig = GainConfig()
     dark: DarkConfig = DarkConfig()
     defects: DefectConfig = DefectConfig()
+    ptc: TransferConfig = TransferConfig()
+    continuity: ContinuityConfig = ContinuityConfig()
     calibrate: IsrConfig = IsrConfig()
 
     @model_validator(mode="before")

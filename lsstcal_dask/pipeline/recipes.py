@@ -8,7 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.products import bias, dark, defects, gain
+from lsstcal_dask.products import bias, continuity, dark, defects, gain, transfer
 from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
@@ -27,6 +27,7 @@ class Recipe:
     make: Callable[..., AmplifierResults]  # exposures of one detector, detector, context, settings, products
     context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
     sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
+    optional: bool = False  # exposures that do not suffice for it are no failure where nobody asked for it by name
 
 
 def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, products: Any) -> AmplifierResults:
@@ -35,6 +36,10 @@ def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, produc
 
 def _amplifier_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
     return {"amplifier": raw.sizes["amplifier"]}
+
+
+def _lag_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
+    return {"amplifier": raw.sizes["amplifier"], "lag_y": transfer.LAGS, "lag_x": transfer.LAGS}
 
 
 def _image_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
@@ -87,6 +92,31 @@ RECIPES: Final = {
             make=defects.defect_amplifiers,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
+            optional=True,
+        ),
+        Recipe(
+            name="ptc",
+            types=("flat",),
+            needs=(),
+            uses=("bias",),
+            outputs=transfer.OUTPUTS,
+            check=transfer.check_transfer,
+            make=transfer.transfer_amplifiers,
+            context=lambda camera: None,
+            sizes=_lag_sizes,
+            optional=True,
+        ),
+        Recipe(
+            name="continuity",
+            types=("flat",),
+            needs=(),
+            uses=("bias",),
+            outputs=continuity.OUTPUTS,
+            check=continuity.check_continuity,
+            make=continuity.continuity_amplifiers,
+            context=lambda camera: None,
+            sizes=_amplifier_sizes,
+            optional=True,
         ),
     )
 }

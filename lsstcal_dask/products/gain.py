@@ -1,21 +1,23 @@
 """Gain and read noise of every amplifier, from 55Fe X-rays and from pairs of flats (Lupton 2016, Sec. 2.2; ¶2)."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import chdtrc
 
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs
+from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
-from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
+from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
+from lsstcal_dask.products.flats import ReadNoise, amplifier_images, find_pairs, present_pairs
 from lsstcal_dask.products.pairs import CombinedGain, PairGain, combine_pairs, pair_gain
+from lsstcal_dask.products.transfer import TransferConfig, photon_transfer
 from lsstcal_dask.products.xrays import XrayGain, fe55_gain
 
-__all__ = ["OUTPUTS", "GainConfig", "check_gains", "find_pairs", "gain_amplifiers", "measure_gain"]
+__all__ = ["OUTPUTS", "GainConfig", "check_gains", "gain_amplifiers", "measure_gain"]
 
 OUTPUTS = {
     name: Output("float64", "electron/adu")
@@ -31,28 +33,15 @@ class GainConfig(BaseModel):
     method: Literal["auto", "fe55", "pair"] = Field(
         "auto", description="auto: of those that could be measured, the one with the smaller error"
     )
-    pairs: Literal["auto", "extrapolated", "summed", "variance"] = Field(
-        "auto", description="how pairs of flats deal with the brighter-fatter effect; see combine_pairs"
+    pairs: Literal["auto", "transfer", "extrapolated", "summed", "variance"] = Field(
+        "auto",
+        description="how pairs of flats deal with the brighter-fatter effect: by the covariance model where they have "
+        "six levels; see photon_transfer and combine_pairs",
     )
     temperature: float | None = Field(None, gt=100, lt=320, description="K, of the silicon; the camera's if absent")
     diffusion: float = Field(1.0, gt=0, description="widest 55Fe charge cloud used, pixels: wider ones lose charge")
     disagreement: float = Field(4.0, gt=0, description="sigma between the methods that earns a remark")
     overscan: OverscanConfig = OverscanConfig()
-
-
-def find_pairs(raw: xr.Dataset) -> list[tuple[int, int]]:
-    """Positions of flats to be paired: successive in time, with the same exposure time, filter and wavelength.
-
-    Examples
-    --------
-    Four flats of 1, 1, 2 and 2 s make the pairs (0, 1) and (2, 3).
-    """
-    columns = (raw[name].values for name in ("exposure_type", "exposure_time", "filter", "wavelength"))
-    groups: dict[tuple, list[int]] = {}
-    for i, (kind, seconds, band, wavelength) in enumerate(zip(*columns, strict=True)):
-        if kind == "flat":
-            groups.setdefault((f"{float(seconds):.4g}", str(band), f"{float(wavelength):.1f}"), []).append(i)
-    return sorted((a, b) for found in groups.values() for a, b in zip(found[::2], found[1::2], strict=False))
 
 
 def check_gains(raw: xr.Dataset, config: GainConfig) -> None:
@@ -105,20 +94,16 @@ def _amplifier_gain(
     values = dict.fromkeys(OUTPUTS, np.nan)
     remarks: list[str] = []
     summary: dict[str, float | str] = {}
-    known, plane = float("nan"), None
-    if "bias" in products:
-        bias = products["bias"].sel(amplifier=amplifier.name)
-        known, plane = float(bias["read_noise"]), bias["image"].values
-    noise = _Noise(known)
+    noise = ReadNoise.known(products, amplifier)
     try:
-        xrays = _from_xrays(raw, amplifier, temperature, config, plane, noise)
+        xrays = _from_xrays(raw, amplifier, temperature, config, products, noise)
         if xrays is not None:
             values["gain_fe55"], values["gain_fe55_error"] = xrays.gain, xrays.error
             summary["hits"] = xrays.spectrum.hits
     except CalibrationError as error:
         remarks.append(f"55Fe: {error}")
     try:
-        pair, plain = _from_pairs(raw, amplifier, config, plane, noise, remarks)
+        pair, plain = _from_pairs(raw, amplifier, config, products, noise, remarks)
         if pair is not None:
             values["gain_pair"], values["gain_pair_error"] = pair.gain, pair.error
             summary |= {"pairs": pair.pairs, "pair_method": pair.method, "pair_chi2": pair.chi2}
@@ -137,64 +122,18 @@ def _amplifier_gain(
     return xr.Dataset({k: ((), v) for k, v in values.items()}, attrs={"remarks": remarks, "summary": summary})
 
 
-class _Noise:
-    """Collects the read noise seen in the reference pixels of every frame that is read."""
-
-    def __init__(self, known: float) -> None:
-        self.known = known  # adu, used where no frame has reference pixels
-        self.squares: list[float] = []
-        self.pixels = 0
-
-    def add(self, noise: np.ndarray, pixels: int) -> None:
-        self.squares += [float(value) ** 2 for value in noise if np.isfinite(value)]
-        self.pixels += pixels * len(noise)
-
-    def result(self) -> tuple[float, float]:
-        """Read noise and its error, adu."""
-        if not self.squares:
-            return self.known, float("nan")
-        value = float(np.sqrt(np.mean(self.squares)))
-        return value, value / np.sqrt(2 * max(self.pixels, 1))
-
-    def value(self) -> float:
-        found = self.result()[0]
-        if not found > 0:
-            raise InsufficientInputs("the read noise is unknown (no reference pixels): build bias first")
-        return found
-
-
-def _images(
-    raw: xr.Dataset,
-    where: np.ndarray,
-    amplifier: Amplifier,
-    config: GainConfig,
-    plane: np.ndarray | None,
-    noise: _Noise,
-) -> np.ndarray:
-    """Frames (n, y, x) float32, adu, above overscan and ``plane``, the bias; adds their read noise to ``noise``."""
-    counts = raw["counts"].isel(exposure=where).sel(amplifier=amplifier.name).values
-    reference = reference_pixels(counts, amplifier)
-    found = row_levels(reference, config.overscan)
-    ny, nx = reference.shape[1:]
-    noise.add(found.read_noise, ny * max(nx - 1 - config.overscan.skip, 0))
-    images = counts[(slice(None), *amplifier.data.slices)] - found.level[:, :, None]
-    if plane is not None:
-        images -= plane[: images.shape[1], : images.shape[2]]
-    return images.astype(np.float32, copy=False)
-
-
 def _from_xrays(
     raw: xr.Dataset,
     amplifier: Amplifier,
     temperature: float,
     config: GainConfig,
-    plane: np.ndarray | None,
-    noise: _Noise,
+    products: dict[str, xr.Dataset],
+    noise: ReadNoise,
 ) -> XrayGain | None:
     where = np.flatnonzero((raw["exposure_type"].values == "fe55") & raw["present"].values)
     if not len(where):
         return None
-    images = _images(raw, where, amplifier, config, plane, noise)
+    images = amplifier_images(raw, where, amplifier, config.overscan, products, noise)
     return fe55_gain(images, noise.value(), temperature_k=temperature, diffusion_px=(0.0, config.diffusion))
 
 
@@ -202,26 +141,30 @@ def _from_pairs(
     raw: xr.Dataset,
     amplifier: Amplifier,
     config: GainConfig,
-    plane: np.ndarray | None,
-    noise: _Noise,
+    products: dict[str, xr.Dataset],
+    noise: ReadNoise,
     remarks: list[str],
 ) -> tuple[CombinedGain | None, float]:
     """Gain from all good pairs, and from their variances alone; a pair that is none is left out with a remark."""
     found: list[PairGain] = []
-    for first, second, names in _present_pairs(raw):
-        images = _images(raw, np.array([first, second]), amplifier, config, plane, noise)
+    for first, second, names in present_pairs(raw):
+        images = amplifier_images(raw, np.array([first, second]), amplifier, config.overscan, products, noise)
         try:
             found.append(pair_gain(images[0], images[1], noise.value(), names=names))
         except CalibrationError as error:
             remarks.append(f"pair left out: {error}")
     if not found:
         return None, float("nan")
-    return _combined(found, config.pairs, remarks), combine_pairs(found, method="variance").gain
+    return _combined(found, config.pairs, noise.value(), remarks), combine_pairs(found, method="variance").gain
 
 
-def _combined(found: list[PairGain], method: str, remarks: list[str]) -> CombinedGain:
+def _combined(found: list[PairGain], method: str, read_noise: float, remarks: list[str]) -> CombinedGain:
     """Gain from all pairs; where a lamp that changed shape spoils the sums of covariances, from variances alone."""
-    best = combine_pairs(found, method=method)
+    best = None
+    if method in ("auto", "transfer"):
+        best = _transferred(found, read_noise, remarks, needed=method == "transfer")
+    if best is None:
+        best = combine_pairs(found, method=method)
     if method == "auto" and best.dof > 0 and best.probability < 1e-3 and best.method == "summed":
         best = combine_pairs(found, method="variance")
         remarks.append("pairs of flats: covariances disagree between pairs (the lamp changed): brighter-fatter ignored")
@@ -234,12 +177,27 @@ def _combined(found: list[PairGain], method: str, remarks: list[str]) -> Combine
     return best
 
 
-def _present_pairs(raw: xr.Dataset) -> Iterator[tuple[int, int, tuple[str, str]]]:
-    present = raw["present"].values
-    names = [str(name) for name in raw["exposure"].values]
-    for first, second in find_pairs(raw):
-        if present[first] and present[second]:
-            yield first, second, (names[first], names[second])
+def _transferred(found: list[PairGain], read_noise: float, remarks: list[str], needed: bool) -> CombinedGain | None:
+    """Gain of the covariance model; None where it is not needed and the pairs do not determine it."""
+    try:
+        result = photon_transfer(found, read_noise, TransferConfig(max_lag=len(found[0].covariances) - 1))
+    except (InsufficientInputs, DegenerateSolution):
+        if needed:
+            raise
+        return None
+    remarks += result.remarks
+    curve = result.curve
+    return CombinedGain(
+        gain=curve.model.gain,
+        error=curve.error.gain,
+        method="transfer",
+        slope=float(curve.model.area[0, 0]) * curve.model.gain,
+        slope_error=float(curve.error.area[0, 0]) * curve.model.gain,
+        chi2=curve.chi2,
+        dof=curve.dof,
+        probability=float(chdtrc(curve.dof, curve.chi2)),
+        pairs=int(result.used.sum()),
+    )
 
 
 def _choose(values: dict[str, float], method: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, uniform_filter
 from scipy.optimize import least_squares
-from scipy.special import chdtrc, ndtr, ndtri
+from scipy.special import chdtrc, ndtri
 
 from lsstcal_dask.errors import (
     CalibrationError,
@@ -22,6 +22,7 @@ from lsstcal_dask.errors import (
     InsufficientInputs,
     UnitsError,
 )
+from lsstcal_dask.statistics import clip_variance_factor, covariances
 
 __all__ = ["CombinedGain", "PairGain", "combine_pairs", "pair_gain", "shot_curve"]
 
@@ -52,7 +53,8 @@ class PairGain:
     ``sqrt((2 + 4 n) / 2)`` times as large for n half-plane lags (7 times for ``max_lag=3``).
 
     ``variance`` is of one member, without read noise. ``covariances`` (lag y, lag x) are those of one
-    member for lags 0..max_lag, the mean of both diagonals; [0, 0] is ``variance``. ``ratio``
+    member for lags 0..max_lag, the mean of both diagonals; [0, 0] is ``variance``; ``counts`` are the
+    pairs of pixels behind each. ``ratio``
     is the mean of the first member over that of the second, ``gradient`` the relative
     change of the ratio across the image (y, x), both removed. ``plausible`` is false
     for a gain outside 0.3..10 electron/adu.
@@ -67,6 +69,7 @@ class PairGain:
     variance_error: float
     covariances: Floats
     covariance_errors: Floats
+    counts: Floats
     ratio: float
     gradient: tuple[float, float]
     pixels: int
@@ -78,8 +81,9 @@ class PairGain:
 class CombinedGain:
     """Gain from several pairs, electron/adu.
 
-    ``method`` is "extrapolated", "summed" or "variance"; ``slope`` (1/adu) is the relative change of
-    variance over mean with the mean at zero flux, nan unless extrapolated. ``chi2`` tests
+    ``method`` is "extrapolated", "summed", "variance" or, of `photon_transfer`, "transfer"; ``slope``
+    (1/adu) is the relative change of variance over mean with the mean at zero flux, nan where none was
+    fitted. ``chi2`` tests
     whether the pairs agree, with probability ``probability``.
     """
 
@@ -157,14 +161,14 @@ def pair_gain(
     n = int(np.count_nonzero(good))
     mean = float(np.sum(weight * level) / n)
     noise = float(np.sum(weight * (1 + plane**2 / 4)) / n)  # read variances in the variance
-    total = _covariances(np.sqrt(weight / 2) * residual, good, max_lag)
+    total, counts = _covariances(np.sqrt(weight / 2) * residual, good, max_lag)
     read = noise * read_noise**2
     if total[0, 0] <= read:
         raise DegenerateSolution(
             f"{who}: variance {total[0, 0]:.4g} adu**2 is not above that of the read noise"
             f" {read_noise:.4g} adu: check that the exposures are flats and the read noise is right"
         )
-    summary = _summary(total, (read, 2 * noise * read_noise * read_noise_error), mean, n)
+    summary = _summary(total, counts, (read, 2 * noise * read_noise * read_noise_error), mean)
     centre = float(np.mean(plane))
     return PairGain(
         **summary,
@@ -254,15 +258,9 @@ def _reject(first: Floats, second: Floats, difference: Floats, read_noise: float
     width = np.median(np.abs(scaled[good])) / ndtri(0.75)
     for _ in range(2):  # the second width is not that of a median, noisier by 1.6
         kept = good & (np.abs(scaled) < _CLIP * width)
-        width = np.sqrt(np.mean(scaled[kept] ** 2) / _clip_factor())
+        width = np.sqrt(np.mean(scaled[kept] ** 2) / clip_variance_factor(_CLIP))
     over = good & (np.abs(scaled) >= _CLIP * width)
     return good & ~binary_dilation(over, np.ones((3, 3), dtype=bool)), int(np.count_nonzero(over))
-
-
-def _clip_factor(limit: float = _CLIP) -> float:
-    """Variance of a unit Gaussian cut at +- ``limit``."""
-    density = np.exp(-(limit**2) / 2) / np.sqrt(2 * np.pi)
-    return float(1 - 2 * limit * density / (2 * ndtr(limit) - 1))
 
 
 def _weights(level: Floats, difference: Floats, read_noise: float, good: Flags) -> Floats:
@@ -294,47 +292,35 @@ def _fit_plane(difference: Floats, level: Floats, weight: Floats, good: Flags) -
     return plane
 
 
-def _covariances(scaled: Floats, good: Flags, max_lag: int) -> Floats:
-    """Covariances (lag y, lag x) of the pixels, both diagonals averaged.
+def _covariances(scaled: Floats, good: Flags, max_lag: int) -> tuple[Floats, Floats]:
+    """Covariances (lag y, lag x) of the pixels, both diagonals averaged, and the pairs behind each.
 
     Corrected for the clip and for the terms of the plane, which take ``V / N`` each from every lag.
     """
-    scaled = np.where(good, scaled, 0.0)
-    ny, nx = scaled.shape
-    found = np.empty((max_lag + 1, max_lag + 1))
-    for dy in range(max_lag + 1):
-        for dx in range(max_lag + 1):
-            total = count = 0.0
-            rows, later_rows = slice(0, ny - dy), slice(dy, ny)
-            left, right = slice(0, nx - dx), slice(dx, nx)
-            for columns in ((left, right), (right, left)) if dy and dx else ((left, right),):
-                here, there = (rows, columns[0]), (later_rows, columns[1])
-                total += float(np.einsum("ij,ij->", scaled[here], scaled[there]))
-                count += np.count_nonzero(good[here] & good[there])
-            found[dy, dx] = total / max(count, 1.0)
-    factor = _clip_factor()
+    found, counts = covariances(scaled, good, max_lag)
+    factor = clip_variance_factor(_CLIP)
     n = np.count_nonzero(good)
     variance = found[0, 0] / factor / (1 - _TERMS / n)
-    found = found / factor**2 + _TERMS * variance / n
+    found = np.nan_to_num(found) / factor**2 + _TERMS * variance / n
     found[0, 0] = variance
-    return found
+    return found, np.maximum(counts, 1.0)
 
 
-def _summary(total: Floats, read: tuple[float, float], mean: float, n: int) -> dict[str, Any]:
+def _summary(total: Floats, counts: Floats, read: tuple[float, float], mean: float) -> dict[str, Any]:
     """Gains, variance and covariances with errors; ``read`` is the read variance and its error."""
     covariances = total.copy()
     covariances[0, 0] -= read[0]
     multiplicity = np.full(total.shape, 4.0)  # of a lag in the full plane
     multiplicity[0, :] = multiplicity[:, 0] = 2.0
     multiplicity[0, 0] = 1.0
-    measured = np.where(multiplicity == 4, 2, 1)  # diagonals are the mean of two lags
-    errors = total[0, 0] / np.sqrt(n * measured)
+    n = counts[0, 0]
+    errors = total[0, 0] / np.sqrt(counts)
     errors[0, 0] = np.hypot(total[0, 0] * np.sqrt(2 / n), read[1])
     summed = float(np.sum(multiplicity * covariances))
     # The sum is the power at low frequency, which brighter-fatter leaves whole: its error goes with
     # itself, not with the smaller variance of a pixel.
     power = max(summed + read[0], 0.1 * total[0, 0])
-    spread = np.sqrt(np.sum((multiplicity / np.sqrt(n * measured)) ** 2) + 1 / n)  # + 1 / n: C00 has 2 / n
+    spread = np.sqrt(np.sum((multiplicity / np.sqrt(counts)) ** 2) + 1 / n)  # + 1 / n: C00 has 2 / n
     summed_error = float(np.hypot(power * spread, read[1]))
     gain = mean / float(covariances[0, 0])
     gain_summed = mean / summed if summed > 0 else np.nan
@@ -347,6 +333,7 @@ def _summary(total: Floats, read: tuple[float, float], mean: float, n: int) -> d
         "variance_error": float(errors[0, 0]),
         "covariances": covariances,
         "covariance_errors": errors,
+        "counts": counts,
     }
 
 
