@@ -16,6 +16,7 @@ from lsstcal_dask.simulate.masks import MASKS, mask
 from lsstcal_dask.simulate.optics import mirrors
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.settings import RANGE, Settings
+from lsstcal_dask.simulate.throughput import LINE_REACH
 
 __all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures", "members"]
 
@@ -31,8 +32,14 @@ _MOST: Final = 100_000  # exposures of a recipe
 _HOUR: Final = 3600.0  # s
 _FINEST: Final = 0.005  # nm, of steps in wavelength
 _LONGEST: Final = np.timedelta64(10, "D")
+_NARROW, _WIDE = 1.0, 20.0  # nm, lines of ¶10a, ¶10d and ¶10f, and of the other sets
 _CADENCE: Final = 120  # s between visits
 _DUSK: Final = 4 * 3600  # s after the start of a day of exposures
+
+
+def _fitting(width: float) -> tuple[float, float]:
+    """First and last wavelength, nm, at which a line of that width lies within the model."""
+    return RANGE[0] + LINE_REACH * width, RANGE[1] - LINE_REACH * width
 
 
 class _Part(BaseModel):
@@ -79,6 +86,12 @@ class FlatCube(_Part):
     def _order(self) -> Self:
         if self.last < self.first:
             raise ValueError(f"last {self.last:g} nm lies below first {self.first:g} nm")
+        low, high = _fitting(self.bandwidth)
+        if self.first < low or self.last > high:
+            raise ValueError(
+                f"lines {self.bandwidth:g} nm wide at {self.first:g} to {self.last:g} nm reach beyond the model: "
+                f"use {low:g} to {high:g} nm, or a smaller bandwidth"
+            )
         return self
 
 
@@ -88,8 +101,8 @@ class Projections(_Part):
     sets: str = "abcdef"
     mask: str = "grid"
     spots: int | None = Field(None, ge=1)  # holes of the mask that are open; all by default
-    first: float = Field(305.0, ge=RANGE[0], le=RANGE[1])  # nm, of ¶10a, ¶10d and ¶10e
-    last: float = Field(1100.0, ge=RANGE[0], le=RANGE[1])
+    first: float = Field(305.0, ge=_fitting(_NARROW)[0], le=_fitting(_NARROW)[1])  # nm, of ¶10a, ¶10d and ¶10e
+    last: float = Field(1098.0, ge=_fitting(_NARROW)[0], le=_fitting(_NARROW)[1])
     fine_step: float = Field(1.0, ge=_FINEST)  # nm, of ¶10a and ¶10d
     coarse_step: float = Field(100.0, ge=_FINEST)  # nm, of ¶10b and ¶10c
     filter_step: float = Field(20.0, ge=_FINEST)  # nm, of ¶10e
@@ -246,16 +259,16 @@ def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exp
     _filters(cbp.filters)
     grid = cbp.mask if cbp.spots is None else f"{cbp.mask}/{cbp.spots}"
     mask(0, settings.projector, camera, grid)  # refuses masks and numbers of spots that there are not
-    fine = _spectrum(cbp, settings, camera, cbp.fine_step, 1.0)
-    coarse = replace(_spectrum(cbp, settings, camera, cbp.coarse_step, 20.0), first=400.0, last=1000.0)
-    leaks = _spectrum(cbp, settings, camera, cbp.filter_step, 20.0)
+    fine = _spectrum(cbp, settings, camera, cbp.fine_step, _NARROW)
+    coarse = replace(_spectrum(cbp, settings, camera, cbp.coarse_step, _WIDE), first=400.0, last=1000.0)
+    leaks = _spectrum(cbp, settings, camera, cbp.filter_step, _WIDE)
     bands = {band: filters.wavelength_range(band) for band in cbp.filters}
     made: dict[str, Callable[[], dict[str, list[Projection]]]] = {
         "a": lambda: {"none": scans.scan_wavelength(fine, mask=grid)},
         "b": lambda: {"none": scans.dithers(camera, coarse, number=cbp.dithers, mask=grid)},
         "c": lambda: {"none": scans.footprints(settings.projector, coarse, number=cbp.footprints, mask=grid)},
         "d": lambda: scans.with_filters(bands, fine, mask=grid),
-        "e": lambda: scans.with_filters(bands, leaks, whole=True, mask=grid),
+        "e": lambda: scans.with_filters(bands, _within(leaks), whole=True, mask=grid),
         "f": lambda: {"none": scans.sparse_sequence(camera, rate=_spot_rate(cbp, settings, camera, "sparse"))},
     }
     for one in cbp.sets:
@@ -266,6 +279,19 @@ def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exp
 def _spectrum(cbp: Projections, settings: Settings, camera: Camera, step: float, bandwidth: float) -> scans.Spectrum:
     rate = _spot_rate(cbp, settings, camera, cbp.mask)
     return scans.Spectrum(cbp.first, cbp.last, step, bandwidth, rate)
+
+
+def _within(scan: scans.Spectrum) -> scans.Spectrum:
+    """Those of its wavelengths whose lines lie within the model."""
+    low, high = _fitting(scan.bandwidth)
+    first = scan.first + scan.step * max(0.0, np.ceil((low - scan.first) / scan.step))
+    last = min(scan.last, high)
+    if last < first:
+        raise WrongUse(
+            f"recipe cbp: no line {scan.bandwidth:g} nm wide from {scan.first:g} to {scan.last:g} nm in steps of "
+            f"{scan.step:g} nm lies within the model: use {low:g} to {high:g} nm, or leave out set e"
+        )
+    return replace(scan, first=first, last=last)
 
 
 def _spot_rate(cbp: Projections, settings: Settings, camera: Camera, name: str) -> float:

@@ -16,7 +16,7 @@ from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal, foc
 from lsstcal_dask.simulate.exposure import Projection
 from lsstcal_dask.simulate.filters import FILTERS, wavelength_range
 from lsstcal_dask.simulate.masks import MASKS
-from lsstcal_dask.simulate.projector import Projector
+from lsstcal_dask.simulate.projector import MIRROR, Projector
 
 __all__ = [
     "Spectrum",
@@ -131,9 +131,11 @@ def footprints(
 
 def _ring(settings: Projector, number: int, rings: int) -> list[tuple[float, float]]:
     """Places, m, evenly spread on rings of the mirror; every other ring is turned by half a step."""
-    inner, outer = settings.mirror[0] + settings.aperture / 2, settings.mirror[1] - settings.aperture / 2
+    inner, outer = MIRROR[0] + settings.aperture / 2, MIRROR[1] - settings.aperture / 2
     if inner > outer:
-        raise WrongUse(f"projector: a beam of {settings.aperture} m is too wide for the mirror {settings.mirror} m")
+        raise WrongUse(
+            f"projector: a beam of {settings.aperture} m is too wide for the mirror, {MIRROR[0]:.2f}-{MIRROR[1]:.2f} m"
+        )
     found = []
     for ring, i in product(range(rings), range(number)):
         radius = inner + (outer - inner) * (ring + 0.5) / rings

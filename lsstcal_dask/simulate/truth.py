@@ -218,14 +218,12 @@ def _exposure(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     source, seed, s = exposure.source, site.seed, site.settings
     row = {"exposure": exposure.name, "number": exposure.number, "exposure_type": exposure.kind}
     real = dict.fromkeys(("wavelength", "brightness", "azimuth", "elevation", "rotation", "airmass"), np.nan)
-    if isinstance(source, Projection):
-        true = shot(seed, s.projector, exposure)
-        real |= {"wavelength": true.wavelength, "brightness": true.power}
-        real |= {"azimuth": true.azimuth, "elevation": true.elevation, "rotation": true.rotation}
-    elif isinstance(source, Lamp):
+    if isinstance(source, Lamp | Projection):
         real["brightness"] = lamp_brightness(seed, s.lamp_drift, exposure)
         if np.isfinite(source.wavelength):
             real["wavelength"] = laser_centre(seed, s.laser, exposure)
+    if isinstance(source, Projection):
+        real |= asdict(shot(seed, s.projector, exposure))
     sky = dict.fromkeys(("pressure", "ozone", "water", "aerosol", "aerosol_index"), np.nan)
     if isinstance(source, Pointing):
         real["airmass"] = source.airmass

@@ -41,7 +41,8 @@ def test_exposures_have_names_numbers_and_times_of_their_own(name, camera):
     assert all(e.dark_time >= e.exposure_time >= 0 for e in found)
     for exposure in found:
         wavelength = getattr(exposure.source, "wavelength", np.nan)
-        assert np.isnan(wavelength) or RANGE[0] <= wavelength <= RANGE[1]
+        reach = 1.5 * getattr(exposure.source, "bandwidth", 0.0)
+        assert np.isnan(wavelength) or RANGE[0] + reach <= wavelength <= RANGE[1] - reach
 
 
 def test_all_is_every_recipe_as_it_is_alone():
@@ -94,7 +95,9 @@ def test_the_projector_makes_the_sets_of_the_document():
     assert len({e.source.rotation for e in sets["b"]}) == 4
     assert len({e.source.footprint for e in sets["c"]}) == 4
     assert {e.filter for e in sets["d"]} == {e.filter for e in sets["e"]} == {"r", "i"}
-    assert len(sets["d"]) < len(sets["e"]) == 2 * 40  # 305 to 1100 nm in steps of 20
+    # of 305 to 1098 nm in steps of 20 those at which a line 20 nm wide, 30 nm to either side, lies in 300 to 1100 nm
+    assert [e.source.wavelength for e in sets["e"]] == [*range(345, 1066, 20)] * 2
+    assert len(sets["d"]) < len(sets["e"])
     assert {e.source.mask for e in sets["f"]} == {"sparse"}
     assert len(taken("cbp", cbp=cbp)) == sum(map(len, sets.values()))
     few = taken("cbp", cbp=Projections(sets="c", spots=5))
@@ -149,6 +152,7 @@ def test_lamps_are_as_bright_as_they_were_asked_to_be():
         ("cbp", {"cbp": {"spots": 28}}, "mask grid has 27 holes: 28 spots cannot be made"),
         ("cbp", {"cbp": {"sets": ""}}, "recipe cbp takes no exposure"),
         ("cbp", {"cbp": {"fine_step": 700.0}}, "no wavelength of the scan"),
+        ("cbp", {"cbp": {"last": 320.0, "sets": "e"}}, "no line 20 nm wide from 305 to 320 nm .* use 330 to 1070 nm"),
         ("flat-cube", {"flat_cube": {"step": 0.005}}, "recipe flat-cube takes more than 100000 exposures or 10 days"),
         ("night", {"night": {"nights": 12}}, "recipe night takes more than 100000 exposures or 10 days"),
     ],
@@ -170,6 +174,10 @@ def test_what_cannot_be_taken_is_refused_in_one_line(name, parts, says):
         (FlatCube, {"first": 299.0}),
         (FlatCube, {"last": 1101.0}),
         (FlatCube, {"first": 500.0, "last": 400.0}),
+        (FlatCube, {"bandwidth": 14.0}),  # 320 nm less 21 nm
+        (FlatCube, {"last": 1090.0, "bandwidth": 7.0}),
+        (Projections, {"first": 301.0}),
+        (Projections, {"last": 1099.0}),
         (FlatCube, {"exposure_time": -5.0}),
         (Projections, {"spots": 0}),
         (Projections, {"level": 0.0}),
