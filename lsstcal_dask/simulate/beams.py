@@ -2,30 +2,33 @@
 
 A beam of the projector is one ray: it meets the primary mirror in its footprint, passes what stops, filter and dust
 let through on its way, and is focused. Its ghosts and the light it scatters have come the same way, and end elsewhere:
-they are dimmed by what dims the beam, and are seen by the silicon where they land.
+they are dimmed by what dims the beam, and are seen by the silicon where they land. Fringes (Sec. 2.11) come as the
+beams do, to every pixel at once.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.instrument.geometry import ccd_to_focal, focal_to_field
 from lsstcal_dask.simulate.dust import Beam, dust
-from lsstcal_dask.simulate.exposure import Exposure
+from lsstcal_dask.simulate.exposure import Exposure, Light, Sinusoid
 from lsstcal_dask.simulate.filters import transmission
 from lsstcal_dask.simulate.ghosts import scatter, spot_ghosts
 from lsstcal_dask.simulate.grids import on_detector
+from lsstcal_dask.simulate.illumination import lamp_brightness
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import admitted, edge_mm, incidence, mirrors, pupil_rays
 from lsstcal_dask.simulate.projector import Shot, footprint, in_force, shot
 from lsstcal_dask.simulate.response import Weights, response_map
+from lsstcal_dask.simulate.sinusoids import fringes, on_pixels, on_squares, plane_wave
 from lsstcal_dask.simulate.spots import beams, blur_px, disc_light, spot_light
 from lsstcal_dask.simulate.throughput import laser_bins, mesh_step
 
-__all__ = ["beam_light", "passed"]
+__all__ = ["beam_light", "passed", "sinusoid_light"]
 
-_POINTS = 16  # of a spot, over which the shadows of motes on its stray light are averaged
+_POINTS: Final = 16  # of a spot, over which the shadows of motes on its stray light are averaged
 
 
 def beam_light(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarray:
@@ -171,3 +174,29 @@ def _dusty(site: Observatory, exposure: Exposure, spots: np.ndarray) -> np.ndarr
     foot = spots["footprint_x"][:, None], spots["footprint_y"][:, None]
     beam = Beam(*foot, site.settings.projector.aperture / 2)
     return dust(site.seed, site.settings.dust, camera, exposure.filter, x, y, exposure.time, beam).mean(axis=1)
+
+
+def sinusoid_light(site: Observatory, exposure: Exposure, detector: Detector) -> Light:
+    """Expected light of projected fringes: integrated over the pixels as they are, and as if they were squares.
+
+    Only the change of the fringes within a pixel is followed; silicon, filter and dust are those of its middle.
+
+    Raises
+    ------
+    WrongUse
+        As `laser_bins`, there is no such filter, or fringes without a period.
+    """
+    source, settings, camera = exposure.source, site.settings, site.camera
+    assert isinstance(source, Sinusoid)
+    wave = plane_wave(source, fringes(site.seed, settings.sinusoids, exposure), detector)
+    steady, aperture = Shot(0.0, 0.0, 0.0), settings.projector.aperture / 2
+    response = ray_response(site, exposure, detector, *laser_bins(site, exposure), steady)
+
+    def left(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        beam = Beam(*_rays(site, exposure, steady, x, y), aperture)
+        return dust(site.seed, settings.dust, camera, exposure.filter, x, y, exposure.time, beam)
+
+    photons = source.rate * lamp_brightness(site.seed, settings.lamp_drift, exposure)
+    seen = response * on_detector(left, detector, max(1, mesh_step(detector) // 16)) * np.float32(photons)
+    square, whole = on_squares(detector.shape, wave), on_pixels(site.corners(detector), wave)
+    return Light(seen * square, np.zeros((0, 5)), seen * whole)

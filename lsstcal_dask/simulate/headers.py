@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, Sinusoid
 from lsstcal_dask.simulate.illumination import lamp_brightness, lamp_spectrum, laser_centre
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.photodiode import photodiode_charge
@@ -35,7 +35,7 @@ def header(site: Observatory, exposure: Exposure) -> dict[str, Any]:
 def _charge(seed: int, settings: Any, exposure: Exposure) -> float:
     """Charge (C) of the photodiode; NaN where it is not used."""
     source = exposure.source
-    if not isinstance(source, Lamp | Projection):
+    if not isinstance(source, Lamp | Projection | Sinusoid):
         return float("nan")
     share = _DIODE if isinstance(source, Lamp) else settings.projector.diode_share
     total = source.rate * exposure.exposure_time * share * lamp_brightness(seed, settings.lamp_drift, exposure)
@@ -66,6 +66,15 @@ def cards(exposure: Exposure) -> dict[str, Any]:
             "CBPAZ": source.azimuth,
             "CBPEL": source.elevation,
             "CBPROT": source.rotation,
+            "CBPM1X": source.footprint[0],
+            "CBPM1Y": source.footprint[1],
+            "BANDWID": source.bandwidth,
+        }
+    elif isinstance(source, Sinusoid):
+        found = {
+            "SINPER": source.period,
+            "SINANG": source.angle,
+            "SINPHASE": source.phase,
             "CBPM1X": source.footprint[0],
             "CBPM1Y": source.footprint[1],
             "BANDWID": source.bandwidth,

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.simulate.effect import Effect
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Projection, Sinusoid
 from lsstcal_dask.simulate.optics import EDGE, field_radius, waves
 from lsstcal_dask.simulate.random import stream
 
@@ -160,8 +160,9 @@ def laser_centre(seed: int, settings: Laser, exposure: Exposure) -> float:
     return float(source.wavelength + jitter * stream(seed, "laser", exposure=exposure.number).normal())
 
 
-def _is_laser(source: Any) -> TypeGuard[Lamp | Projection]:
-    return isinstance(source, Projection) or (isinstance(source, Lamp) and bool(np.isfinite(source.wavelength)))
+def _is_laser(source: Any) -> TypeGuard[Lamp | Projection | Sinusoid]:
+    narrow = isinstance(source, Lamp) and bool(np.isfinite(source.wavelength))
+    return narrow or isinstance(source, Projection | Sinusoid)
 
 
 def lamp_brightness(seed: int, settings: LampDrift, exposure: Exposure) -> float:

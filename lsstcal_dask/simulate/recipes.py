@@ -16,14 +16,31 @@ from lsstcal_dask.simulate.masks import MASKS, mask
 from lsstcal_dask.simulate.optics import mirrors
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.settings import RANGE, Settings
+from lsstcal_dask.simulate.sinusoids import LONGEST
 from lsstcal_dask.simulate.throughput import LINE_REACH
 
-__all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures", "members"]
+__all__ = [
+    "RECIPES",
+    "CalibrationDay",
+    "FlatCube",
+    "Night",
+    "Plan",
+    "Projections",
+    "SinusoidScan",
+    "exposures",
+    "members",
+]
 
 _WEAK: Final = 0.02  # electrons per photon below which the laser cannot make up for what silicon does not see
 _DAY: Final = np.datetime64("2026-07-01T20:00:00", "ms")
 _READOUT: Final = 5.0  # s, from the end of an exposure to the start of the next
-_PLACES: Final = {"calibration-day": (1, 0), "flat-cube": (100_001, 10), "cbp": (200_001, 20), "night": (400_001, 40)}
+_PLACES: Final = {
+    "calibration-day": (1, 0),
+    "flat-cube": (100_001, 10),
+    "cbp": (200_001, 20),
+    "sinusoids": (300_001, 30),
+    "night": (400_001, 40),
+}
 """Number of the first exposure of each recipe and the days after `_DAY` on which it begins.
 
 Exposures of two recipes in one store are so never confused, and visits come after what calibrates them.
@@ -121,6 +138,33 @@ class Projections(_Part):
         return self
 
 
+class SinusoidScan(_Part):
+    """Sinusoids projected onto the CCDs (Sec. 2.11): every period and orientation at every phase."""
+
+    phases: int = Field(4, ge=4, le=1000)  # evenly over a period
+    orientations: tuple[float, ...] = (0.0, 90.0)  # deg, in which the phase grows, from x to y of the focal plane
+    periods: tuple[float, ...] = (3.2, 5.0, 10.0)  # px
+    each: int = Field(1, ge=1, le=_MOST)  # exposures of a phase
+    wavelength: float = 550.0  # nm: far from where silicon has fringes of its own
+    bandwidth: float = Field(1.0, gt=0, le=50)  # nm
+    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, mean over a period
+    exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.periods or not all(2 < period <= LONGEST for period in self.periods):
+            raise ValueError(f"periods {self.periods}: give some, longer than the 2 px that pixels can tell apart")
+        if len({round(angle % 180, 6) for angle in self.orientations}) < 2:
+            raise ValueError(f"orientations {self.orientations}: give two or more that differ, not by 180 deg")
+        low, high = _fitting(self.bandwidth)
+        if not low <= self.wavelength <= high:
+            raise ValueError(
+                f"a line {self.bandwidth:g} nm wide at {self.wavelength:g} nm reaches beyond the model: "
+                f"use {low:g} to {high:g} nm, or a smaller bandwidth"
+            )
+        return self
+
+
 class Night(_Part):
     """Visits, each two minutes after the one before, through the filters in turn."""
 
@@ -137,6 +181,7 @@ class Plan(_Part):
     calibration_day: CalibrationDay = CalibrationDay()
     flat_cube: FlatCube = FlatCube()
     cbp: Projections = Projections()
+    sinusoids: SinusoidScan = SinusoidScan()
     night: Night = Night()
 
 
@@ -276,6 +321,21 @@ def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exp
             yield from (_one("cbp", cbp.exposure_time, projection, band) for projection in asked)
 
 
+def _sinusoids(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
+    scan = plan.sinusoids
+    share = max(float(_seen(settings, camera, np.array([scan.wavelength]))[0]), _WEAK)
+    asked = scans.sinusoids(
+        scan.periods,
+        scan.orientations,
+        scan.phases,
+        wavelength=scan.wavelength,
+        bandwidth=scan.bandwidth,
+        rate=scan.level / scan.exposure_time / share,
+    )
+    for source in asked:
+        yield from (_one("sinusoid", scan.exposure_time, source) for _ in range(scan.each))
+
+
 def _spectrum(cbp: Projections, settings: Settings, camera: Camera, step: float, bandwidth: float) -> scans.Spectrum:
     rate = _spot_rate(cbp, settings, camera, cbp.mask)
     return scans.Spectrum(cbp.first, cbp.last, step, bandwidth, rate)
@@ -305,5 +365,6 @@ RECIPES: Final[dict[str, Callable[[Plan, Settings, Camera], Iterator[Exposure]]]
     "calibration-day": _calibration_day,
     "flat-cube": _flat_cube,
     "cbp": _projections,
+    "sinusoids": _sinusoids,
     "night": _night,
 }

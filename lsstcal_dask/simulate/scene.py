@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from lsstcal_dask.instrument.camera import Detector
-from lsstcal_dask.simulate.beams import beam_light
+from lsstcal_dask.simulate.beams import beam_light, sinusoid_light
 from lsstcal_dask.simulate.dust import dust
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Light, Pointing, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Light, Pointing, Projection, Sinusoid
 from lsstcal_dask.simulate.grids import on_detector
 from lsstcal_dask.simulate.illumination import lamp_brightness, lamp_spectrum, screen
 from lsstcal_dask.simulate.night import night_light
@@ -35,6 +35,8 @@ def light(site: Observatory, exposure: Exposure, detector: Detector) -> Light:
     source = exposure.source
     if isinstance(source, Pointing):
         return night_light(site, exposure, detector)
+    if isinstance(source, Sinusoid):
+        return sinusoid_light(site, exposure, detector)
     if isinstance(source, Projection):
         rate = beam_light(site, exposure, detector)
     elif isinstance(source, Lamp):

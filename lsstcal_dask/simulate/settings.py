@@ -30,6 +30,7 @@ from lsstcal_dask.simulate.pixels import EdgeDistortion, PixelJitter, TreeRings
 from lsstcal_dask.simulate.projector import Projector
 from lsstcal_dask.simulate.response import QuantumEfficiency
 from lsstcal_dask.simulate.saturation import Saturation, SerialClamp
+from lsstcal_dask.simulate.sinusoids import Sinusoids
 from lsstcal_dask.simulate.spectrograph import Spectrograph
 from lsstcal_dask.simulate.stars import PSF, Stars
 from lsstcal_dask.simulate.weather import Weather
@@ -84,6 +85,7 @@ class Settings(BaseModel):
     lamp_drift: LampDrift = LampDrift()
     photodiode: Photodiode = Photodiode()
     projector: Projector = Projector()
+    sinusoids: Sinusoids = Sinusoids()
     # the sky (Secs. 2.8.3, 2.9, 2.13)
     atmosphere: Atmosphere = Atmosphere()
     clouds: Clouds = Clouds()

@@ -18,7 +18,7 @@ from lsstcal_dask.simulate.brighter_fatter import area_coefficients
 from lsstcal_dask.simulate.crosstalk import crosstalk_truth
 from lsstcal_dask.simulate.defects import KINDS, defect_list
 from lsstcal_dask.simulate.electronics import channel
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, Sinusoid
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.linearity import linearity_truth
 from lsstcal_dask.simulate.night import true_air
@@ -27,6 +27,7 @@ from lsstcal_dask.simulate.projector import shot
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.saturation import full_well, serial_full_well
 from lsstcal_dask.simulate.scene import light
+from lsstcal_dask.simulate.sinusoids import fringes
 
 __all__ = [
     "QUANTITIES",
@@ -194,11 +195,13 @@ def defect_table(site: Observatory) -> Table:
     return table
 
 
+_OWN: Final = ("wavelength", "brightness", "azimuth", "elevation", "rotation", "contrast", "phase", "airmass")
 _UNITS: Final = {
     "wavelength": "nm",
     "azimuth": "deg",
     "elevation": "deg",
     "rotation": "deg",
+    "phase": "deg",
     "pressure": "hPa",
     "ozone": "DU",
     "water": "mm",
@@ -217,13 +220,15 @@ def _exposure(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     """What an exposure really was, where that differs from its header."""
     source, seed, s = exposure.source, site.seed, site.settings
     row = {"exposure": exposure.name, "number": exposure.number, "exposure_type": exposure.kind}
-    real = dict.fromkeys(("wavelength", "brightness", "azimuth", "elevation", "rotation", "airmass"), np.nan)
-    if isinstance(source, Lamp | Projection):
+    real = dict.fromkeys(_OWN, np.nan)
+    if isinstance(source, Lamp | Projection | Sinusoid):
         real["brightness"] = lamp_brightness(seed, s.lamp_drift, exposure)
         if np.isfinite(source.wavelength):
             real["wavelength"] = laser_centre(seed, s.laser, exposure)
     if isinstance(source, Projection):
         real |= asdict(shot(seed, s.projector, exposure))
+    if isinstance(source, Sinusoid):
+        real |= asdict(fringes(seed, s.sinusoids, exposure))
     sky = dict.fromkeys(("pressure", "ozone", "water", "aerosol", "aerosol_index"), np.nan)
     if isinstance(source, Pointing):
         real["airmass"] = source.airmass

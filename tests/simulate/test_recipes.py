@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
-from lsstcal_dask.simulate.exposure import Lamp, Pointing, Projection, XRays
+from lsstcal_dask.simulate.exposure import Lamp, Pointing, Projection, Sinusoid, XRays
 from lsstcal_dask.simulate.masks import mask
 from lsstcal_dask.simulate.recipes import (
     RECIPES,
@@ -13,6 +13,7 @@ from lsstcal_dask.simulate.recipes import (
     Night,
     Plan,
     Projections,
+    SinusoidScan,
     exposures,
     members,
 )
@@ -27,7 +28,7 @@ def taken(name, camera=CAMERA, **parts):
     return exposures(name, Plan(**parts), SETTINGS, camera)
 
 
-@pytest.mark.parametrize("camera", ["mini1", "mini9", "lsstcam"])
+@pytest.mark.parametrize("camera", ["mini1", "mini9", "raft", "lsstcam"])
 @pytest.mark.parametrize("name", [*RECIPES, "all"])
 def test_exposures_have_names_numbers_and_times_of_their_own(name, camera):
     found = taken(name, load_camera(camera), flat_cube=FlatCube(step=5.0), cbp=Projections(fine_step=5.0))
@@ -106,6 +107,19 @@ def test_the_projector_makes_the_sets_of_the_document():
     assert {e.source for e in taken("cbp", cbp=Projections(sets="c", mask="grid/5"))} == {e.source for e in few}
 
 
+def test_sinusoids_have_every_phase_of_every_period_and_orientation():
+    scan = SinusoidScan(phases=5, orientations=(0.0, 60.0), periods=(4.0, 9.0), each=2)
+    found = taken("sinusoids", sinusoids=scan)
+    assert {(type(e.source), e.kind, e.filter) for e in found} == {(Sinusoid, "sinusoid", "none")}
+    asked = [(e.source.period, e.source.angle, e.source.phase) for e in found]
+    wanted = [(p, a, 72.0 * m) for p in (4, 9) for a in (0, 60) for m in range(5)]
+    assert asked[::2] == asked[1::2] == wanted
+    assert len(taken("sinusoids")) == 4 * 2 * 3
+    (rate,) = {e.source.rate for e in taken("sinusoids")}
+    (more,) = {e.source.rate for e in taken("sinusoids", sinusoids=SinusoidScan(level=80_000.0))}
+    assert more == pytest.approx(2 * rate)
+
+
 def test_a_night_visits_fields_through_the_filters_in_turn():
     found = taken("night", night=Night(nights=2, visits=7, filters="riz", fields=2))
     assert [e.filter for e in found] == [*"rizrizr"] * 2
@@ -142,7 +156,7 @@ def test_lamps_are_as_bright_as_they_were_asked_to_be():
 @pytest.mark.parametrize(
     ("name", "parts", "says"),
     [
-        ("nonsense", {}, "no recipe 'nonsense': use calibration-day, flat-cube, cbp, night, all"),
+        ("nonsense", {}, "no recipe 'nonsense': use calibration-day, flat-cube, cbp, sinusoids, night, all"),
         ("calibration-day", {"calibration_day": {"filters": "rx"}}, "no filter 'x'"),
         ("calibration-day", {"calibration_day": {"ladder_filter": "ri"}}, "no filter 'ri'"),
         ("night", {"night": {"filters": "q"}}, "no filter 'q'"),
@@ -181,6 +195,14 @@ def test_what_cannot_be_taken_is_refused_in_one_line(name, parts, says):
         (FlatCube, {"exposure_time": -5.0}),
         (Projections, {"spots": 0}),
         (Projections, {"level": 0.0}),
+        (SinusoidScan, {"phases": 3}),
+        (SinusoidScan, {"orientations": (0.0, 180.0)}),
+        (SinusoidScan, {"orientations": (45.0,)}),
+        (SinusoidScan, {"periods": ()}),
+        (SinusoidScan, {"periods": (5.0, 2.0)}),
+        (SinusoidScan, {"periods": (2e4,)}),
+        (SinusoidScan, {"wavelength": 1090.0, "bandwidth": 10.0}),
+        (SinusoidScan, {"period": 4.0}),
         (Night, {"exposure_time": 111.0}),
         (Night, {"visits": 361}),
         (Night, {"fields": 7}),

@@ -14,6 +14,7 @@ from lsstcal_dask.simulate.scans import (
     each_amplifier,
     footprints,
     scan_wavelength,
+    sinusoids,
     sparse_sequence,
     wavelengths,
     with_filters,
@@ -125,3 +126,5 @@ def test_scans_that_cannot_be_are_refused():
         footprints(Projector(aperture=2.0))
     with pytest.raises(WrongUse, match="pointings of the sparse mask"):
         sparse_sequence(MINI, reach=0.5)
+    with pytest.raises(WrongUse, match="2 phases of a sinusoid"):
+        sinusoids([4.0], [0.0], 2)
