@@ -15,6 +15,7 @@ from lsstcal_dask.simulate.charge import ShotNoise
 from lsstcal_dask.simulate.cosmics import CosmicRays
 from lsstcal_dask.simulate.crosstalk import Crosstalk
 from lsstcal_dask.simulate.dark import BlinkingPixels, DarkCurrent, HotPixels
+from lsstcal_dask.simulate.defect_survey import DefectSurvey
 from lsstcal_dask.simulate.defects import BadPixels
 from lsstcal_dask.simulate.dust import Dust
 from lsstcal_dask.simulate.electronics import Digitisation, Electronics, Gain, ReadNoise
@@ -62,6 +63,7 @@ class Settings(BaseModel):
     blinking_pixels: BlinkingPixels = BlinkingPixels()
     cosmic_rays: CosmicRays = CosmicRays()
     bad_pixels: BadPixels = BadPixels()
+    defect_survey: DefectSurvey = DefectSurvey()
     saturation: Saturation = Saturation()
     xrays: XRayHits = XRayHits()
     # where the charge goes (Secs. 2.11, 2.12)

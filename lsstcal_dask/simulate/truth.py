@@ -178,12 +178,13 @@ def crosstalk_table(site: Observatory) -> Table:
     return table
 
 
-def defect_table(site: Observatory) -> Table:
-    """Defects of every CCD: those of `defect_list` after the name of their detector."""
+def defect_table(site: Observatory, list_of: Callable[[Observatory, Detector], np.ndarray] | None = None) -> Table:
+    """Defects of every CCD, after the name of their detector: all there are, or those of the list that is given."""
+    list_of = list_of or QUANTITIES["defects"]
     names: list[str] = []
     found = []
     for detector in site.camera.detectors:
-        own = defect_list(site.seed, site.settings.bad_pixels, detector)
+        own = list_of(site, detector)
         names += [detector.name] * len(own)
         found.append(own)
     table = Table(np.concatenate(found))

@@ -12,6 +12,7 @@ from lsstcal_dask.simulate.atmosphere import Clouds
 from lsstcal_dask.simulate.cosmics import CosmicRays
 from lsstcal_dask.simulate.dark import BlinkingPixels, HotPixels
 from lsstcal_dask.simulate.defects import BadPixels
+from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.dust import Dust
 from lsstcal_dask.simulate.effect import Effect
 from lsstcal_dask.simulate.electronics import channel
@@ -64,7 +65,7 @@ SEEN_IN = {
     "sinusoids": "sinusoid",
     **dict.fromkeys(("atmosphere", "clouds", "airglow", "moon", "stars", "psf"), "science"),
 }
-TABLES = ("photodiode", "spectrograph", "weather")
+TABLES = ("photodiode", "spectrograph", "weather", "defect_survey")
 
 
 def counts(settings, kind):
@@ -103,6 +104,9 @@ def test_switching_an_effect_off_changes_what_is_delivered(name):
         if name == "spectrograph":
             flat = np.full(wavelength.size, 1e4)
             return float(observe(3, s.spectrograph, 7, wavelength, flat, 30.0, flat)["flux"].sum())
+        if name == "defect_survey":
+            made = deliveries("calibration-day", [])["defects"](Observatory(3, CAMERA, s))
+            return [tuple(row) for row in made]
         return float(weather(3, s.weather, s.atmosphere, np.array([MOONLIT]))["pressure"][0])
 
     assert delivered(CROWDED) != delivered(CROWDED.without([name]))
