@@ -98,7 +98,7 @@ def simulate(
     store: StoreArgument,
     camera: Annotated[str, typer.Option(help="Camera by name, or a YAML file that describes it.")] = "mini9",
     recipe: Annotated[
-        str, typer.Option(help="calibration-day, flat-cube, cbp, night or all of them.")
+        str, typer.Option(help="calibration-day, flat-cube, cbp, sinusoids, night or all of them.")
     ] = "calibration-day",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
     without: Annotated[list[str] | None, typer.Option(help="Leave out an effect, as dust; may be repeated.")] = None,
@@ -119,8 +119,8 @@ def simulate(
     """Take exposures with the virtual observatory.
 
     calibration-day: biases, darks, 55Fe, pairs of flats, flats through every filter, and what a camera team delivers.
-    flat-cube: monochromatic flats. cbp: the Collimated Beam Projector. night: visits, with weather, spectra of stars
-    and sky, and catalogues.
+    flat-cube: monochromatic flats. cbp: the Collimated Beam Projector. sinusoids: projected fringes. night: visits,
+    with weather, spectra of stars and sky, and catalogues.
 
     How many and how bright is said in the file of --config, as visits = 60 under [recipe.night], and so are the
     numbers of an effect, as density = 8000 under [effects.stars].
@@ -167,7 +167,9 @@ def ingest(
     ] = None,
     exposure_type: Annotated[
         str | None,
-        typer.Option("--type", help="bias, dark, flat, fe55, science, cbp, spot or ppump, where headers do not say."),
+        typer.Option(
+            "--type", help="bias, dark, flat, fe55, science, cbp, spot, ppump or sinusoid, where headers do not say."
+        ),
     ] = None,
     correct: Annotated[
         bool,

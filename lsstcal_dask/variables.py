@@ -28,7 +28,7 @@ __all__ = [
 DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength", "lag_y", "lag_x")
 """Dimension names, singular, in the order they have in every array."""
 
-EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump")
+EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump", "sinusoid")
 """Types an exposure can have, whatever a camera's headers call them."""
 
 MASK_BITS: Final = {

@@ -113,7 +113,9 @@ def accumulate(
     _check(detector, light, duration, corners, start)
     levels = float(light.rate.max()) * duration, peak(light.points) * duration
     parts = steps(brighter_fatter, detector.vendor, *levels) if brighter_fatter.on else np.ones(1)
-    whole = light.rate if corners is None else on_quadrilaterals(light.rate, corners)
+    whole = light.whole
+    if whole is None:
+        whole = light.rate if corners is None else on_quadrilaterals(light.rate, corners)
     run = _Run(
         seed, exposure_number, detector, shot_noise.on, light.rate, whole,
         np.zeros((2, 0, 0), np.float32) if corners is None else corners,
@@ -137,6 +139,7 @@ def _check(
 ) -> None:
     ny, nx = detector.shape
     wanted = {"the rate": (light.rate, (ny, nx)), "corners": (corners, (2, ny + 1, nx + 1)), "start": (start, (ny, nx))}
+    wanted |= {"the light on displaced pixels": (light.whole, (ny, nx))}
     for name, (found, shape) in wanted.items():
         if found is not None and found.shape != shape:
             raise InconsistentGeometry(f"{detector.name}: {name} has shape {found.shape}: it must be {shape}")

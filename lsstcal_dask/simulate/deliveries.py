@@ -8,9 +8,12 @@ import numpy as np
 from astropy import units
 from astropy.table import Table
 
+from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.simulate.airglow import sky_spectrum
 from lsstcal_dask.simulate.atmosphere import band_average
 from lsstcal_dask.simulate.catalogue import photometric_catalogue, standards
+from lsstcal_dask.simulate.defect_survey import listed
+from lsstcal_dask.simulate.defects import defect_list
 from lsstcal_dask.simulate.exposure import Exposure, Pointing
 from lsstcal_dask.simulate.filters import FILTERS, filter_curves, transmission
 from lsstcal_dask.simulate.linearity import true_to_measured
@@ -106,10 +109,16 @@ def _crosstalk(site: Observatory) -> Table:
 
 
 def _defects(site: Observatory) -> Table:
-    """¶6."""
-    table = defect_table(site)
+    """¶6: what the camera team has found, and at which thresholds."""
+    survey = site.settings.defect_survey
+
+    def found(site: Observatory, detector: Detector) -> np.ndarray:
+        return listed(site.seed, survey, detector, defect_list(site.seed, site.settings.bad_pixels, detector))
+
+    table = defect_table(site, found)
     table.remove_column("value")
-    table.meta |= _is("¶6")
+    limits = {"sensitivity": survey.dim, "electron_per_s": survey.bright, "trapped_electrons": survey.trap}
+    table.meta |= {**_is("¶6"), **({"thresholds": limits} if survey.on else {})}
     return table
 
 

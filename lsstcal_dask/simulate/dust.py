@@ -1,8 +1,10 @@
 """Dust on the filter and on the window of the cryostat: soft rings on every flat (Lupton 2016, Sec. 2.8.2).
 
 The light of a pixel crosses the filter in an annulus 10 cm wide, the window in one 2.3 cm wide: images of the pupil.
-A mote takes from a pixel the part of this footprint that it hides. On a camera that is small the footprints and motes
-shrink with its field, see `optics`.
+A mote takes from a pixel the part of this footprint that it hides. A beam of the Collimated Beam Projector is a disc
+of 0.24 m of the primary mirror: it crosses them in a disc so much smaller, at the place of its own in the footprint,
+and casts the sharp shadow of a mote where a pupil full of beams casts a soft ring. On a camera that is small the
+footprints and motes shrink with its field, see `optics`.
 """
 
 from dataclasses import dataclass
@@ -16,10 +18,10 @@ from pydantic import Field, PositiveFloat
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.simulate.effect import Effect
 from lsstcal_dask.simulate.filters import check_band
-from lsstcal_dask.simulate.optics import OBSCURATION, disc_in_annulus, edge_mm
+from lsstcal_dask.simulate.optics import OBSCURATION, PUPIL_RADIUS, disc_in_annulus, edge_mm
 from lsstcal_dask.simulate.random import stream
 
-__all__ = ["Dust", "Motes", "dust", "motes"]
+__all__ = ["Beam", "Dust", "Motes", "dust", "motes"]
 
 Array = np.ndarray
 
@@ -53,6 +55,15 @@ class Motes:
     beam: float  # outer radius of the footprint of a pixel's light
 
 
+@dataclass(frozen=True)
+class Beam:
+    """A beam of the Collimated Beam Projector on the primary mirror, m; its centre may differ from place to place."""
+
+    x: Any
+    y: Any
+    radius: float
+
+
 @lru_cache(maxsize=32)
 def motes(seed: int, settings: Dust, surface: str) -> Motes:
     """Dust on a surface: the name of a filter, or ``window``. Positions are as seen from the focal plane."""
@@ -74,17 +85,27 @@ def motes(seed: int, settings: Dust, surface: str) -> Motes:
     return Motes(*arrays, beam / _EDGE_MM)
 
 
-def dust(seed: int, settings: Dust, camera: Camera, band: str, x: Any, y: Any, time: np.datetime64) -> Array:
+def dust(
+    seed: int,
+    settings: Dust,
+    camera: Camera,
+    band: str,
+    x: Any,
+    y: Any,
+    time: np.datetime64,
+    beam: Beam | None = None,
+) -> Array:
     """What dust leaves of the light.
 
     1 - opacity (area of the mote within the footprint) / (area of the footprint), for each mote that has arrived.
-    Gray. The edges are as wide as a mote is, so sharp on the scale of its footprint: call it on a fine mesh.
+    Gray. The edges are as wide as the smaller of mote and beam: call it on a fine mesh.
 
     Parameters
     ----------
     band : filter in the beam; 'none' has no dust of its own.
     x, y : focal plane position, mm, any shape.
     time : UTC of the exposure.
+    beam : of the projector; the whole pupil if None. What it loses beside the primary mirror is taken to be there.
 
     Raises
     ------
@@ -93,30 +114,37 @@ def dust(seed: int, settings: Dust, camera: Camera, band: str, x: Any, y: Any, t
     """
     check_band(band)
     edge = edge_mm(camera)
-    u, v = np.broadcast_arrays(np.asarray(x, float) / edge, np.asarray(y, float) / edge)
+    through = Beam(0.0, 0.0, 0.0) if beam is None else beam
+    u, v, beam_x, beam_y = np.broadcast_arrays(
+        np.asarray(x, float) / edge, np.asarray(y, float) / edge, through.x, through.y
+    )
     out = np.ones(u.shape)
     if settings.on and u.size:
         for surface in ("window",) if band == "none" else ("window", band):
             found = motes(seed, settings, surface)
-            there = (found.arrival <= time) & _near(found, u, v)
+            where, annulus = (u, v), (OBSCURATION * found.beam, found.beam)
+            if beam is not None:
+                scale = found.beam / PUPIL_RADIUS
+                where, annulus = (u + scale * beam_x, v + scale * beam_y), (0.0, scale * beam.radius)
+            there = (found.arrival <= time) & _near(found, annulus[1], *where)
             for i in np.flatnonzero(there):
-                out *= _shadow(found, int(i), settings.opacity, u, v)
+                out *= _shadow(found, int(i), settings.opacity, annulus, *where)
     return out
 
 
-def _near(found: Motes, u: Array, v: Array) -> Array:
+def _near(found: Motes, outer: float, u: Array, v: Array) -> Array:
     """Which motes can throw a shadow on any of the positions."""
-    reach = found.radius + found.beam
+    reach = found.radius + outer
     wide = (found.x > u.min() - reach) & (found.x < u.max() + reach)
     return np.asarray(wide & (found.y > v.min() - reach) & (found.y < v.max() + reach))
 
 
-def _shadow(found: Motes, i: int, opacity: float, u: Array, v: Array) -> Array:
-    """Light that one mote leaves at every position."""
-    radius, beam = float(found.radius[i]), found.beam
+def _shadow(found: Motes, i: int, opacity: float, annulus: tuple[float, float], u: Array, v: Array) -> Array:
+    """Light that one mote leaves in footprints, of these inner and outer radii, about every position."""
+    radius, (inner, outer) = float(found.radius[i]), annulus
     distance = np.hypot(u - found.x[i], v - found.y[i])
     out = np.ones(u.shape)
-    near = distance < radius + beam
-    part = (radius / beam) ** 2 / (1 - OBSCURATION**2)
-    out[near] -= opacity * part * disc_in_annulus(distance[near], radius, OBSCURATION * beam, beam)
+    near = distance < radius + outer
+    part = radius**2 / (outer**2 - inner**2)
+    out[near] -= opacity * part * disc_in_annulus(distance[near], radius, inner, outer)
     return out

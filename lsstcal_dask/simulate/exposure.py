@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Exposure", "Lamp", "Light", "Pointing", "Projection", "XRays"]
+__all__ = ["Exposure", "Lamp", "Light", "Pointing", "Projection", "Sinusoid", "XRays"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,19 @@ class Projection:
     rotation: float  # deg, of the pattern about its centre
     footprint: tuple[float, float]  # m, where the beam meets the primary mirror
     rate: float  # photons/s in a spot of a typical hole
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """Fringes projected onto the CCDs (Sec. 2.11), see `sinusoids`."""
+
+    rate: float  # photons/s, mean, that would reach a pixel on the axis through optics without loss
+    wavelength: float  # nm, vacuum
+    bandwidth: float  # nm, full width at half maximum
+    period: float  # px
+    angle: float  # deg, in which the phase grows on the focal plane, from its x towards its y
+    phase: float  # deg, in the centre of the focal plane
+    footprint: tuple[float, float]  # m, where the beam of that centre meets the primary mirror
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Exposure:
     exposure_time: float  # s that the shutter or lamp is open
     dark_time: float  # s over which dark charge gathers before the readout begins
     filter: str = "none"
-    source: Lamp | Projection | Pointing | XRays | None = None
+    source: Lamp | Projection | Sinusoid | Pointing | XRays | None = None
     # what was taken before, itself without a predecessor: only persistence looks at it, so it makes no other exposure
     previous: "Exposure | None" = field(default=None, compare=False, repr=False)
 
@@ -78,7 +91,10 @@ class Light:
     rate : (y, x) float32 over ``detector.shape``, electron/s in a pixel of the undistorted grid.
     points : (n, 5) float64: x, y (CCD pixels), electron/s, and the two numbers of a Moffat profile, its
         full width at half maximum (px) and its exponent. Sources that are shot electron by electron.
+    whole : (y, x) float32, electron/s in the pixels of the distorted grid, of light whose change over a pixel
+        cannot be told from ``rate``; None where it can.
     """
 
     rate: np.ndarray
     points: np.ndarray
+    whole: np.ndarray | None = None

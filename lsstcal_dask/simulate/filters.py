@@ -162,7 +162,7 @@ def transmission(
     wavelength: Any,
     x: Any,
     y: Any,
-    rays: tuple[float, float] | None = None,
+    rays: tuple[Any, Any] | None = None,
     stops: Vignetting = Vignetting(),
 ) -> Array:
     """Fraction of the light that the filter passes on its way to a place of the focal plane.
@@ -176,8 +176,8 @@ def transmission(
     band : one of `BANDS`.
     wavelength : nm, vacuum, any shape.
     x, y : focal plane position, mm, any shape.
-    rays : point (X, Y) of the primary mirror, m, that the light comes from, for one footprint of the Collimated Beam
-        Projector; the whole pupil if None.
+    rays : point (X, Y) of the primary mirror, m, that the light comes from, for footprints of the Collimated Beam
+        Projector, one for all or one for each place; the whole pupil if None.
     stops : what hides part of the pupil at large field angles, and so changes the average.
 
     Returns
@@ -200,17 +200,17 @@ def transmission(
     out = np.zeros(x.shape + w.shape)
     widen = (..., *(None,) * w.ndim)
     for angle, weight in zip(angles, weights, strict=True):
-        normal = w / angle_factor(settings, angle)
+        normal = w / angle_factor(settings, angle)[widen]
         out += weight[widen] * _curve(settings, band, normal, blue[widen], red[widen], level[widen], ripple)
     return out
 
 
 def _angles(
-    settings: Filters, camera: Camera, x: Array, y: Array, rays: tuple[float, float] | None, stops: Vignetting
+    settings: Filters, camera: Camera, x: Array, y: Array, rays: tuple[Any, Any] | None, stops: Vignetting
 ) -> tuple[Array, Array]:
-    """Angles of incidence (n,), deg, and the weight of each at every position (n, ...)."""
+    """Angles of incidence, deg, (n,) or one (1, ...) for each position, and their weights (n, ...) there."""
     if rays is not None:
-        return np.atleast_1d(incidence(camera, 0, 0, *rays)), np.ones((1, *x.shape))
+        return incidence(camera, x, y, *rays)[None], np.ones((1, *x.shape))
     X, Y, share = pupil_rays(settings.rays)
     angles, ring = np.unique(np.round(incidence(camera, 0, 0, X, Y), 9), return_inverse=True)
     weights = np.zeros((angles.size, *x.shape))

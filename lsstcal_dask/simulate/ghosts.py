@@ -126,7 +126,8 @@ def spot_ghosts(
     footprint: tuple[Any, Any],
     wavelength: float,
     filters: Filters = Filters(),
-    beam: float = 0.12,
+    *,
+    beam: float,
 ) -> list[tuple[Array, Array, float, float]]:
     """Ghosts of spots of the Collimated Beam Projector: uniform discs.
 
@@ -140,7 +141,7 @@ def spot_ghosts(
     Returns
     -------
     For each pair of surfaces x, y (shape of ``x_spot``) and radius of the disc, mm on the focal plane, and its light
-    as a fraction of the spot's; empty if switched off.
+    as a fraction of what has passed filter and stops on the spot's own path; empty if switched off.
 
     Raises
     ------
@@ -171,6 +172,9 @@ def _strengths(seed: int, settings: Ghosts, camera: Camera, band: str, w: Array,
 
 def scatter(seed: int, settings: Scatter, camera: Camera, x: Any, y: Any, wavelength: Any) -> Array:
     """Scattered light of a uniform flat-field screen, relative to its focused light on the axis; smooth.
+
+    Of a spot, light scatters alike wherever it was focused: so much times (the area of a pixel) / (the area of the
+    field, a disc of 1.75 degrees) falls into a pixel, and the spots of a whole field add up to that of the screen.
 
     Parameters
     ----------

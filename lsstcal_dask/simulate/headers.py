@@ -5,11 +5,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, Sinusoid
 from lsstcal_dask.simulate.illumination import lamp_brightness, lamp_spectrum, laser_centre
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.photodiode import photodiode_charge
-from lsstcal_dask.simulate.projector import diode_photons, shot
 from lsstcal_dask.simulate.settings import RANGE
 
 __all__ = ["cards", "header"]
@@ -21,14 +20,13 @@ _DIODE: Final = 1e5
 def header(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     """Header table of an exposure: what was asked for, and what the photodiode measured."""
     source = exposure.source
-    mono = isinstance(source, Projection) or (isinstance(source, Lamp) and np.isfinite(source.wavelength))
     return {
         "exposure_type": exposure.kind,
         "time": str(np.datetime_as_string(exposure.time, unit="us")),
         "exposure_time": float(exposure.exposure_time),
         "dark_time": float(exposure.dark_time),
         "filter": exposure.filter,
-        "wavelength": float(source.wavelength) if mono else float("nan"),  # type: ignore[union-attr]
+        "wavelength": float(getattr(source, "wavelength", np.nan)),
         "photodiode": _charge(site.seed, site.settings, exposure),
     }
 
@@ -37,18 +35,15 @@ def header(site: Observatory, exposure: Exposure) -> dict[str, Any]:
 def _charge(seed: int, settings: Any, exposure: Exposure) -> float:
     """Charge (C) of the photodiode; NaN where it is not used."""
     source = exposure.source
-    if isinstance(source, Projection):
-        photons = np.array([diode_photons(seed, settings.projector, exposure)])
-        wavelength = np.array([shot(seed, settings.projector, exposure).wavelength])
-    elif isinstance(source, Lamp):
-        total = source.rate * exposure.exposure_time * _DIODE * lamp_brightness(seed, settings.lamp_drift, exposure)
-        if np.isfinite(source.wavelength):
-            wavelength, photons = np.array([laser_centre(seed, settings.laser, exposure)]), np.array([total])
-        else:
-            wavelength = np.arange(RANGE[0], RANGE[1])
-            photons = total * lamp_spectrum(wavelength)
-    else:
+    if not isinstance(source, Lamp | Projection | Sinusoid):
         return float("nan")
+    share = _DIODE if isinstance(source, Lamp) else settings.projector.diode_share
+    total = source.rate * exposure.exposure_time * share * lamp_brightness(seed, settings.lamp_drift, exposure)
+    if np.isfinite(source.wavelength):
+        wavelength, photons = np.array([laser_centre(seed, settings.laser, exposure)]), np.array([total])
+    else:
+        wavelength = np.arange(RANGE[0], RANGE[1])
+        photons = total * lamp_spectrum(wavelength)
     return float(photodiode_charge(seed, settings.photodiode, exposure, photons, wavelength))
 
 
@@ -71,6 +66,15 @@ def cards(exposure: Exposure) -> dict[str, Any]:
             "CBPAZ": source.azimuth,
             "CBPEL": source.elevation,
             "CBPROT": source.rotation,
+            "CBPM1X": source.footprint[0],
+            "CBPM1Y": source.footprint[1],
+            "BANDWID": source.bandwidth,
+        }
+    elif isinstance(source, Sinusoid):
+        found = {
+            "SINPER": source.period,
+            "SINANG": source.angle,
+            "SINPHASE": source.phase,
             "CBPM1X": source.footprint[0],
             "CBPM1Y": source.footprint[1],
             "BANDWID": source.bandwidth,

@@ -1,7 +1,7 @@
-"""Light sent into the telescope in the dome: flat-field screen, lamp and laser (Lupton 2016, ¶8, ¶9)."""
+"""Light sent into the telescope in the dome: flat-field screen, lamp and laser (Lupton 2016, ¶8-¶10)."""
 
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 import numpy as np
 from pydantic import Field
@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.simulate.effect import Effect
-from lsstcal_dask.simulate.exposure import Exposure, Lamp
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Projection, Sinusoid
 from lsstcal_dask.simulate.optics import EDGE, field_radius, waves
 from lsstcal_dask.simulate.random import stream
 
@@ -44,17 +44,18 @@ class Screen(Effect):
 
 
 class Laser(Effect):
-    """Tunable laser: what it gives against what is asked for."""
+    """Tunable laser of screen and projector: the wavelengths it gives against what is asked for."""
 
     jitter: float = Field(0.1, ge=0)  # nm rms, of the centre of the line from exposure to exposure
     shape: Literal["gaussian", "tophat"] = "gaussian"  # of the line
 
 
 class LampDrift(Effect):
-    """Brightness of lamp and laser from exposure to exposure, relative."""
+    """Brightness of lamp and laser from exposure to exposure, relative, whatever they light."""
 
-    scatter: float = Field(1e-3, ge=0)  # rms, independent in each exposure
-    drift: float = Field(1e-3, ge=0)  # rms, over hours
+    scatter: float = Field(1e-3, ge=0)  # rms of the lamp, independent in each exposure
+    laser_scatter: float = Field(0.02, ge=0, lt=0.2)  # the same of the laser, whose pulses differ
+    drift: float = Field(1e-3, ge=0)  # rms of both, over hours
 
 
 def screen(seed: int, settings: Screen, camera: Camera, x: Any, y: Any, wavelength: Any) -> Array:
@@ -145,25 +146,31 @@ def laser_line(settings: Laser, wavelength: Any, centre: float, bandwidth: float
 
 
 def laser_centre(seed: int, settings: Laser, exposure: Exposure) -> float:
-    """Wavelength, nm, that the laser of the screen really has in an exposure; of the projector's, see `shot`.
+    """Wavelength, nm, that the laser really has in an exposure.
 
     Raises
     ------
     WrongUse
-        The light of the exposure is not that laser's.
+        The light of the exposure is not the laser's.
     """
     source = exposure.source
-    if not isinstance(source, Lamp) or not np.isfinite(source.wavelength):
+    if not _is_laser(source):
         raise WrongUse(f"exposure {exposure.name}: its light is not monochromatic: give it a wavelength in nm")
     jitter = settings.jitter if settings.on else 0.0
     return float(source.wavelength + jitter * stream(seed, "laser", exposure=exposure.number).normal())
 
 
+def _is_laser(source: Any) -> TypeGuard[Lamp | Projection | Sinusoid]:
+    narrow = isinstance(source, Lamp) and bool(np.isfinite(source.wavelength))
+    return narrow or isinstance(source, Projection | Sinusoid)
+
+
 def lamp_brightness(seed: int, settings: LampDrift, exposure: Exposure) -> float:
-    """Brightness of the lamp in an exposure relative to what was asked for: a slow drift and an independent part."""
+    """Brightness of lamp or laser in an exposure, relative to what was asked for: slow drift and independent part."""
     if not settings.on:
         return 1.0
     days = (exposure.time - np.datetime64("2026-01-01", "ms")) / np.timedelta64(1, "D")
     slow = waves(stream(seed, "lamp drift"), np.asarray(days), np.zeros(()), 12, 12.0)
     quick = stream(seed, "lamp scatter", exposure=exposure.number).normal()
-    return float(1 + settings.drift * slow + settings.scatter * quick)
+    scatter = settings.laser_scatter if _is_laser(exposure.source) else settings.scatter
+    return float(1 + settings.drift * slow + scatter * quick)

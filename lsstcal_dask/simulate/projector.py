@@ -1,4 +1,4 @@
-"""Collimated Beam Projector: its optics, where its beams go and how bright they are (Lupton 2016, Secs. 2.8.4, A ¶10).
+"""Collimated Beam Projector: its optics and where its beams go (Lupton 2016, Secs. 2.8.4, A ¶10).
 
 A laser lights a mask in the focal plane of a small telescope turned round. Each hole sends out a parallel
 beam that meets a patch of the primary mirror, the footprint, and comes to a focus on the camera at the field
@@ -7,13 +7,15 @@ angle of its direction, ``telescope / projector`` focal lengths (16.5 for LSST) 
 Directions: the pattern is turned about its centre by the rotation (field x towards field y), then carried
 from the axis to the field angle of its centre along the great circle. Field angles are arcs, as in
 `instrument.geometry`, so the centre lands exactly on the field angle that was asked for.
+
+Wavelength and power of its light are the laser's: see `illumination`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera
@@ -21,11 +23,12 @@ from lsstcal_dask.instrument.geometry import focal_to_field
 from lsstcal_dask.simulate import random
 from lsstcal_dask.simulate.effect import Effect
 from lsstcal_dask.simulate.exposure import Exposure, Projection
+from lsstcal_dask.simulate.optics import OBSCURATION, PUPIL_RADIUS
 
 __all__ = [
+    "MIRROR",
     "Projector",
     "Shot",
-    "diode_photons",
     "directions",
     "footprint",
     "hole_position",
@@ -42,21 +45,23 @@ _ARCSEC: Final = np.pi / (180 * 3600)
 _MODES: Final = 6  # random waves in the transmission
 _FLAWS: Final = (
     *("area_scatter", "roll_off", "distortion", "ripple", "pointing_jitter", "rotation_error"),
-    *("power_jitter", "laser_jitter", "blur", "diffraction", "scattered"),
+    *("blur", "diffraction"),
 )
+
+MIRROR: Final = (OBSCURATION * PUPIL_RADIUS, PUPIL_RADIUS)
+"""Inner and outer radius of the primary mirror, m."""
 
 
 class Projector(Effect):
     """The projector of the Rubin observatory; switched off it is perfect and every hole of a mask gives the same spot.
 
-    Focal length and aperture are those of SITCOMTN-152, the mirror is LSST's clear annulus (8.36 and 5.116 m).
-    The rest is of the size that such instruments have and not a measurement.
+    Focal length and aperture are those of SITCOMTN-152. The rest is of the size that such instruments have
+    and not a measurement.
     """
 
     focal_length: float = Field(default=625.0, gt=0)  # mm
     aperture: float = Field(default=0.24, gt=0)  # m, diameter of a beam; the source document has 0.3
     distance: float = Field(default=12.0, ge=0)  # m, from its pupil to the primary mirror
-    mirror: tuple[float, float] = (2.558, 4.18)  # m, inner and outer radius of the primary mirror
     area_scatter: float = Field(default=0.05, ge=0, lt=1)  # rms of ln(area of a hole)
     roll_off: float = Field(default=0.1, ge=0, lt=1)  # loss of illumination at the edge of the pattern
     roll_off_center: tuple[float, float] = (0.2, -0.1)  # of the brightest point, in radii of the pattern
@@ -65,29 +70,18 @@ class Projector(Effect):
     ripple: float = Field(default=0.02, ge=0, lt=0.2)  # rms of slow waves in ln(throughput)
     pointing_jitter: float = Field(default=0.2, ge=0)  # arcsec, rms of an exposure in each coordinate
     rotation_error: float = Field(default=0.005, ge=0)  # deg, rms of an exposure
-    power_jitter: float = Field(default=0.02, ge=0, lt=1)  # rms of ln(laser power) of an exposure
-    laser_jitter: float = Field(default=0.1, ge=0)  # nm, rms of the wavelength of an exposure
-    diode_share: float = Field(default=1000.0, gt=0)  # photons on its photodiode for each in a typical hole
+    diode_share: float = Field(default=1000.0, gt=0)  # photons on the photodiode at the mask, of one in a typical hole
     blur: float = Field(default=0.8, ge=0)  # px, rms in each coordinate by the aberrations of both telescopes
     diffraction: float = Field(default=1.0, ge=0)  # strength; 1 is that of the aperture
-    scattered: float = Field(default=1e-3, ge=0, le=0.5)  # part of the light that spreads evenly over the camera
-
-    @model_validator(mode="after")
-    def _annulus(self) -> Self:
-        if not 0 <= self.mirror[0] < self.mirror[1]:
-            raise ValueError(f"mirror {self.mirror}: give the inner radius, then a larger outer one, in m")
-        return self
 
 
 @dataclass(frozen=True)
 class Shot:
-    """What an exposure really was; what was asked for is its `Projection`."""
+    """Where the projector really pointed in an exposure; where it was to point says its `Projection`."""
 
     azimuth: float  # deg
     elevation: float  # deg
     rotation: float  # deg
-    wavelength: float  # nm
-    power: float  # of the laser, relative to what was asked for
 
 
 def in_force(settings: Projector) -> Projector:
@@ -103,23 +97,15 @@ def projection(exposure: Exposure) -> Projection:
 
 
 def shot(seed: int, settings: Projector, exposure: Exposure) -> Shot:
-    """Return the true state of the projector during an exposure."""
+    """Return where the projector really pointed during an exposure."""
     asked, settings = projection(exposure), in_force(settings)
-    draws = random.stream(seed, "projector", exposure=exposure.number).standard_normal(5)
+    draws = random.stream(seed, "projector", exposure=exposure.number).standard_normal(3)
     jitter = settings.pointing_jitter / 3600
     return Shot(
         azimuth=asked.azimuth + jitter * draws[0],
         elevation=asked.elevation + jitter * draws[1],
         rotation=asked.rotation + settings.rotation_error * draws[2],
-        wavelength=asked.wavelength + settings.laser_jitter * draws[3],
-        power=float(np.exp(settings.power_jitter * draws[4])),
     )
-
-
-def diode_photons(seed: int, settings: Projector, exposure: Exposure) -> float:
-    """Photons on the photodiode beside the mask, so before the optics of the projector; without noise of the diode."""
-    rate = projection(exposure).rate * shot(seed, settings, exposure).power
-    return settings.diode_share * rate * exposure.exposure_time
 
 
 def transmission(seed: int, settings: Projector, wavelength: Any) -> np.ndarray:
@@ -198,16 +184,16 @@ def _field(beam: np.ndarray, shape: tuple[int, ...]) -> tuple[Any, Any]:
     return (beam[0] * stretch).reshape(shape), (beam[1] * stretch).reshape(shape)
 
 
-def footprint(settings: Projector, asked: Projection, real: Shot, u: Any, v: Any) -> tuple[Any, Any]:
+def footprint(settings: Projector, centre: tuple[float, float], real: Shot, u: Any, v: Any) -> tuple[Any, Any]:
     """Where beams of field angles (u, v) rad meet the primary mirror, m from its centre.
 
-    Whatever the pointing and rotation, the beam of the pattern's centre meets ``asked.footprint``. All beams
-    cross in the pupil of the projector, ``distance`` above the mirror, so the others spread about it.
+    Whatever the pointing and rotation, the beam of the pattern's centre meets ``centre``, in m. All beams cross in
+    the pupil of the projector, ``distance`` above the mirror, so the others spread about it.
     """
     u0, v0 = np.deg2rad(real.azimuth), np.deg2rad(real.elevation)
     return (
-        asked.footprint[0] - settings.distance * (_slope(u, u, v) - _slope(u0, u0, v0)),
-        asked.footprint[1] - settings.distance * (_slope(v, u, v) - _slope(v0, u0, v0)),
+        centre[0] - settings.distance * (_slope(u, u, v) - _slope(u0, u0, v0)),
+        centre[1] - settings.distance * (_slope(v, u, v) - _slope(v0, u0, v0)),
     )
 
 

@@ -16,13 +16,31 @@ from lsstcal_dask.simulate.masks import MASKS, mask
 from lsstcal_dask.simulate.optics import mirrors
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.settings import RANGE, Settings
+from lsstcal_dask.simulate.sinusoids import LONGEST
+from lsstcal_dask.simulate.throughput import LINE_REACH
 
-__all__ = ["RECIPES", "CalibrationDay", "FlatCube", "Night", "Plan", "Projections", "exposures", "members"]
+__all__ = [
+    "RECIPES",
+    "CalibrationDay",
+    "FlatCube",
+    "Night",
+    "Plan",
+    "Projections",
+    "SinusoidScan",
+    "exposures",
+    "members",
+]
 
 _WEAK: Final = 0.02  # electrons per photon below which the laser cannot make up for what silicon does not see
 _DAY: Final = np.datetime64("2026-07-01T20:00:00", "ms")
 _READOUT: Final = 5.0  # s, from the end of an exposure to the start of the next
-_PLACES: Final = {"calibration-day": (1, 0), "flat-cube": (100_001, 10), "cbp": (200_001, 20), "night": (400_001, 40)}
+_PLACES: Final = {
+    "calibration-day": (1, 0),
+    "flat-cube": (100_001, 10),
+    "cbp": (200_001, 20),
+    "sinusoids": (300_001, 30),
+    "night": (400_001, 40),
+}
 """Number of the first exposure of each recipe and the days after `_DAY` on which it begins.
 
 Exposures of two recipes in one store are so never confused, and visits come after what calibrates them.
@@ -31,8 +49,14 @@ _MOST: Final = 100_000  # exposures of a recipe
 _HOUR: Final = 3600.0  # s
 _FINEST: Final = 0.005  # nm, of steps in wavelength
 _LONGEST: Final = np.timedelta64(10, "D")
+_NARROW, _WIDE = 1.0, 20.0  # nm, lines of ¶10a, ¶10d and ¶10f, and of the other sets
 _CADENCE: Final = 120  # s between visits
 _DUSK: Final = 4 * 3600  # s after the start of a day of exposures
+
+
+def _fitting(width: float) -> tuple[float, float]:
+    """First and last wavelength, nm, at which a line of that width lies within the model."""
+    return RANGE[0] + LINE_REACH * width, RANGE[1] - LINE_REACH * width
 
 
 class _Part(BaseModel):
@@ -79,6 +103,12 @@ class FlatCube(_Part):
     def _order(self) -> Self:
         if self.last < self.first:
             raise ValueError(f"last {self.last:g} nm lies below first {self.first:g} nm")
+        low, high = _fitting(self.bandwidth)
+        if self.first < low or self.last > high:
+            raise ValueError(
+                f"lines {self.bandwidth:g} nm wide at {self.first:g} to {self.last:g} nm reach beyond the model: "
+                f"use {low:g} to {high:g} nm, or a smaller bandwidth"
+            )
         return self
 
 
@@ -88,8 +118,8 @@ class Projections(_Part):
     sets: str = "abcdef"
     mask: str = "grid"
     spots: int | None = Field(None, ge=1)  # holes of the mask that are open; all by default
-    first: float = Field(305.0, ge=RANGE[0], le=RANGE[1])  # nm, of ¶10a, ¶10d and ¶10e
-    last: float = Field(1100.0, ge=RANGE[0], le=RANGE[1])
+    first: float = Field(305.0, ge=_fitting(_NARROW)[0], le=_fitting(_NARROW)[1])  # nm, of ¶10a, ¶10d and ¶10e
+    last: float = Field(1098.0, ge=_fitting(_NARROW)[0], le=_fitting(_NARROW)[1])
     fine_step: float = Field(1.0, ge=_FINEST)  # nm, of ¶10a and ¶10d
     coarse_step: float = Field(100.0, ge=_FINEST)  # nm, of ¶10b and ¶10c
     filter_step: float = Field(20.0, ge=_FINEST)  # nm, of ¶10e
@@ -105,6 +135,33 @@ class Projections(_Part):
             raise ValueError(f"last {self.last:g} nm lies below first {self.first:g} nm")
         if self.spots is not None and "/" in self.mask:
             raise ValueError(f"mask {self.mask!r} and spots {self.spots} both say how many holes are open: use one")
+        return self
+
+
+class SinusoidScan(_Part):
+    """Sinusoids projected onto the CCDs (Sec. 2.11): every period and orientation at every phase."""
+
+    phases: int = Field(4, ge=4, le=1000)  # evenly over a period
+    orientations: tuple[float, ...] = (0.0, 90.0)  # deg, in which the phase grows, from x to y of the focal plane
+    periods: tuple[float, ...] = (3.2, 5.0, 10.0)  # px
+    each: int = Field(1, ge=1, le=_MOST)  # exposures of a phase
+    wavelength: float = 550.0  # nm: far from where silicon has fringes of its own
+    bandwidth: float = Field(1.0, gt=0, le=50)  # nm
+    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, mean over a period
+    exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.periods or not all(2 < period <= LONGEST for period in self.periods):
+            raise ValueError(f"periods {self.periods}: give some, longer than the 2 px that pixels can tell apart")
+        if len({round(angle % 180, 6) for angle in self.orientations}) < 2:
+            raise ValueError(f"orientations {self.orientations}: give two or more that differ, not by 180 deg")
+        low, high = _fitting(self.bandwidth)
+        if not low <= self.wavelength <= high:
+            raise ValueError(
+                f"a line {self.bandwidth:g} nm wide at {self.wavelength:g} nm reaches beyond the model: "
+                f"use {low:g} to {high:g} nm, or a smaller bandwidth"
+            )
         return self
 
 
@@ -124,6 +181,7 @@ class Plan(_Part):
     calibration_day: CalibrationDay = CalibrationDay()
     flat_cube: FlatCube = FlatCube()
     cbp: Projections = Projections()
+    sinusoids: SinusoidScan = SinusoidScan()
     night: Night = Night()
 
 
@@ -249,16 +307,16 @@ def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exp
     _filters(cbp.filters)
     grid = cbp.mask if cbp.spots is None else f"{cbp.mask}/{cbp.spots}"
     mask(0, settings.projector, camera, grid)  # refuses masks and numbers of spots that there are not
-    fine = _spectrum(cbp, settings, camera, cbp.fine_step, 1.0)
-    coarse = replace(_spectrum(cbp, settings, camera, cbp.coarse_step, 20.0), first=400.0, last=1000.0)
-    leaks = _spectrum(cbp, settings, camera, cbp.filter_step, 20.0)
+    fine = _spectrum(cbp, settings, camera, cbp.fine_step, _NARROW)
+    coarse = replace(_spectrum(cbp, settings, camera, cbp.coarse_step, _WIDE), first=400.0, last=1000.0)
+    leaks = _spectrum(cbp, settings, camera, cbp.filter_step, _WIDE)
     bands = {band: filters.wavelength_range(band) for band in cbp.filters}
     made: dict[str, Callable[[], dict[str, list[Projection]]]] = {
         "a": lambda: {"none": scans.scan_wavelength(fine, mask=grid)},
         "b": lambda: {"none": scans.dithers(camera, coarse, number=cbp.dithers, mask=grid)},
         "c": lambda: {"none": scans.footprints(settings.projector, coarse, number=cbp.footprints, mask=grid)},
         "d": lambda: scans.with_filters(bands, fine, mask=grid),
-        "e": lambda: scans.with_filters(bands, leaks, whole=True, mask=grid),
+        "e": lambda: scans.with_filters(bands, _within(leaks), whole=True, mask=grid),
         "f": lambda: {"none": scans.sparse_sequence(camera, rate=_spot_rate(cbp, settings, camera, "sparse"))},
     }
     for one in cbp.sets:
@@ -266,9 +324,37 @@ def _projections(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exp
             yield from (_one("cbp", cbp.exposure_time, projection, band) for projection in asked)
 
 
+def _sinusoids(plan: Plan, settings: Settings, camera: Camera) -> Iterator[Exposure]:
+    scan = plan.sinusoids
+    share = max(float(_seen(settings, camera, np.array([scan.wavelength]))[0]), _WEAK)
+    asked = scans.sinusoids(
+        scan.periods,
+        scan.orientations,
+        scan.phases,
+        wavelength=scan.wavelength,
+        bandwidth=scan.bandwidth,
+        rate=scan.level / scan.exposure_time / share,
+    )
+    for source in asked:
+        yield from (_one("sinusoid", scan.exposure_time, source) for _ in range(scan.each))
+
+
 def _spectrum(cbp: Projections, settings: Settings, camera: Camera, step: float, bandwidth: float) -> scans.Spectrum:
     rate = _spot_rate(cbp, settings, camera, cbp.mask)
     return scans.Spectrum(cbp.first, cbp.last, step, bandwidth, rate)
+
+
+def _within(scan: scans.Spectrum) -> scans.Spectrum:
+    """Those of its wavelengths whose lines lie within the model."""
+    low, high = _fitting(scan.bandwidth)
+    first = scan.first + scan.step * max(0.0, np.ceil((low - scan.first) / scan.step))
+    last = min(scan.last, high)
+    if last < first:
+        raise WrongUse(
+            f"recipe cbp: no line {scan.bandwidth:g} nm wide from {scan.first:g} to {scan.last:g} nm in steps of "
+            f"{scan.step:g} nm lies within the model: use {low:g} to {high:g} nm, or leave out set e"
+        )
+    return replace(scan, first=first, last=last)
 
 
 def _spot_rate(cbp: Projections, settings: Settings, camera: Camera, name: str) -> float:
@@ -282,5 +368,6 @@ RECIPES: Final[dict[str, Callable[[Plan, Settings, Camera], Iterator[Exposure]]]
     "calibration-day": _calibration_day,
     "flat-cube": _flat_cube,
     "cbp": _projections,
+    "sinusoids": _sinusoids,
     "night": _night,
 }

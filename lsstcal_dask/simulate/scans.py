@@ -1,4 +1,4 @@
-"""What the Collimated Beam Projector is asked to do for each of the sets ¶10a to ¶10f (Lupton 2016, A).
+"""What the Collimated Beam Projector is asked to do for the sets ¶10a-¶10f and for Sec. 2.11 (Lupton 2016, A).
 
 Every function returns projections in the order in which they are to be taken, and nothing of exposure times or
 repeats. Defaults are the document's; a camera of a few pixels needs fewer wavelengths, dithers and footprints.
@@ -13,10 +13,10 @@ import numpy as np
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal, focal_to_field
-from lsstcal_dask.simulate.exposure import Projection
+from lsstcal_dask.simulate.exposure import Projection, Sinusoid
 from lsstcal_dask.simulate.filters import FILTERS, wavelength_range
 from lsstcal_dask.simulate.masks import MASKS
-from lsstcal_dask.simulate.projector import Projector
+from lsstcal_dask.simulate.projector import MIRROR, Projector
 
 __all__ = [
     "Spectrum",
@@ -24,6 +24,7 @@ __all__ = [
     "each_amplifier",
     "footprints",
     "scan_wavelength",
+    "sinusoids",
     "sparse_sequence",
     "wavelengths",
     "with_filters",
@@ -131,9 +132,11 @@ def footprints(
 
 def _ring(settings: Projector, number: int, rings: int) -> list[tuple[float, float]]:
     """Places, m, evenly spread on rings of the mirror; every other ring is turned by half a step."""
-    inner, outer = settings.mirror[0] + settings.aperture / 2, settings.mirror[1] - settings.aperture / 2
+    inner, outer = MIRROR[0] + settings.aperture / 2, MIRROR[1] - settings.aperture / 2
     if inner > outer:
-        raise WrongUse(f"projector: a beam of {settings.aperture} m is too wide for the mirror {settings.mirror} m")
+        raise WrongUse(
+            f"projector: a beam of {settings.aperture} m is too wide for the mirror, {MIRROR[0]:.2f}-{MIRROR[1]:.2f} m"
+        )
     found = []
     for ring, i in product(range(rings), range(number)):
         radius = inner + (outer - inner) * (ring + 0.5) / rings
@@ -205,3 +208,29 @@ def each_amplifier(
             u, v = focal_to_field(camera, *place)
             found.append(replace(base, azimuth=float(np.rad2deg(u)), elevation=float(np.rad2deg(v))))
     return found
+
+
+def sinusoids(
+    periods: Iterable[float],
+    orientations: Iterable[float],
+    phases: int,
+    *,
+    wavelength: float = 550.0,
+    bandwidth: float = 1.0,
+    rate: float = 1e4,
+) -> list[Sinusoid]:
+    """Sec. 2.11: fringes of every period (px) and orientation (deg), moved by so many even steps over a period.
+
+    Parameters
+    ----------
+    phases : at least 3, below which level, modulation and phase of a pixel cannot be told apart; 4 leave one to check.
+    wavelength, bandwidth : nm.
+    rate : photons/s in a pixel, mean.
+    """
+    if phases < 3:
+        raise WrongUse(f"{phases} phases of a sinusoid: use at least 3")
+    place = _ring(Projector(), 1, 1)[0]
+    return [
+        Sinusoid(rate, wavelength, bandwidth, float(period), float(angle), 360 * step / phases, place)
+        for period, angle, step in product(periods, orientations, range(phases))
+    ]

@@ -15,6 +15,7 @@ from lsstcal_dask.simulate.charge import ShotNoise
 from lsstcal_dask.simulate.cosmics import CosmicRays
 from lsstcal_dask.simulate.crosstalk import Crosstalk
 from lsstcal_dask.simulate.dark import BlinkingPixels, DarkCurrent, HotPixels
+from lsstcal_dask.simulate.defect_survey import DefectSurvey
 from lsstcal_dask.simulate.defects import BadPixels
 from lsstcal_dask.simulate.deferred import Deferred
 from lsstcal_dask.simulate.dust import Dust
@@ -32,6 +33,7 @@ from lsstcal_dask.simulate.pixels import EdgeDistortion, PixelJitter, TreeRings
 from lsstcal_dask.simulate.projector import Projector
 from lsstcal_dask.simulate.response import QuantumEfficiency
 from lsstcal_dask.simulate.saturation import Saturation, SerialClamp
+from lsstcal_dask.simulate.sinusoids import Sinusoids
 from lsstcal_dask.simulate.spectrograph import Spectrograph
 from lsstcal_dask.simulate.stars import PSF, Stars
 from lsstcal_dask.simulate.temperature import Temperature
@@ -66,6 +68,7 @@ class Settings(BaseModel):
     blinking_pixels: BlinkingPixels = BlinkingPixels()
     cosmic_rays: CosmicRays = CosmicRays()
     bad_pixels: BadPixels = BadPixels()
+    defect_survey: DefectSurvey = DefectSurvey()
     saturation: Saturation = Saturation()
     persistence: Persistence = Persistence()
     xrays: XRayHits = XRayHits()
@@ -90,6 +93,7 @@ class Settings(BaseModel):
     lamp_drift: LampDrift = LampDrift()
     photodiode: Photodiode = Photodiode()
     projector: Projector = Projector()
+    sinusoids: Sinusoids = Sinusoids()
     # the sky (Secs. 2.8.3, 2.9, 2.13)
     atmosphere: Atmosphere = Atmosphere()
     clouds: Clouds = Clouds()

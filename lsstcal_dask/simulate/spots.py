@@ -3,11 +3,10 @@
 A spot is a disc of even surface brightness, as large as its hole is magnified at that place of the camera,
 with an edge that is blurred by a Gaussian: aberrations, and the core of the diffraction image of the beam
 (rms 0.42 lambda f / D). The far wings of that image fall as r0 / (2 pi r**3) with r0 = 2 lambda f / (pi**2 D),
-the asymptote of the Airy pattern: they are a halo of that form round each spot. A part of all light
-is scattered evenly over the camera.
+the asymptote of the Airy pattern: they are a halo of that form round each spot.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -18,9 +17,12 @@ from scipy.special import erf
 from lsstcal_dask.instrument.camera import Camera, Detector
 from lsstcal_dask.instrument.geometry import field_to_focal, focal_to_ccd
 from lsstcal_dask.simulate.exposure import Exposure
+from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.masks import Mask, mask
+from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import disc_in_annulus
 from lsstcal_dask.simulate.projector import (
+    MIRROR,
     Projector,
     Shot,
     directions,
@@ -33,16 +35,13 @@ from lsstcal_dask.simulate.projector import (
     transmission,
 )
 
-__all__ = ["SPOT", "Ghosts", "Response", "blur_px", "spot_light", "spot_table", "wing_px"]
+__all__ = ["HALO_CORE", "SPOT", "Response", "beams", "blur_px", "disc_light", "spot_light", "spot_table", "wing_px"]
 
 Response = Callable[[int, int, int, int, np.void], Any]
 """(y0, y1, x0, x1, spot) -> electron/photon in those pixels of the CCD, or one number for all.
 
-The spot is its row of `spot_table`, with x and y in pixels of the CCD whose image is made, on it or not.
+The spot is its row of `beams`, with x and y in pixels of the CCD whose image is made, on it or not.
 """
-
-Ghosts = Callable[[np.void], Iterable[tuple[float, float, float, float]]]
-"""Spot (as for `Response`) -> discs: x, y (mm on the focal plane), radius (mm), part of the spot's photons."""
 
 SPOT: Final = np.dtype(
     [
@@ -64,6 +63,9 @@ SPOT: Final = np.dtype(
     ]
 )
 
+HALO_CORE: Final = 4.0
+"""Widths of the blur by which the core of a halo is larger than the spot's radius."""
+
 _STEP_MM: Final = 1e-3  # of the mask, over which the local magnification is taken
 _SHARPEST: Final = 0.25  # px; an edge sharper than this looks the same in the pixels
 _EDGE: Final = 6.0  # rms widths of the blur: beyond them the edge has less than 1e-8 of its height left
@@ -71,7 +73,7 @@ _NODES: Final = 48  # over 14 rms widths of a Gaussian: exact to 1e-10
 _REACH: Final = 600.0  # px from the border of a CCD, within which the halo of a spot beside it is counted
 
 
-def spot_table(seed: int, settings: Projector, camera: Camera, exposure: Exposure) -> np.ndarray:
+def spot_table(site: Observatory, exposure: Exposure) -> np.ndarray:
     """Where every beam of an exposure goes, and how many photons it brings.
 
     Returns
@@ -85,8 +87,8 @@ def spot_table(seed: int, settings: Projector, camera: Camera, exposure: Exposur
     CalibrationError
         A beam is so far off the axis that the camera has no place for it.
     """
-    table = _beams(seed, settings, camera, exposure)
-    for detector in camera.detectors:
+    table = beams(site, exposure)
+    for detector in site.camera.detectors:
         x, y = focal_to_ccd(detector, table["x_mm"], table["y_mm"])
         inside = (np.abs(x - (detector.shape[1] - 1) / 2) <= detector.shape[1] / 2) & (
             np.abs(y - (detector.shape[0] - 1) / 2) <= detector.shape[0] / 2
@@ -95,24 +97,26 @@ def spot_table(seed: int, settings: Projector, camera: Camera, exposure: Exposur
     return table
 
 
-def _beams(seed: int, settings: Projector, camera: Camera, exposure: Exposure) -> np.ndarray:
-    """`spot_table` before anyone has looked on which CCD a spot is."""
+def beams(site: Observatory, exposure: Exposure) -> np.ndarray:
+    """`spot_table` before anyone has looked on which CCD a spot is; raises as it does."""
+    seed, camera, settings = site.seed, site.camera, site.settings.projector
     asked, real = projection(exposure), shot(seed, settings, exposure)
+    wavelength = laser_centre(seed, site.settings.laser, exposure)
     holes = mask(seed, settings, camera, asked.mask)
     u, v = directions(settings, camera, real, holes.x_mm, holes.y_mm)
-    foot = footprint(settings, asked, real, u, v)
+    foot = footprint(settings, asked.footprint, real, u, v)
     table = np.zeros(len(holes), SPOT)
     table["hole"], table["x"], table["y"] = holes.hole, np.nan, np.nan
     table["field_x"], table["field_y"] = u, v
     table["x_mm"], table["y_mm"] = field_to_focal(camera, u, v)
-    table["wavelength"], table["bandwidth"] = real.wavelength, asked.bandwidth
+    table["wavelength"], table["bandwidth"] = wavelength, asked.bandwidth
     table["footprint_x"], table["footprint_y"] = foot
-    table["passed"] = disc_in_annulus(np.hypot(*foot), settings.aperture / 2, *settings.mirror)
+    table["passed"] = disc_in_annulus(np.hypot(*foot), settings.aperture / 2, *MIRROR)
     table["radius"] = _radius(settings, camera, real, holes)
     light = holes.area * (holes.diameter_um / holes.typical_um) ** 2
     light = light * illumination(settings, camera, holes.x_mm, holes.y_mm)
-    lossless = asked.rate * real.power * float(transmission(seed, settings, real.wavelength))
-    table["photons"] = lossless * light * table["passed"]
+    sent = asked.rate * lamp_brightness(seed, site.settings.lamp_drift, exposure)
+    table["photons"] = sent * float(transmission(seed, settings, wavelength)) * light * table["passed"]
     return table
 
 
@@ -148,63 +152,70 @@ def _airy_px(settings: Projector, camera: Camera, wavelength: float) -> float:
 
 
 def spot_light(
-    seed: int,
     settings: Projector,
     camera: Camera,
     detector: Detector,
-    exposure: Exposure,
+    spots: np.ndarray,
     response_at: Response | None = None,
-    ghosts: Ghosts | None = None,
 ) -> np.ndarray:
-    """Light of the projector on one CCD.
+    """Light that beams of the projector focus on one CCD: their spots and the halos round them.
 
     Parameters
     ----------
-    seed, settings, camera, exposure : as for `spot_table`.
     detector : of the camera.
-    response_at : electron/photon at pixels of this CCD for the wavelength and footprint of a spot; default 1.
-        Halo and scattered light take the mean over the spot, or over the centre of the CCD; ghosts the first spot's.
-    ghosts : wide faint discs that come with a spot, in addition to its own photons; default none.
+    spots : of one exposure, as `beams` gives them.
+    response_at : electron/photon at pixels of this CCD for the footprint of a spot; default 1. A halo takes the mean
+        over its spot.
 
     Returns
     -------
     (y, x) float32 over ``detector.shape``, electron/s in a pixel.
     """
-    spots = _beams(seed, settings, camera, exposure)
+    spots = spots.copy()
     spots["detector"] = detector.name
     spots["x"], spots["y"] = x, y = focal_to_ccd(detector, spots["x_mm"], spots["y_mm"])
     response_at = response_at or (lambda y0, y1, x0, x1, spot: 1.0)
-    settings, wavelength = in_force(settings), float(spots["wavelength"][0])
+    wavelength = float(spots["wavelength"][0])
     sigma, wing = blur_px(settings, camera, wavelength), wing_px(settings, camera, wavelength)
-    halo_scale = spots["radius"] + 4 * sigma
+    halo_scale = spots["radius"] + HALO_CORE * sigma
     halo_part = wing / halo_scale
-    image = np.full(detector.shape, _floor(settings, camera, detector, spots, response_at), np.float32)
+    image = np.zeros(detector.shape, np.float32)
     halos = []
     for i in np.flatnonzero(_distance(detector, x, y) < np.maximum(_REACH, spots["radius"] + _EDGE * sigma)):
-        core = spots["photons"][i] * (1 - halo_part[i] - settings.scattered)
-        level = _add_disc(image, (x[i], y[i], float(spots["radius"][i]), sigma), core, response_at, spots[i])
+        core = spots["photons"][i] * (1 - halo_part[i])
+        level = _add_disc(image, (x[i], y[i], float(spots["radius"][i]), sigma), core, _of(response_at, spots[i]))
         halos.append((x[i], y[i], halo_scale[i], level * spots["photons"][i] * wing / (2 * np.pi)))
     if halos and wing > 0:
         _add_halos(image, np.array(halos, np.float32))
-    if ghosts:
-        _add_ghosts(image, detector, spots, sigma, response_at, ghosts)
     return image
 
 
-def _add_ghosts(
-    image: np.ndarray, detector: Detector, spots: np.ndarray, sigma: float, response_at: Response, ghosts: Ghosts
-) -> None:
-    """Add the ghosts of all spots; they are many and wide, so the response is asked for once, for the first spot."""
-    light = np.zeros_like(image)
-    for spot in spots:
-        for x_mm, y_mm, radius_mm, part in ghosts(spot):
-            x, y = (float(c) for c in focal_to_ccd(detector, x_mm, y_mm))
-            radius = float(radius_mm) / detector.pixel_mm
-            if _distance(detector, np.array(x), np.array(y)) < radius + _EDGE * sigma:
-                _add_disc(light, (x, y, radius, sigma), spot["photons"] * part, lambda *_: 1.0, spot)
-    if light.any():
-        light *= response_at(0, light.shape[0], 0, light.shape[1], spots[0])
-        image += light
+def _of(response_at: Response, spot: np.void) -> Callable[[int, int, int, int], Any]:
+    return lambda y0, y1, x0, x1: response_at(y0, y1, x0, x1, spot)
+
+
+def disc_light(
+    detector: Detector, x_mm: np.ndarray, y_mm: np.ndarray, radius_mm: float, photons: np.ndarray, sigma: float
+) -> np.ndarray:
+    """Photons/s in the pixels of a CCD of discs of even light, on it or not.
+
+    Parameters
+    ----------
+    x_mm, y_mm : (disc,), where their centres lie on the focal plane.
+    radius_mm : of all.
+    photons : (disc,), 1/s in each.
+    sigma : px, blur of their edges.
+
+    Returns
+    -------
+    (y, x) float32 over ``detector.shape``.
+    """
+    image = np.zeros(detector.shape, np.float32)
+    x, y = focal_to_ccd(detector, x_mm, y_mm)
+    radius = float(radius_mm) / detector.pixel_mm
+    for i in np.flatnonzero(_distance(detector, x, y) < radius + _EDGE * sigma):
+        _add_disc(image, (float(x[i]), float(y[i]), radius, sigma), float(photons[i]), lambda *_: 1.0)
+    return image
 
 
 def _distance(detector: Detector, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -213,20 +224,8 @@ def _distance(detector: Detector, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(np.maximum(np.maximum(-x, x - nx + 1), 0), np.maximum(np.maximum(-y, y - ny + 1), 0))
 
 
-def _floor(
-    settings: Projector, camera: Camera, detector: Detector, spots: np.ndarray, response_at: Response
-) -> np.float32:
-    """Scattered light of all spots, electron/s in a pixel."""
-    if settings.scattered == 0:
-        return np.float32(0)
-    pixels = sum(d.shape[0] * d.shape[1] for d in camera.detectors)
-    y, x = detector.shape[0] // 2, detector.shape[1] // 2
-    response = np.mean(response_at(y, min(y + 8, detector.shape[0]), x, min(x + 8, detector.shape[1]), spots[0]))
-    return np.float32(settings.scattered * spots["photons"].sum() / pixels * response)
-
-
 def _add_disc(
-    image: np.ndarray, place: tuple[float, float, float, float], photons: float, response_at: Response, spot: np.void
+    image: np.ndarray, place: tuple[float, float, float, float], photons: float, response_at: Callable[..., Any]
 ) -> float:
     """Add a blurred disc (x, y, radius, blur; px) of so many photons; the mean response over it."""
     x, y, radius, sigma = place
@@ -234,12 +233,12 @@ def _add_disc(
     (y0, y1), (x0, x1) = (_span(c, reach, n) for c, n in zip((y, x), image.shape, strict=True))
     if y0 >= y1 or x0 >= x1:
         y0, x0 = (int(np.clip(round(c), 0, n - 1)) for c, n in zip((y, x), image.shape, strict=True))
-        return float(np.mean(response_at(y0, y0 + 1, x0, x0 + 1, spot)))
+        return float(np.mean(response_at(y0, y0 + 1, x0, x0 + 1)))
     patch = np.empty((y1 - y0, x1 - x0), np.float32)
     profile, start, step = _profile(radius, sigma)
     nodes, weights = np.polynomial.legendre.leggauss(4 if sigma > 0.7 else 8)
     _render(patch, x - x0, y - y0, profile, start, step, nodes / 2, weights / 2)
-    response = response_at(y0, y1, x0, x1, spot)
+    response = response_at(y0, y1, x0, x1)
     image[y0:y1, x0:x1] += patch * (np.asarray(response) * (photons / (np.pi * radius**2))).astype(np.float32)
     return float(np.mean(response))
 

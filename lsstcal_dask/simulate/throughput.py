@@ -1,16 +1,26 @@
 """Photons per bin of wavelength that reach a sensor, as a function of focal-plane position (Secs. 0, 2.8)."""
 
 from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 
+from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument.camera import Detector
+from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.filters import transmission
 from lsstcal_dask.simulate.ghosts import ghost, scatter
+from lsstcal_dask.simulate.illumination import laser_centre, laser_line
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import mirrors, vignetting
+from lsstcal_dask.simulate.settings import RANGE
 
-__all__ = ["diffuse_weights", "focused_share", "mesh_step"]
+__all__ = ["LINE_REACH", "diffuse_weights", "focused_share", "laser_bins", "mesh_step"]
+
+LINE_REACH: Final = 1.5
+"""Widths of a line of the laser to either side of its centre in which all of it is taken to lie: 4e-4 are not."""
+
+_STEP: Final = 0.125  # of its width, in which a line is followed
 
 Place = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Function of focal-plane x and y, mm, of any shape; returns that shape, then wavelength."""
@@ -19,6 +29,30 @@ Place = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def mesh_step(detector: Detector) -> int:
     """Pixels between the nodes at which light that varies smoothly over a CCD is evaluated."""
     return max(4, min(64, min(detector.shape) // 32))
+
+
+def laser_bins(site: Observatory, exposure: Exposure) -> tuple[np.ndarray, np.ndarray]:
+    """Bins (nm) of the line that the laser really has in an exposure, and the share of its photons in each.
+
+    Raises
+    ------
+    WrongUse
+        The line has no width, or would reach beyond the wavelengths of the model if it lay where it was asked for:
+        the jitter of the laser, a fraction of a nm, may carry its faint edge there.
+    """
+    source: Any = exposure.source
+    width, reach = source.bandwidth, LINE_REACH * source.bandwidth
+    if not width > 0:
+        raise WrongUse(f"exposure {exposure.name}: a line {width:g} nm wide: use more than 0")
+    if not RANGE[0] + reach <= source.wavelength <= RANGE[1] - reach:
+        raise WrongUse(
+            f"exposure {exposure.name}: a line {width:g} nm wide at {source.wavelength:g} nm reaches beyond the model, "
+            f"{RANGE[0]:g} to {RANGE[1]:g} nm: use {RANGE[0] + reach:g} to {RANGE[1] - reach:g} nm, or a narrower line"
+        )
+    centre = laser_centre(site.seed, site.settings.laser, exposure)
+    wavelength = centre + width * np.arange(-LINE_REACH + _STEP / 2, LINE_REACH, _STEP)
+    share = laser_line(site.settings.laser, wavelength, centre, width)
+    return wavelength, share / share.sum()
 
 
 def focused_share(site: Observatory, band: str, wavelength: np.ndarray) -> Place:

@@ -19,7 +19,7 @@ from lsstcal_dask.simulate.crosstalk import crosstalk_truth
 from lsstcal_dask.simulate.defects import KINDS, defect_list
 from lsstcal_dask.simulate.deferred import TRAP, transfers
 from lsstcal_dask.simulate.electronics import channel
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, Sinusoid
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.linearity import linearity_truth
 from lsstcal_dask.simulate.night import true_air
@@ -28,6 +28,7 @@ from lsstcal_dask.simulate.projector import shot
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.saturation import full_well, serial_full_well
 from lsstcal_dask.simulate.scene import light
+from lsstcal_dask.simulate.sinusoids import fringes
 from lsstcal_dask.simulate.temperature import ccd_temperature
 
 __all__ = [
@@ -195,12 +196,13 @@ def crosstalk_table(site: Observatory) -> Table:
     return table
 
 
-def defect_table(site: Observatory) -> Table:
-    """Defects of every CCD: those of `defect_list` after the name of their detector."""
+def defect_table(site: Observatory, list_of: Callable[[Observatory, Detector], np.ndarray] | None = None) -> Table:
+    """Defects of every CCD, after the name of their detector: all there are, or those of the list that is given."""
+    list_of = list_of or QUANTITIES["defects"]
     names: list[str] = []
     found = []
     for detector in site.camera.detectors:
-        own = defect_list(site.seed, site.settings.bad_pixels, detector)
+        own = list_of(site, detector)
         names += [detector.name] * len(own)
         found.append(own)
     table = Table(np.concatenate(found))
@@ -229,11 +231,13 @@ def serial_trap_table(site: Observatory) -> Table:
     return table
 
 
+_OWN: Final = ("wavelength", "brightness", "azimuth", "elevation", "rotation", "contrast", "phase", "airmass")
 _UNITS: Final = {
     "wavelength": "nm",
     "azimuth": "deg",
     "elevation": "deg",
     "rotation": "deg",
+    "phase": "deg",
     "pressure": "hPa",
     "ozone": "DU",
     "water": "mm",
@@ -252,15 +256,15 @@ def _exposure(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     """What an exposure really was, where that differs from its header."""
     source, seed, s = exposure.source, site.seed, site.settings
     row = {"exposure": exposure.name, "number": exposure.number, "exposure_type": exposure.kind}
-    real = dict.fromkeys(("wavelength", "brightness", "azimuth", "elevation", "rotation", "airmass"), np.nan)
-    if isinstance(source, Projection):
-        true = shot(seed, s.projector, exposure)
-        real |= {"wavelength": true.wavelength, "brightness": true.power}
-        real |= {"azimuth": true.azimuth, "elevation": true.elevation, "rotation": true.rotation}
-    elif isinstance(source, Lamp):
+    real = dict.fromkeys(_OWN, np.nan)
+    if isinstance(source, Lamp | Projection | Sinusoid):
         real["brightness"] = lamp_brightness(seed, s.lamp_drift, exposure)
         if np.isfinite(source.wavelength):
             real["wavelength"] = laser_centre(seed, s.laser, exposure)
+    if isinstance(source, Projection):
+        real |= asdict(shot(seed, s.projector, exposure))
+    if isinstance(source, Sinusoid):
+        real |= asdict(fringes(seed, s.sinusoids, exposure))
     sky = dict.fromkeys(("pressure", "ozone", "water", "aerosol", "aerosol_index"), np.nan)
     if isinstance(source, Pointing):
         real["airmass"] = source.airmass

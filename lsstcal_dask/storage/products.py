@@ -25,7 +25,7 @@ from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.chunks import PRODUCT, ChunkArray
 from lsstcal_dask.storage.provenance import digest, hash_arrays
-from lsstcal_dask.variables import NOTE, VARIABLES, attributes
+from lsstcal_dask.variables import MASK_BITS, NOTE, VARIABLES, attributes
 
 __all__ = [
     "Pointer",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _MAIN = ("image", "gain")
-"""Variables without which an amplifier of a product is of no use."""
+"""Variables without which an amplifier of a product that has them is of no use."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,22 @@ def write_detector(
     for amplifier, result in results:
         arrays = {str(var): writer.put(amplifier, str(var), result[var].values) for var in result.data_vars}
         hashes[amplifier] = hash_arrays(arrays)
-        usable += any(np.isfinite(array).any() for name, array in arrays.items() if name in _MAIN)
+        usable += _usable(arrays)
         remarks += [_placed(f"{detector} {amplifier}: ", remark) for remark in result.attrs.get("remarks", [])]
         summary[amplifier] = result.attrs.get("summary", {})
     writer.finish()
     marker = {"hash": digest(hashes), "usable": usable, "remarks": remarks, "summary": summary}
     objects.write_json(url, f"{_base(name, version)}/done/{detector}.json", marker)
     return marker
+
+
+def _usable(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether an amplifier has anything to apply: a number, or of a mask alone a pixel that is looked at."""
+    numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+    main = {name: array for name, array in numbers.items() if name in _MAIN} or numbers
+    if main:
+        return any(bool(np.isfinite(array).any()) for array in main.values())
+    return bool((arrays["mask"] & MASK_BITS["NO_DATA"] == 0).any()) if "mask" in arrays else True
 
 
 class _Writer:

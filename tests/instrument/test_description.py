@@ -59,7 +59,7 @@ def changed(written):
 
 
 def test_shipped():
-    assert set(camera_names()) == {"esis", "latiss", "lsstcam", "mini1", "mini9", "ohp"}
+    assert set(camera_names()) == {"esis", "latiss", "lsstcam", "mini1", "mini9", "ohp", "raft"}
     assert load_camera("mini9") is load_camera("mini9")
 
 
@@ -102,6 +102,16 @@ def test_lsstcam():
     assert amps["C07"].data == Box(3, 512, 0, 2000)
     with pytest.raises(KeyError):
         camera.detector("R99_S99")
+
+
+def test_a_raft_is_one_of_lsstcam():
+    raft, whole = load_camera("raft"), load_camera("lsstcam")
+    assert len(raft.detectors) == 9
+    assert {d.vendor for d in raft.detectors} == {"e2v"}
+    assert raft.detectors == tuple(d for d in whole.detectors if d.name.startswith("R22"))
+    own = {"name", "detectors"}
+    rest = ({k: v for k, v in vars(camera).items() if k not in own} for camera in (raft, whole))
+    assert next(rest) == next(rest)
 
 
 def test_corner_rafts():

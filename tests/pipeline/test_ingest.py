@@ -122,7 +122,7 @@ def test_what_is_no_type_is_refused_before_anything_is_read(store):
 
 
 def test_every_camera_names_only_known_types():
-    for name in ("lsstcam", "latiss", "esis", "ohp", "mini1", "mini9"):
+    for name in ("lsstcam", "latiss", "esis", "ohp", "mini1", "mini9", "raft"):
         assert set(load_camera(name).headers["exposure_type"]["types"].values()) <= set(EXPOSURE_TYPES)
 
 

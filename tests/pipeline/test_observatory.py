@@ -20,7 +20,7 @@ from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.observatory import SimulateConfig, check, open_observatory, simulate
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.simulate.observatory import Observatory
-from lsstcal_dask.simulate.recipes import CalibrationDay, FlatCube, Night, Plan, Projections, exposures
+from lsstcal_dask.simulate.recipes import CalibrationDay, FlatCube, Night, Plan, Projections, SinusoidScan, exposures
 from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.simulate.truth import truth_maps
 from lsstcal_dask.storage import objects
@@ -32,6 +32,7 @@ PLAN = Plan(
     calibration_day=CalibrationDay(biases=2, darks=1, xrays=1, pairs=1, flats=1, filters="r"),
     flat_cube=FlatCube(first=500.0, last=500.0),
     cbp=Projections(sets="f"),
+    sinusoids=SinusoidScan(periods=(4.0,)),
     night=Night(visits=1, filters="r"),
 )
 # what takes long is left out; the bits of everything are tested where it is made
@@ -108,7 +109,7 @@ def test_stored_maps_are_the_truth_of_the_observatory(made):
 
 def test_the_photodiode_and_lamps_are_in_the_header(made):
     raw = open_raw(made.url, made.camera)
-    lit = raw["exposure_type"].isin(["flat", "cbp"])
+    lit = raw["exposure_type"].isin(["flat", "cbp", "sinusoid"])
     assert (np.isfinite(raw["photodiode"]) == lit).all()
     assert (raw["photodiode"].values[lit] > 0).all()
     assert raw["wavelength"].values[raw["exposure_type"].values == "cbp"][0] == 700
@@ -238,7 +239,7 @@ def test_files_and_store_hold_the_same(pair, threads):
             for s, r in ((straight, ours), (through, theirs))
         )
         assert cards.items() <= read.items()
-        assert record.header["exposure_type"] in {"bias", "flat", "cbp", "science"}
+        assert record.header["exposure_type"] in {"bias", "flat", "cbp", "sinusoid", "science"}
     assert simulate(through, "all", config, threads, detectors=PAIR).made == 0
     found = ingest(straight, files, threads)  # the same frames from files change nothing
     assert (found.ingested, len(found.unchanged), found.errors) == ([], len(files), [])
@@ -264,9 +265,12 @@ def test_files_are_compressed_and_say_where_the_light_came_from(pair):
         if exposure.kind == "cbp":
             assert (card["CBPMASK"], card["CBPAZ"]) == ("grid", exposure.source.azimuth)
             assert (card["CBPM1X"], card["CBPM1Y"]) == exposure.source.footprint
+        if exposure.kind == "sinusoid":
+            source = exposure.source
+            assert (card["SINPER"], card["SINANG"], card["SINPHASE"]) == (source.period, source.angle, source.phase)
         if exposure.kind == "flat":
             assert card["BANDWID"] == exposure.source.bandwidth
-    assert kinds == {"bias", "flat", "cbp", "science"}
+    assert kinds == {"bias", "flat", "cbp", "sinusoid", "science"}
 
 
 def test_files_of_another_simulation_are_not_taken_for_ones_own(pair, tmp_path, threads):
@@ -389,7 +393,7 @@ def test_errors_of_a_simulation_end_in_exit_status_one(tmp_path, monkeypatch):
     ("arguments", "toml", "code", "says"),
     [
         (["--camera", "nope"], "", 1, "no camera 'nope': give a YAML file that exists or one of the shipped cameras"),
-        (["--recipe", "nope"], "", 2, "no recipe 'nope': use calibration-day, flat-cube, cbp, night, all"),
+        (["--recipe", "nope"], "", 2, "no recipe 'nope': use calibration-day, flat-cube, cbp, sinusoids, night, all"),
         (["--without", "dark"], "", 2, "no effect 'dark': use dark_current"),
         (["--only", "zzz"], "", 2, "no effect 'zzz': use bias_structure, overscan_drift"),
         (["--detector", "R99_S00"], "", 2, "camera mini1 has no detector 'R99_S00': it has R22_S11"),

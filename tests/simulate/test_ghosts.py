@@ -71,6 +71,7 @@ def test_ghosts_of_spots_add_up_to_the_ghost_of_the_screen(camera):
         spot * np.sin(angles[:, 0]),
         (ray * np.cos(angles[:, 1]), ray * np.sin(angles[:, 1])),
         w,
+        beam=0.12,
     )
     sides = edge * reach * np.linspace(-1, 1, cells + 1)
     area = (2 * reach / cells) ** 2 / np.pi  # of a square over that of the field
@@ -91,7 +92,7 @@ def test_ghosts_of_spots_add_up_to_the_ghost_of_the_screen(camera):
 
 def test_ghosts_of_one_spot(camera):
     edge = edge_mm(camera)
-    found = spot_ghosts(SEED, Ghosts(), camera, "none", 2.0, -1.0, (3.0, 1.0), 700.0)
+    found = spot_ghosts(SEED, Ghosts(), camera, "none", 2.0, -1.0, (3.0, 1.0), 700.0, beam=0.12)
     assert len(found) == len(_SURFACES)
     for (x, y, radius, fraction), s in zip(found, _SURFACES, strict=True):
         assert x == pytest.approx(edge * s.centre[0] + 2 * s.walk + edge * s.radius * 3 / 4.18)
@@ -111,7 +112,7 @@ def test_the_filter_reflects_what_it_does_not_pass(camera):
     filters = Filters(wander=0)
     for w in (620.0, 690.0):
         passed = float(transmission(SEED, filters, camera, "r", w, 0.0, 0.0))
-        found = spot_ghosts(SEED, Ghosts(color=0), camera, "r", 0.0, 0.0, (3.0, 0.0), w, filters)
+        found = spot_ghosts(SEED, Ghosts(color=0), camera, "r", 0.0, 0.0, (3.0, 0.0), w, filters, beam=0.12)
         # 0.65 of the light is in the two ghosts of the filter
         expected = 0.015 * (0.35 + 0.65 * (1 + 4 * (1 - passed)))
         assert sum(row[3] for row in found) == pytest.approx(expected)
@@ -121,11 +122,11 @@ def test_ghosts_switched_off_or_impossible(camera):
     x = np.zeros((2, 3))
     off = Ghosts(on=False)
     np.testing.assert_array_equal(ghost(SEED, off, camera, "r", x, x, [500.0, 600.0]), np.zeros((2, 3, 2)))
-    assert spot_ghosts(SEED, off, camera, "r", 0.0, 0.0, (3.0, 0.0), 600.0) == []
+    assert spot_ghosts(SEED, off, camera, "r", 0.0, 0.0, (3.0, 0.0), 600.0, beam=0.12) == []
     with pytest.raises(WrongUse, match="no filter 'w'"):
         ghost(SEED, Ghosts(), camera, "w", x, x, 500.0)
     with pytest.raises(WrongUse, match="no filter 'w'"):
-        spot_ghosts(SEED, off, camera, "w", 0.0, 0.0, (3.0, 0.0), 600.0)
+        spot_ghosts(SEED, off, camera, "w", 0.0, 0.0, (3.0, 0.0), 600.0, beam=0.12)
 
 
 def test_scattered_floor(camera):

@@ -10,8 +10,10 @@ from lsstcal_dask.instrument.geometry import ccd_to_amplifier
 from lsstcal_dask.simulate.boards import board
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.masks import choose, mask, mask_names
+from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.projector import Projector
 from lsstcal_dask.simulate.scans import scan_wavelength, sparse_sequence
+from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.simulate.spots import spot_table
 
 PERFECT = Projector(on=False)
@@ -25,7 +27,7 @@ def taken(source, number=1):
 def lit(camera, settings, source, seed=1, number=1):
     """(board, detector, amplifier, raw x, raw y, radius) of every spot that lies whole in one amplifier."""
     found = []
-    for spot in spot_table(seed, settings, camera, taken(source, number)):
+    for spot in spot_table(Observatory(seed, camera, Settings(projector=settings)), taken(source, number)):
         detector = camera.detector(spot["detector"])
         for amplifier in detector.amplifiers:
             x, y = ccd_to_amplifier(amplifier, spot["x"], spot["y"])
@@ -88,7 +90,7 @@ def test_amplifiers_too_small_for_a_sparse_mask():
 
 def test_ladder_rises_from_star_like_spots():
     """A spot for each amplifier, of eight sizes; the hole's area sets the photons."""
-    spots = spot_table(1, PERFECT, CAMERAS["mini9"], taken(scan_wavelength(mask="ladder")[0]))
+    spots = spot_table(Observatory(1, CAMERAS["mini9"], Settings().only([])), taken(scan_wavelength(mask="ladder")[0]))
     assert len(spots) == len(lit(CAMERAS["mini9"], PERFECT, scan_wavelength(mask="ladder")[0])) == 144
     on_axis = 2 * spots["radius"][:8]  # distortion of the camera is 1e-3 at its corner
     np.testing.assert_allclose(on_axis, np.geomspace(2, 6, 8), rtol=2e-3)

@@ -95,7 +95,7 @@ def test_field_angles_are_arcs_and_lead_back(dec, rotator):
 def test_a_star_and_a_beam_of_the_projector_from_one_direction_land_on_one_place():
     camera, angle = load_camera("lsstcam"), np.deg2rad(1.6)
     pointing = replace(AT, dec=0.0)
-    beam = directions(Projector(distortion=0.0), camera, Shot(0, 0, 0, 500.0, 1.0), 625 * np.tan(angle), 0.0)
+    beam = directions(Projector(distortion=0.0), camera, Shot(0, 0, 0), 625 * np.tan(angle), 0.0)
     from_star = night._to_field(pointing, np.array([AT.ra + 1.6]), np.zeros(1))
     mm = [np.ravel(field_to_focal(camera, *field)) for field in (beam, from_star)]
     np.testing.assert_allclose(mm[0], mm[1], atol=1e-6)  # a tangent plane would be 10 pixels away

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
-from lsstcal_dask.simulate.exposure import Lamp, Pointing, Projection, XRays
+from lsstcal_dask.simulate.exposure import Lamp, Pointing, Projection, Sinusoid, XRays
 from lsstcal_dask.simulate.masks import mask
 from lsstcal_dask.simulate.recipes import (
     RECIPES,
@@ -13,6 +13,7 @@ from lsstcal_dask.simulate.recipes import (
     Night,
     Plan,
     Projections,
+    SinusoidScan,
     exposures,
     members,
 )
@@ -27,7 +28,7 @@ def taken(name, camera=CAMERA, **parts):
     return exposures(name, Plan(**parts), SETTINGS, camera)
 
 
-@pytest.mark.parametrize("camera", ["mini1", "mini9", "lsstcam"])
+@pytest.mark.parametrize("camera", ["mini1", "mini9", "raft", "lsstcam"])
 @pytest.mark.parametrize("name", [*RECIPES, "all"])
 def test_exposures_have_names_numbers_and_times_of_their_own(name, camera):
     found = taken(name, load_camera(camera), flat_cube=FlatCube(step=5.0), cbp=Projections(fine_step=5.0))
@@ -41,7 +42,8 @@ def test_exposures_have_names_numbers_and_times_of_their_own(name, camera):
     assert all(e.dark_time >= e.exposure_time >= 0 for e in found)
     for exposure in found:
         wavelength = getattr(exposure.source, "wavelength", np.nan)
-        assert np.isnan(wavelength) or RANGE[0] <= wavelength <= RANGE[1]
+        reach = 1.5 * getattr(exposure.source, "bandwidth", 0.0)
+        assert np.isnan(wavelength) or RANGE[0] + reach <= wavelength <= RANGE[1] - reach
 
 
 def test_all_is_every_recipe_as_it_is_alone():
@@ -94,13 +96,28 @@ def test_the_projector_makes_the_sets_of_the_document():
     assert len({e.source.rotation for e in sets["b"]}) == 4
     assert len({e.source.footprint for e in sets["c"]}) == 4
     assert {e.filter for e in sets["d"]} == {e.filter for e in sets["e"]} == {"r", "i"}
-    assert len(sets["d"]) < len(sets["e"]) == 2 * 40  # 305 to 1100 nm in steps of 20
+    # of 305 to 1098 nm in steps of 20 those at which a line 20 nm wide, 30 nm to either side, lies in 300 to 1100 nm
+    assert [e.source.wavelength for e in sets["e"]] == [*range(345, 1066, 20)] * 2
+    assert len(sets["d"]) < len(sets["e"])
     assert {e.source.mask for e in sets["f"]} == {"sparse"}
     assert len(taken("cbp", cbp=cbp)) == sum(map(len, sets.values()))
     few = taken("cbp", cbp=Projections(sets="c", spots=5))
     assert {e.source.mask for e in few} == {"grid/5"}
     assert len(mask(1, SETTINGS.projector, CAMERA, few[0].source.mask)) == 5
     assert {e.source for e in taken("cbp", cbp=Projections(sets="c", mask="grid/5"))} == {e.source for e in few}
+
+
+def test_sinusoids_have_every_phase_of_every_period_and_orientation():
+    scan = SinusoidScan(phases=5, orientations=(0.0, 60.0), periods=(4.0, 9.0), each=2)
+    found = taken("sinusoids", sinusoids=scan)
+    assert {(type(e.source), e.kind, e.filter) for e in found} == {(Sinusoid, "sinusoid", "none")}
+    asked = [(e.source.period, e.source.angle, e.source.phase) for e in found]
+    wanted = [(p, a, 72.0 * m) for p in (4, 9) for a in (0, 60) for m in range(5)]
+    assert asked[::2] == asked[1::2] == wanted
+    assert len(taken("sinusoids")) == 4 * 2 * 3
+    (rate,) = {e.source.rate for e in taken("sinusoids")}
+    (more,) = {e.source.rate for e in taken("sinusoids", sinusoids=SinusoidScan(level=80_000.0))}
+    assert more == pytest.approx(2 * rate)
 
 
 def test_a_night_visits_fields_through_the_filters_in_turn():
@@ -139,7 +156,7 @@ def test_lamps_are_as_bright_as_they_were_asked_to_be():
 @pytest.mark.parametrize(
     ("name", "parts", "says"),
     [
-        ("nonsense", {}, "no recipe 'nonsense': use calibration-day, flat-cube, cbp, night, all"),
+        ("nonsense", {}, "no recipe 'nonsense': use calibration-day, flat-cube, cbp, sinusoids, night, all"),
         ("calibration-day", {"calibration_day": {"filters": "rx"}}, "no filter 'x'"),
         ("calibration-day", {"calibration_day": {"ladder_filter": "ri"}}, "no filter 'ri'"),
         ("night", {"night": {"filters": "q"}}, "no filter 'q'"),
@@ -149,6 +166,7 @@ def test_lamps_are_as_bright_as_they_were_asked_to_be():
         ("cbp", {"cbp": {"spots": 28}}, "mask grid has 27 holes: 28 spots cannot be made"),
         ("cbp", {"cbp": {"sets": ""}}, "recipe cbp takes no exposure"),
         ("cbp", {"cbp": {"fine_step": 700.0}}, "no wavelength of the scan"),
+        ("cbp", {"cbp": {"last": 320.0, "sets": "e"}}, "no line 20 nm wide from 305 to 320 nm .* use 330 to 1070 nm"),
         ("flat-cube", {"flat_cube": {"step": 0.005}}, "recipe flat-cube takes more than 100000 exposures or 10 days"),
         ("night", {"night": {"nights": 12}}, "recipe night takes more than 100000 exposures or 10 days"),
     ],
@@ -170,9 +188,21 @@ def test_what_cannot_be_taken_is_refused_in_one_line(name, parts, says):
         (FlatCube, {"first": 299.0}),
         (FlatCube, {"last": 1101.0}),
         (FlatCube, {"first": 500.0, "last": 400.0}),
+        (FlatCube, {"bandwidth": 14.0}),  # 320 nm less 21 nm
+        (FlatCube, {"last": 1090.0, "bandwidth": 7.0}),
+        (Projections, {"first": 301.0}),
+        (Projections, {"last": 1099.0}),
         (FlatCube, {"exposure_time": -5.0}),
         (Projections, {"spots": 0}),
         (Projections, {"level": 0.0}),
+        (SinusoidScan, {"phases": 3}),
+        (SinusoidScan, {"orientations": (0.0, 180.0)}),
+        (SinusoidScan, {"orientations": (45.0,)}),
+        (SinusoidScan, {"periods": ()}),
+        (SinusoidScan, {"periods": (5.0, 2.0)}),
+        (SinusoidScan, {"periods": (2e4,)}),
+        (SinusoidScan, {"wavelength": 1090.0, "bandwidth": 10.0}),
+        (SinusoidScan, {"period": 4.0}),
         (Night, {"exposure_time": 111.0}),
         (Night, {"visits": 361}),
         (Night, {"fields": 7}),

@@ -5,18 +5,21 @@ from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.filters import wavelength_range
+from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import disc_in_annulus
-from lsstcal_dask.simulate.projector import Projector
+from lsstcal_dask.simulate.projector import MIRROR, Projector
 from lsstcal_dask.simulate.scans import (
     Spectrum,
     dithers,
     each_amplifier,
     footprints,
     scan_wavelength,
+    sinusoids,
     sparse_sequence,
     wavelengths,
     with_filters,
 )
+from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.simulate.spots import spot_table
 
 MINI, LSST = load_camera("mini9"), load_camera("lsstcam")
@@ -58,7 +61,7 @@ def test_10b_shares_spots_between_amplifiers():
     places = []
     for number, source in enumerate(dithers(LSST, Spectrum(700, 700), rotations=(0.0,)), 1):
         exposure = Exposure("e", number, "cbp", np.datetime64("2026-07-01"), 1.0, 1.0, source=source)
-        places.append(spot_table(1, Projector(), LSST, exposure)["detector"])
+        places.append(spot_table(Observatory(1, LSST), exposure)["detector"])
     both = (places[0] != "") & (places[1] != "")
     assert both.sum() > 300
     assert np.mean(places[0][both] != places[1][both]) > 0.5
@@ -69,12 +72,12 @@ def test_10c_footprints_lie_whole_on_the_mirror():
     assert len(scan) == 7 * 12
     places = np.array([s.footprint for s in scan if s.wavelength == 400])
     radius = np.hypot(*places.T)
-    np.testing.assert_array_equal(disc_in_annulus(radius, 0.12, 2.558, 4.18), 1.0)
+    np.testing.assert_array_equal(disc_in_annulus(radius, 0.12, *MIRROR), 1.0)
     assert len(np.unique(radius.round(9))) == 2
     angles = np.sort(np.arctan2(places[:6, 1], places[:6, 0]))
     np.testing.assert_allclose(np.diff(angles), np.pi / 3, atol=1e-12)
     assert constant(scan, "azimuth", "elevation", "rotation")
-    assert np.hypot(*footprints()[0].footprint) == pytest.approx((2.558 + 4.18) / 2)
+    assert np.hypot(*footprints()[0].footprint) == pytest.approx((0.61 * 4.18 + 4.18) / 2)
 
 
 def test_10d_covers_each_band_and_10e_everything():
@@ -98,7 +101,7 @@ def test_10f_lights_every_amplifier():
     detector = MINI.detector("R22_S12")
     for source, amplifier in zip(scan[16:], detector.amplifiers, strict=True):
         exposure = Exposure("e", 1, "cbp", np.datetime64("2026-07-01"), 1.0, 1.0, source=source)
-        spot = spot_table(1, Projector(on=False), MINI, exposure)[0]
+        spot = spot_table(Observatory(1, MINI, Settings().only([])), exposure)[0]
         (x, y), (ny, nx) = amplifier.position, amplifier.data.shape
         assert spot["detector"] == detector.name
         np.testing.assert_allclose([spot["x"], spot["y"]], [x + (nx - 1) / 2, y + (ny - 1) / 2], atol=1e-6)
@@ -123,3 +126,5 @@ def test_scans_that_cannot_be_are_refused():
         footprints(Projector(aperture=2.0))
     with pytest.raises(WrongUse, match="pointings of the sparse mask"):
         sparse_sequence(MINI, reach=0.5)
+    with pytest.raises(WrongUse, match="2 phases of a sinusoid"):
+        sinusoids([4.0], [0.0], 2)

@@ -12,10 +12,11 @@ from lsstcal_dask.simulate.atmosphere import Clouds
 from lsstcal_dask.simulate.cosmics import CosmicRays
 from lsstcal_dask.simulate.dark import BlinkingPixels, HotPixels
 from lsstcal_dask.simulate.defects import BadPixels
+from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.dust import Dust
 from lsstcal_dask.simulate.effect import Effect
 from lsstcal_dask.simulate.electronics import channel
-from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, XRays
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, Sinusoid, XRays
 from lsstcal_dask.simulate.frames import frames
 from lsstcal_dask.simulate.headers import header
 from lsstcal_dask.simulate.observatory import Observatory
@@ -48,6 +49,9 @@ EXPOSURES = {
     "cbp": Exposure(
         "C", 6, "cbp", MOONLIT, 10.0, 10.0, "r", Projection("single", 600.0, 1.0, 0, 0, 0, (3.0, 0.0), 1e6)
     ),
+    "sinusoid": Exposure(
+        "W", 8, "sinusoid", MOONLIT, 10.0, 10.0, source=Sinusoid(1e3, 600.0, 1.0, 4.0, 90.0, 30.0, (3.0, 0.0))
+    ),
     "science": Exposure("S", 7, "science", MOONLIT, 30.0, 30.0, "r", Pointing(50.0, -30.0, 70.0, 30.0)),
 }
 BRIGHT = Exposure("H", 8, "flat", MOONLIT, 10.0, 10.0, "none", Lamp(2e4, 600.0))
@@ -64,9 +68,10 @@ SEEN_IN = {
     **dict.fromkeys(("saturation", "serial_clamp", "digitisation"), "full"),
     "xrays": "fe55",
     "projector": "cbp",
+    "sinusoids": "sinusoid",
     **dict.fromkeys(("atmosphere", "clouds", "airglow", "moon", "stars", "psf"), "science"),
 }
-TABLES = ("photodiode", "spectrograph", "weather")
+TABLES = ("photodiode", "spectrograph", "weather", "defect_survey")
 
 
 def counts(settings, kind):
@@ -105,6 +110,9 @@ def test_switching_an_effect_off_changes_what_is_delivered(name):
         if name == "spectrograph":
             flat = np.full(wavelength.size, 1e4)
             return float(observe(3, s.spectrograph, 7, wavelength, flat, 30.0, flat)["flux"].sum())
+        if name == "defect_survey":
+            made = deliveries("calibration-day", [])["defects"](Observatory(3, CAMERA, s))
+            return [tuple(row) for row in made]
         return float(weather(3, s.weather, s.atmosphere, np.array([MOONLIT]))["pressure"][0])
 
     assert delivered(CROWDED) != delivered(CROWDED.without([name]))
@@ -115,11 +123,16 @@ def test_without_any_effect_counts_are_what_a_hand_calculates(kind):
     nothing = Settings().only([])
     found = counts(nothing, kind)
     source, seconds = EXPOSURES[kind].source, EXPOSURES[kind].exposure_time
-    light = source.rate * seconds if isinstance(source, Lamp) else 0.0
+    light = np.full(DETECTOR.shape, source.rate * seconds if isinstance(source, Lamp) else 0.0)
+    if kind == "sinusoid":  # a quarter of a turn from row to row; the axis lies between rows 63 and 64
+        phase = np.pi / 2 * (np.arange(128) - 63.5) + np.pi / 6
+        light += (1e4 * (1 + np.sinc(1 / 4) * np.cos(phase)))[:, None]
     for i, amplifier in enumerate(DETECTOR.amplifiers):
         level = channel(3, nothing.electronics, CAMERA, DETECTOR, i).pedestal
         wanted = np.full(CAMERA.raw_shape, np.rint(level), np.int32)
-        wanted[amplifier.data.slices] = np.rint(level + light)  # one electron, one adu
+        (x, y), (ny, nx) = amplifier.position, amplifier.data.shape
+        own = light[y : y + ny, x : x + nx][:: -1 if amplifier.flip_y else 1, :: -1 if amplifier.flip_x else 1]
+        wanted[amplifier.data.slices] = np.rint(level + own)  # one electron, one adu
         mine = found[CAMERA.amplifier_names.index(amplifier.name)]
         if kind == "cbp":
             signal = (mine - level)[amplifier.data.slices]

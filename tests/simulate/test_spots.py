@@ -6,12 +6,17 @@ from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.geometry import ccd_to_focal, focal_to_field
 from lsstcal_dask.simulate.exposure import Exposure, Projection
+from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.masks import mask
-from lsstcal_dask.simulate.projector import Projector, illumination, shot, transmission
-from lsstcal_dask.simulate.spots import _profile, blur_px, spot_light, spot_table, wing_px
+from lsstcal_dask.simulate.observatory import Observatory
+from lsstcal_dask.simulate.projector import Projector, illumination, transmission
+from lsstcal_dask.simulate.settings import Settings
+from lsstcal_dask.simulate.spots import _profile, beams, blur_px, disc_light, wing_px
+from lsstcal_dask.simulate.spots import spot_light as focused
+from lsstcal_dask.simulate.spots import spot_table as table
 
 PERFECT = Projector(on=False)
-BLURRED = Projector(scattered=0, diffraction=0, blur=1.5)
+BLURRED = Projector(diffraction=0, blur=1.5)
 LSST, MINI, ONE = (load_camera(name) for name in ("lsstcam", "mini9", "mini1"))
 
 
@@ -25,6 +30,21 @@ def at(camera, x_mm, y_mm, **asked):
     """The single spot sent to a place of the focal plane."""
     u, v = np.rad2deg(focal_to_field(camera, x_mm, y_mm))
     return taken(mask="single", azimuth=float(u), elevation=float(v), **asked)
+
+
+def site(seed, settings, camera):
+    """With the lasers of a real projector, and a steady one for a perfect one."""
+    lasers = ["laser", "lamp_drift"] if settings.on else []
+    return Observatory(seed, camera, Settings(projector=settings).only([*lasers, *["projector"] * settings.on]))
+
+
+def spot_table(seed, settings, camera, exposure):
+    return table(site(seed, settings, camera), exposure)
+
+
+def spot_light(seed, settings, camera, detector, exposure, response_at=None):
+    spots = beams(site(seed, settings, camera), exposure)
+    return focused(settings, camera, detector, spots, response_at)
 
 
 def total(image):
@@ -71,16 +91,14 @@ def test_spots_grow_with_the_local_plate_scale():
 
 def test_photons_are_the_product_of_what_makes_them():
     settings, exposure = Projector(), taken(footprint=(4.15, 0.0))
-    spots, holes, real = (
-        spot_table(2, settings, MINI, exposure),
-        mask(2, settings, MINI, "grid"),
-        shot(2, settings, exposure),
-    )
-    lossless = 1e6 * real.power * transmission(2, settings, real.wavelength)
+    spots, holes = spot_table(2, settings, MINI, exposure), mask(2, settings, MINI, "grid")
+    s = site(2, settings, MINI).settings
+    nm = laser_centre(2, s.laser, exposure)
+    lossless = 1e6 * lamp_brightness(2, s.lamp_drift, exposure) * transmission(2, settings, nm)
     expected = lossless * holes.area * illumination(settings, MINI, holes.x_mm, holes.y_mm) * spots["passed"]
     np.testing.assert_allclose(spots["photons"], expected, rtol=1e-12)
     assert np.all((spots["passed"] > 0.5) & (spots["passed"] < 0.9))  # the beam hangs over the edge at 4.18 m
-    np.testing.assert_allclose(spots["wavelength"], real.wavelength)
+    np.testing.assert_allclose(spots["wavelength"], nm)
     # the larger of two holes makes the larger spot, of the same surface brightness
     ideal = spot_table(2, PERFECT, MINI, exposure)
     np.testing.assert_allclose((spots["radius"] / ideal["radius"]) ** 2, holes.area, rtol=2e-3)
@@ -149,7 +167,7 @@ def test_diffraction_widens_edges_and_wings_with_the_wavelength():
 
 
 def test_far_wings_fall_as_the_cube_and_keep_the_light():
-    settings = Projector(scattered=0, pointing_jitter=0, rotation_error=0)
+    settings = Projector(pointing_jitter=0, rotation_error=0)
     exposure = at(MINI, 0.0, 0.0)
     spot = spot_table(1, settings, MINI, exposure)[0]
     image = spot_light(1, settings, MINI, MINI.detector("R22_S11"), exposure, lambda *_: 0.8)
@@ -164,37 +182,21 @@ def test_far_wings_fall_as_the_cube_and_keep_the_light():
     assert total(image) == pytest.approx(0.8 * spot["photons"] * (1 - beyond * wing / scale), rel=1e-5)
 
 
-def test_scattered_light_is_an_even_part_of_all_light():
-    settings = Projector(scattered=0.01, diffraction=0)
-    detector, exposure = MINI.detector("R22_S21"), taken()
-    with_floor = spot_light(1, settings, MINI, detector, exposure)
-    without = spot_light(1, settings.model_copy(update={"scattered": 0.0}), MINI, detector, exposure)
-    photons = spot_table(1, settings, MINI, exposure)["photons"]
-    pixels = sum(d.shape[0] * d.shape[1] for d in MINI.detectors)
-    assert with_floor.min() == pytest.approx(0.01 * photons.sum() / pixels, rel=1e-6)
-    assert without.min() == 0
-    np.testing.assert_allclose(with_floor - with_floor.min(), 0.99 * without, atol=1e-3)
-
-
-def test_ghosts_are_faint_discs_that_reach_other_ccds():
-    exposure, place = at(MINI, 0.0, 0.0), (5.0, 1.0, 2.0, 0.02)
+def test_wide_discs_keep_their_light_and_reach_other_ccds():
+    x, y, photons = np.array([5.0, -200.0]), np.array([1.0, 0.0]), np.array([2e4, 1e9])  # the second on no CCD
     light, pixels = 0.0, 0
     for detector in MINI.detectors:
-        plain, ghosts = (
-            spot_light(1, PERFECT, MINI, detector, exposure, lambda *_: 0.9, ghosts=g)
-            for g in (None, lambda spot: [place])
-        )
-        light += total(ghosts) - total(plain)
-        y, x = np.indices(detector.shape)
-        x_mm, y_mm = ccd_to_focal(detector, x, y)
+        image = disc_light(detector, x, y, 2.0, photons, 0.8)
+        light += total(image)
+        x_mm, y_mm = ccd_to_focal(detector, *np.indices(detector.shape)[::-1])
         pixels += np.sum(np.hypot(x_mm - 5.0, y_mm - 1.0) < 2.0)
-    level = 0.9 * 0.02 * 1e6 / (np.pi * 200**2)
-    assert (ghosts - plain).max() == pytest.approx(level, rel=1e-5)  # R22_S22, which the ghost touches
+    level = 2e4 / (np.pi * 200**2)
+    assert image.max() == pytest.approx(level, rel=1e-5)  # R22_S22, which the disc touches
     # whole pixels stand for the disc within some tens of its 125 664; the gaps between CCDs lose their part
     assert light == pytest.approx(level * pixels, rel=1e-3)
     assert 0.9 < pixels / (np.pi * 200**2) < 0.95
-    inside = spot_light(1, PERFECT, MINI, MINI.detector("R22_S11"), exposure, ghosts=lambda s: [(0.5, 0.0, 1.0, 0.02)])
-    assert total(inside) == pytest.approx(1.02e6, rel=1e-6)
+    inside = disc_light(MINI.detector("R22_S11"), np.array([0.5]), np.zeros(1), 1.0, photons[:1], 0.8)
+    assert total(inside) == pytest.approx(2e4, rel=1e-6)
 
 
 def test_a_spot_across_the_edge_of_a_ccd_is_cut_there():
@@ -204,7 +206,7 @@ def test_a_spot_across_the_edge_of_a_ccd_is_cut_there():
     image = spot_light(1, PERFECT, MINI, MINI.detector("R22_S11"), exposure)
     assert total(image) == pytest.approx(0.5e6, rel=1e-6)
     far = at(MINI, edge + 1.0, 0.0)  # in the next CCD: only the halo is left
-    settings = Projector(scattered=0, pointing_jitter=0, rotation_error=0)
+    settings = Projector(pointing_jitter=0, rotation_error=0)
     assert 0 < total(spot_light(1, settings, MINI, MINI.detector("R22_S11"), far)) < 1e4
     assert total(spot_light(1, PERFECT, MINI, MINI.detector("R22_S11"), far)) == 0
 

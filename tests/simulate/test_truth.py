@@ -160,6 +160,11 @@ def test_the_table_of_exposures_tells_what_lamps_and_air_really_were():
     spots = truth.exposure_table(SITE, taken("cbp"))
     asked = np.array([e.source.azimuth for e in taken("cbp")])
     assert 0 < np.abs(spots["azimuth"].value - asked).max() < 5 * SITE.settings.projector.pointing_jitter / 3600
+    waves = truth.exposure_table(SITE, taken("sinusoids"))
+    asked = np.array([e.source.phase for e in taken("sinusoids")])
+    assert waves["phase"].unit == "deg"
+    assert 0 < np.abs(waves["phase"].value - asked).max() < 5 * SITE.settings.sinusoids.phase_jitter
+    assert np.abs(waves["contrast"] / SITE.settings.sinusoids.contrast - 1).max() < 0.05
     visits = taken("night")
     sky = truth.exposure_table(SITE, visits)
     assert list(sky["airmass"]) == [v.source.airmass for v in visits]
