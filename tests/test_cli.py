@@ -162,10 +162,10 @@ def test_json_is_all_there_is_on_stdout(store, raw_files):
     found = json.loads(out)
     assert code == 0
     assert [row["exposure"] for row in found["exposures"]] == [p.name for p in small_day()]
-    assert {row["product"] for row in found["products"]} == {"bias", "gain", "dark", "calibrated"}
+    assert {row["product"] for row in found["products"]} == {"bias", "gain", "dark", "defects", "calibrated"}
     assert found["errors"] == []
     code, out, _ = run("build", store, "--json")
-    assert [row["new"] for row in json.loads(out)["products"]] == [False] * 3
+    assert [row["new"] for row in json.loads(out)["products"]] == [False] * 4
     code, out, _ = run("calibrate", store, SCIENCE, "--json")
     assert json.loads(out)["products"][0]["verdict"] == "PASS"
     code, out, _ = run("ingest", store, raw_files[0], "nowhere.fits", "--json")
@@ -303,9 +303,9 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
     assert found["exposures"][0]["exposure_type"] == "spot"
     why = {row["product"]: row["outdated"] for row in found["products"]}
     assert why["bias"] == f"made from exposure {name}, whose header has changed since"
-    assert all(why[product].startswith("made with ") for product in ("gain", "dark", "calibrated"))
+    assert all(why[product].startswith("made with ") for product in ("gain", "dark", "defects", "calibrated"))
     out = run("ls", tmp_path / "s")[1]
-    assert out.count("OUTDATED") == 4
+    assert out.count("OUTDATED") == 5
     assert "whose header has changed since: it is not used; build again" in out
     code, _, err = run("calibrate", tmp_path / "s")
     assert code == 1
@@ -313,5 +313,5 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
     assert run("build", tmp_path / "s")[0] == 0
     assert run("calibrate", tmp_path / "s")[0] == 0
     rows = json.loads(run("ls", tmp_path / "s", "--json")[1])["products"]
-    assert sorted(row["product"] for row in rows if not row["outdated"]) == ["bias", "calibrated", "dark", "gain"]
+    assert sorted(row["product"] for row in rows if not row["outdated"]) == ["bias", "calibrated", "dark", "defects", "gain"]
     assert len(rows) == 8

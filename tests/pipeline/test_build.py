@@ -27,7 +27,7 @@ def built(ingested, tmp_path_factory, threads):
     shutil.copytree(ingested.url, folder)
     store = open_store(folder)
     found = dict(build(store, [], Config(), threads))
-    assert [name for name in found if found[name].pointer] == ["bias", "gain", "dark"]
+    assert [name for name in found if found[name].pointer] == ["bias", "gain", "dark", "defects"]
     assert not [e for one in found.values() for e in one.errors]
     found |= dict(calibrate(store, [], Config().calibrate, threads))
     return store, found
@@ -98,9 +98,10 @@ def test_every_correction_removes_its_own_pattern(built, threads, step):
             bottom += np.sum(weight * pattern**2)
         return top / bottom, 1 / np.sqrt(bottom)
 
-    good, error = left(calibrated(store, threads))
+    # a hot pixel is a defect, and filled in: most of the pattern of a dark would be gone with it
+    good, error = left(calibrated(store, threads, skip=["defects"]))
     assert abs(good) < 5 * error
-    worse, error = left(calibrated(store, threads, skip=[step]))
+    worse, error = left(calibrated(store, threads, skip=[step, "defects"]))
     assert abs(worse - 1) < 5 * error
     assert worse > 5 * error
 
@@ -119,7 +120,7 @@ def test_a_second_build_finds_everything_done(built, threads):
     store, first = built
     for name, one in build(store, [], Config(), threads):
         assert not one.new
-        assert one.pointer.version == first[name].pointer.version
+        assert (one.pointer and one.pointer.version) == (first[name].pointer and first[name].pointer.version)
 
 
 def test_provenance_names_inputs_configuration_and_software(built):
@@ -167,7 +168,7 @@ def test_same_bits_on_processes_with_a_worker_killed_on_the_way(ingested, built,
         killer = __import__("threading").Timer(0.3, lambda: __import__("os").kill(pids[0], 9))
         killer.start()
         for name, one in build(other, [], Config(), compute):
-            assert one.pointer.hash == first[name].pointer.hash, name
+            assert (one.pointer and one.pointer.hash) == (first[name].pointer and first[name].pointer.hash), name
         killer.cancel()
 
 
@@ -176,8 +177,8 @@ def test_errors_name_the_culprit(built, threads, tmp_path):
     name = small_day()[9].name
     ((_, one),) = build(store, ["dark"], Config(), threads, exposures=[name])
     assert "no exposures of type dark" in one.errors[0]
-    with pytest.raises(CalibrationError, match="unknown order"):
-        list(calibrate(store, [name], Config().calibrate.model_copy(update={"order": "x"}), threads))
+    with pytest.raises(ValueError, match="'lupton2016', 'physical' or 'rubin'"):
+        Config(calibrate={"order": "x"})
     with pytest.raises(CalibrationError, match="unknown correction 'flat'"):
         list(calibrate(store, [name], Config().calibrate, threads, skip=["flat"]))
     with pytest.raises(CalibrationError, match="exposure NOPE is not in"):
@@ -194,7 +195,7 @@ def test_one_dead_amplifier_does_not_stop_the_others(tmp_path, threads):
     store = create_store(tmp_path / "s", "mini1")
     assert not ingest(store, files, threads).errors
     dead, alive = camera.amplifier_names[1], camera.amplifier_names[0]
-    for name, one in build(store, [], Config(), threads):
+    for name, one in build(store, ["bias", "gain", "dark"], Config(), threads):
         assert one.pointer.verdict == "WARN"
         assert any(f"{camera.detectors[0].name} {dead}" in remark for remark in one.pointer.remarks)
         values = product(store, name)["gain" if name == "gain" else "image"].isel(detector=0)
@@ -402,7 +403,7 @@ def test_another_dark_time_makes_another_dark(copy, built, threads, tmp_path):
     files = exposure_files(tmp_path / "raw", small_day()[5], dark_time=360.0)
     assert len(ingest(copy, files, threads, correct=True).corrected) == 1
     found = dict(build(copy, [], Config(), threads))
-    assert [name for name, one in found.items() if one.new] == ["dark"]
+    assert [name for name, one in found.items() if one.new] == ["dark", "defects"]
     after = found["dark"].pointer
     assert (after.inputs["exposures"], after.inputs["pixels"]) == (before.inputs["exposures"], before.inputs["pixels"])
     assert after.hash != before.hash
@@ -458,7 +459,7 @@ def test_a_frame_of_another_overscan_is_not_calibrated(copy, threads):
     list(build(copy, ["bias"], Config(bias=ROW), threads))
     ((_, one),) = calibrate(copy, [], config, threads)
     assert re.search(r"dark [0-9a-f]{16} was made with overscan method = 'spline'", one.errors[0])
-    everything = Config(bias=ROW, gain=ROW, dark=ROW, calibrate=ROW)
+    everything = Config(**ROW)
     assert not [e for _, one in build(copy, [], everything, threads) for e in one.errors]
     ((_, one),) = calibrate(copy, [], config, threads)
     assert one.errors == []
