@@ -75,8 +75,11 @@ class Light:
     ----------
     rate : (y, x) float32 over ``detector.shape``, electron/s in a pixel of the undistorted grid.
     points : (n, 5) float64: x, y (CCD pixels), electron/s, and the two numbers of a Moffat profile, its
-        full width at half maximum (px) and its exponent. Sources that are shot electron by electron.
+        full width at half maximum (px) and its exponent. Sources whose electrons fall where the pixels are then.
+    response : (y, x) float32, of each pixel relative to the one for which rates of ``points`` hold, which know
+        nothing of the pixels they fall into; None for 1. ``rate`` holds it already.
     """
 
     rate: np.ndarray
     points: np.ndarray
+    response: np.ndarray | None = None
