@@ -22,7 +22,7 @@ from lsstcal_dask.simulate.electrons import EMPTY, Ground, land, moffat, peak, s
 from lsstcal_dask.simulate.exposure import Light
 from lsstcal_dask.simulate.poisson import poisson
 from lsstcal_dask.simulate.random import stream, tiles
-from lsstcal_dask.simulate.stamps import Stamp, farther, half_sizes, integrable, moved, stamp
+from lsstcal_dask.simulate.stamps import Stamp, half_sizes, integrable, moved, stamp
 
 __all__ = ["ShotNoise", "accumulate", "on_quadrilaterals"]
 
@@ -130,10 +130,11 @@ def accumulate(
     levels = float(light.rate.max()) * duration, peak(light.points) * duration
     parts = steps(brighter_fatter, detector.vendor, *levels) if brighter_fatter.on else np.ones(1)
     whole = light.rate if corners is None else on_quadrilaterals(light.rate, corners)
+    response, before, slow = (EMPTY if one is None else one for one in (light.response, start, dark))
     run = _Run(
         seed, exposure_number, detector, shot_noise.on, light.rate, whole,
         np.zeros((2, 0, 0), np.float32) if corners is None else corners,
-        *(EMPTY if one is None else one for one in (light.response, start, dark)), np.zeros(detector.shape, np.float32),
+        response, before, slow, np.zeros(detector.shape, np.float32),
     )  # fmt: skip
     times = [float(part) * duration for part in parts]
     sources = _sources(run, light.points, times[0])
@@ -361,7 +362,8 @@ def on_quadrilaterals(rate: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 def _points(run: _Run, moving: _Moving | None, sources: list[_Source], step: _Step) -> None:
     """Gather a step's electrons of the point sources."""
-    ground = Ground(run.corners, *((moving.east, moving.north) if moving else (EMPTY, EMPTY)), run.response)
+    east, north = (moving.east, moving.north) if moving else (EMPTY, EMPTY)
+    ground = Ground(run.corners, east, north, run.response)
     best = float(run.response.max()) if sources and run.response.size else 1.0
     for source in sources:
         if source.at.shares.size:
@@ -390,7 +392,7 @@ def _far(run: _Run, moving: _Moving | None, source: _Source, ground: Ground, ste
     """Shoot the electrons of all other pixels, ``best`` times as many as of a mean pixel, of which some are lost."""
     profile, (y, x), nearest = source.profile, source.at.box, source.at.nearest
     ahead, pad = (moving.ahead, moving.pad) if moving else (EMPTY, 0)
-    left = int(source.random.poisson(float(profile[2]) * step.time * float(farther(profile, nearest)) * best))
+    left = int(source.random.poisson(float(profile[2]) * step.time * source.at.outside * best))
     while left > 0:
         n = min(left, _BATCH)
         places = moffat(profile, source.random.random(n), 2 * np.pi * source.random.random(n), nearest)
@@ -414,7 +416,7 @@ def _land_evenly(
 ) -> None:
     """Spread what falls beside its stamp over points, without noise."""
     profile, (y, x), nearest = source.profile, source.at.box, source.at.nearest
-    part = electrons * float(farther(profile, nearest)) / points
+    part = electrons * source.at.outside / points
     places = sunflower(profile, points, step, nearest)
     but = y.start, y.stop, x.start, x.stop
     land(profile, *places, part, _ALL, ground, but, charge, ahead, pad, factor)

@@ -36,6 +36,19 @@ def allowed() -> int:
         raise WrongUse(f"{MEMORY}={asked}: use a size, as {format_bytes(DEFAULT).replace('i', '')!r}") from None
 
 
+class _Key:
+    """A key that is hashed once: a camera of 189 CCDs takes milliseconds."""
+
+    def __init__(self, key: Hashable) -> None:
+        self._key, self._hash = key, hash(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._key == other._key
+
+
 class Maps:
     """Arrays by key. The one that was asked for least recently goes first; one in the making is waited for."""
 
@@ -56,6 +69,7 @@ class Maps:
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
         """What ``make`` returns, read-only; it is called once for threads that ask at the same time."""
+        key = _Key(key)
         with self._lock:
             if key in self._made:
                 self._made.move_to_end(key)

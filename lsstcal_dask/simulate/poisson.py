@@ -194,9 +194,7 @@ def _chance(mean: float, k: float) -> float:
         return math.exp(-mean) * mean**k / _FACTORIALS[int(k)]
     near = (mean - k) / (mean + k)  # log(mean / k) is twice the inverse hyperbolic tangent of it
     z = near * near
-    if z < 0.01:
-        power = near * (k - mean) + 2 * k * near * z * _series(z)
-    else:
-        power = k * math.log(mean / k) + (k - mean)
+    power = k - mean
+    power = near * power + 2 * k * near * z * _series(z) if z < 0.01 else k * math.log(mean / k) + power
     r = 1 / k
     return math.exp(power - _stirling(r)) * math.sqrt(r / (2 * math.pi))

@@ -28,14 +28,12 @@ _ACROSS: Final = tuple(map(tuple, np.polynomial.legendre.leggauss(2)))
 class Stamp(NamedTuple):
     """Pixels around a source."""
 
+    radius: float  # px, scale of the profile
     first: tuple[int, int]  # (y, x)
     shares: np.ndarray  # (ny, nx) float64: parts of its electrons that fall into them while boundaries stand still
     nearest: float  # px: whatever arrives nearer to the source falls into these pixels or beside the CCD
-
-    @property
-    def box(self) -> tuple[slice, slice]:
-        """The same pixels of the CCD."""
-        return tuple(slice(a, a + n) for a, n in zip(self.first, self.shares.shape, strict=True))  # type: ignore[return-value]
+    outside: float  # part of its electrons that arrives there or farther away
+    box: tuple[slice, slice]  # its pixels on the CCD
 
 
 def scale(fwhm: np.ndarray, beta: np.ndarray) -> np.ndarray:
@@ -79,9 +77,13 @@ def stamp(source: np.ndarray, half: int, corners: np.ndarray, shape: tuple[int, 
     last = min(max(y + half + 1, first[0]), shape[0]), min(max(x + half + 1, first[1]), shape[1])
     shares = np.zeros((last[0] - first[0], last[1] - first[1]))
     if half < 0 or not shares.size:
-        return Stamp(first, shares[:0], _outside(source, corners, shape))
-    _integrate(source, scale(source[3], source[4]), first, corners, shares)
-    return Stamp(first, shares, _inside(source, first, last, corners, shape))
+        shares, nearest = shares[:0], _outside(source, corners, shape)
+    else:
+        _integrate(source, float(scale(source[3], source[4])), first, corners, shares)
+        nearest = _inside(source, first, last, corners, shape)
+    radius, (ny, nx), (y, x) = float(scale(source[3], source[4])), shares.shape, first
+    box = slice(y, y + ny), slice(x, x + nx)
+    return Stamp(radius, first, shares, nearest, float(farther(source, nearest)), box)
 
 
 def _inside(
@@ -108,7 +110,7 @@ def _outside(source: np.ndarray, corners: np.ndarray, shape: tuple[int, int]) ->
         place, edge = float(source[1 - axis]), corners[1 - axis] if corners.size else np.zeros((2, 2))
         low, high = -0.5 + float(edge.take(0, axis).min()), shape[axis] - 0.5 + float(edge.take(-1, axis).max())
         ways.append(max(low - place, place - high, 0.0))
-    return float(np.hypot(*ways))
+    return math.hypot(*ways)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -158,7 +160,7 @@ def moved(source: np.ndarray, at: Stamp, corners: np.ndarray, east: np.ndarray, 
     if not (east.size and at.shares.size):
         return at.shares
     shares = at.shares.copy()
-    _exchange(source, scale(source[3], source[4]), at.first, corners, east, north, shares)
+    _exchange(source, at.radius, at.first, corners, east, north, shares)
     return np.maximum(shares, 0.0)  # the rounding of what was integrated twice
 
 

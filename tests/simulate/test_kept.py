@@ -148,4 +148,4 @@ def test_with_little_memory_the_last_ccd_still_serves_twice(monkeypatch):
     memory = 300_000_000
     made, most, ccds, flats = taken(monkeypatch, memory)
     assert most <= memory
-    assert made["corners"] < ccds * flats
+    assert made["corners"] <= ccds * flats - flats // 2  # every other exposure, at least, begins where one ended
