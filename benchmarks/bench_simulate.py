@@ -25,9 +25,10 @@ from rich.table import Table
 
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.camera import Detector
-from lsstcal_dask.simulate import charge, electronics, frames, observatory, pixels
+from lsstcal_dask.simulate import charge, electronics, frames, pixels
 from lsstcal_dask.simulate.crosstalk import Crosstalk
 from lsstcal_dask.simulate.exposure import Exposure
+from lsstcal_dask.simulate.kept import kept
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.poisson import poisson
 from lsstcal_dask.simulate.random import stream, tiles
@@ -46,7 +47,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("light on displaced pixels", charge, "on_quadrilaterals"),
     ("moving boundaries", charge, "boundary_shifts"),
     ("shot noise", charge, "poisson"),
-    ("stars", charge, "_point"),
+    ("stars", charge, "_points"),
     ("other light to charge", frames, "accumulate"),
     ("insensitive pixels", frames, "_detected"),
     ("dark charge", frames, "_dark"),
@@ -124,8 +125,7 @@ def _timed(function: Callable, label: str, spent: dict[str, float], inner: list[
 
 def forget() -> None:
     """Forget the maps that exposures share."""
-    observatory._kept_large.cache_clear()
-    observatory._kept_small.cache_clear()
+    kept.clear()
 
 
 def measure(site: Observatory, detector: Detector, rounds: int) -> dict[str, dict[str, float]]:
@@ -201,11 +201,11 @@ def gathering(site: Observatory, detector: Detector, part: float) -> tuple[Calla
 
 def darkness(site: Observatory, detector: Detector) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Dark charge, and as many Poisson numbers with the same means."""
-    exposure, random = planned(site)["dark"], stream(1, "benchmark")
-    mean = frames.dark_electrons(site.dark_rate(detector), detector, exposure.dark_time).astype(float)
+    exposure, random, rate = planned(site)["dark"], stream(1, "benchmark"), site.dark_rate(detector)
+    mean = frames.dark_electrons(rate, detector, exposure.dark_time).astype(float)
     parts = [mean[rows, x : x + 512] for _, rows in tiles(mean.shape[0]) for x in range(0, mean.shape[1], 512)]
     parts = [np.ascontiguousarray(part) for part in parts]
-    return lambda: frames._dark(site, exposure, detector), lambda: [random.poisson(part) for part in parts]
+    return lambda: frames._dark(site, exposure, detector, rate), lambda: [random.poisson(part) for part in parts]
 
 
 def hot_loops(rounds: int, part: float) -> list[dict[str, Any]]:

@@ -128,7 +128,8 @@ def simulate(
     Returns
     -------
     Simulated. What is there already is left as it is, so a simulation that was killed goes on where it stopped. A
-    worker holds the charge of the CCDs of one board and the maps of one: about 1.5 GB for three LSST CCDs.
+    worker holds the charge of the CCDs of one board and the maps of its process, see `simulate.kept`: about 2.2 GB
+    for three LSST CCDs.
 
     Raises
     ------
@@ -312,7 +313,9 @@ def _make(url: str, site: Opaque, job: Opaque, folder: _Folder | None) -> list[F
     """Make the frames of a job; records to publish, or names of files."""
     records: list[FrameRecord] = []
     files: list[str] = []
-    for exposure, names in zip(job.value.exposures, job.value.wanted, strict=True):
+    for turn, (exposure, wanted) in enumerate(zip(job.value.exposures, job.value.wanted, strict=True)):
+        # there and back: where maps of all CCDs find no room, those of the last one serve twice
+        names = wanted[::-1] if turn % 2 else wanted
         origin = _origin(site.value, exposure)
         for frame in frames(site.value, exposure, [site.value.camera.detector(name) for name in names]):
             marked = replace(frame, cards={**frame.cards, _CARD: origin})

@@ -2,8 +2,9 @@
 
 Time runs in steps. In each the boundaries stand where the charge in the middle of the step puts them. A pixel
 gathers the light on its displaced quadrilateral and on the strips that its boundaries have swept since, of which
-every tile draws its own Poisson numbers; what one pixel gains by a strip its neighbour loses. Point sources are
-shot electron by electron into the moved pixels.
+every tile draws its own Poisson numbers; what one pixel gains by a strip its neighbour loses. Point sources bring
+each of the pixels around them a Poisson number of electrons too, and single ones to those far away; what falls into
+a pixel counts as its response says.
 """
 
 from collections.abc import Iterator
@@ -17,17 +18,19 @@ from lsstcal_dask.errors import InconsistentGeometry, WrongUse
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.simulate.brighter_fatter import BrighterFatter, boundary_shifts, margin, quadrants, steps, weights
 from lsstcal_dask.simulate.effect import Effect
-from lsstcal_dask.simulate.electrons import land, moffat, peak, sunflower
+from lsstcal_dask.simulate.electrons import EMPTY, Ground, land, moffat, peak, sunflower
 from lsstcal_dask.simulate.exposure import Light
 from lsstcal_dask.simulate.poisson import poisson
 from lsstcal_dask.simulate.random import stream, tiles
+from lsstcal_dask.simulate.stamps import Stamp, half_sizes, integrable, moved, stamp
 
 __all__ = ["ShotNoise", "accumulate", "on_quadrilaterals"]
 
 _BATCH: Final = 1 << 18  # electrons of a point source in memory at once
-_POINTS: Final = 1 << 16  # that stand for a source without noise
-_FEW: Final = 1 << 12  # that stand for it where only the first boundaries depend on them
-_NONE: Final = np.zeros((0, 0), np.float32)
+_POINTS: Final = 1 << 16  # that stand for a source without noise that is too sharp to be integrated
+_FEW: Final = 1 << 12  # that stand for its wings, and for it where only the first boundaries depend on them
+_QUIET: Final = 24  # px, half of the stamp of a source without noise
+_ALL: Final = np.zeros(0)
 
 
 class ShotNoise(Effect):
@@ -44,6 +47,7 @@ class _Tile(NamedTuple):
 class _Step(NamedTuple):
     number: int
     time: float  # s
+    later: float  # s from the beginning to the middle of the next one
     expected: float  # of its charge that is added again to foresee the middle of the next one: see `weights`
     noise: float
 
@@ -59,8 +63,18 @@ class _Run:
     rate: np.ndarray  # electron/s, in undistorted pixels
     whole: np.ndarray  # electron/s, in displaced pixels without charge
     corners: np.ndarray  # pixel
-    start: np.ndarray | float
+    response: np.ndarray  # of single pixels, for point sources
+    start: np.ndarray  # electrons
+    dark: np.ndarray  # electron/s
     charge: np.ndarray  # electrons gathered; filled
+
+
+class _Source(NamedTuple):
+    """A point source."""
+
+    profile: np.ndarray  # a row of `Light.points`
+    at: Stamp
+    random: np.random.Generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +100,7 @@ def accumulate(
     duration: float,
     corners: np.ndarray | None = None,
     start: np.ndarray | None = None,
+    dark: np.ndarray | None = None,
 ) -> np.ndarray:
     """Photo-electrons that the light of one exposure leaves in the pixels of a CCD.
 
@@ -98,6 +113,7 @@ def accumulate(
     duration : s.
     corners : (2, ny + 1, nx + 1) float32, pixel: displacement (x, y) of the pixels' corners; None for none.
     start : (ny, nx) float32, electrons there before; they move boundaries and are not returned.
+    dark : (ny, nx) float32, electron/s that gather without light from the beginning on; likewise.
 
     Returns
     -------
@@ -110,36 +126,40 @@ def accumulate(
     WrongUse
         A rate or the duration is negative or no number, or a source has no profile.
     """
-    _check(detector, light, duration, corners, start)
+    _check(detector, light, duration, corners, start, dark)
     levels = float(light.rate.max()) * duration, peak(light.points) * duration
     parts = steps(brighter_fatter, detector.vendor, *levels) if brighter_fatter.on else np.ones(1)
     whole = light.whole
     if whole is None:
         whole = light.rate if corners is None else on_quadrilaterals(light.rate, corners)
+    response, before, slow = (EMPTY if one is None else one for one in (light.response, start, dark))
     run = _Run(
         seed, exposure_number, detector, shot_noise.on, light.rate, whole,
         np.zeros((2, 0, 0), np.float32) if corners is None else corners,
-        0.0 if start is None else start, np.zeros(detector.shape, np.float32),
+        response, before, slow, np.zeros(detector.shape, np.float32),
     )  # fmt: skip
     times = [float(part) * duration for part in parts]
-    moving = _begin(brighter_fatter, run, light.points, times[0]) if brighter_fatter.on else None
-    for step, time in enumerate(times):
-        again = weights(parts[step], parts[min(step + 1, len(parts) - 1)])
+    sources = _sources(run, light.points, times[0])
+    moving = _begin(brighter_fatter, run, sources, times[0]) if brighter_fatter.on else None
+    for number, time in enumerate(times):
+        following = min(number + 1, len(times) - 1)
+        later = sum(times[:following]) + times[following] / 2
+        step = _Step(number, time, later, *weights(parts[number], parts[following]))
         for tile in _tiles(detector):
-            _diffuse(run, moving, tile, _Step(step, time, *again))
-        for index, source in enumerate(light.points):
-            _point(run, moving, source, index, _Step(step, time, *again))
-        if moving and step < len(times) - 1:
+            _diffuse(run, moving, tile, step)
+        _points(run, moving, sources, step)
+        if moving and number < following:
             moving = _advance(moving, brighter_fatter.ceiling)
     return run.charge
 
 
 def _check(
-    detector: Detector, light: Light, duration: float, corners: np.ndarray | None, start: np.ndarray | None
+    detector: Detector, light: Light, duration: float, corners: np.ndarray | None, *maps: np.ndarray | None
 ) -> None:
     ny, nx = detector.shape
-    wanted = {"the rate": (light.rate, (ny, nx)), "corners": (corners, (2, ny + 1, nx + 1)), "start": (start, (ny, nx))}
-    wanted |= {"the light on displaced pixels": (light.whole, (ny, nx))}
+    alike = {"the rate": light.rate, "the response": light.response, "start": maps[0], "dark": maps[1]}
+    alike |= {"the light on displaced pixels": light.whole}
+    wanted = {name: (found, (ny, nx)) for name, found in alike.items()} | {"corners": (corners, (2, ny + 1, nx + 1))}
     for name, (found, shape) in wanted.items():
         if found is not None and found.shape != shape:
             raise InconsistentGeometry(f"{detector.name}: {name} has shape {found.shape}: it must be {shape}")
@@ -166,20 +186,45 @@ def _tiles(detector: Detector) -> Iterator[_Tile]:
             yield _Tile(i, number, slice(y + rows.start, y + rows.stop), slice(x, x + nx))
 
 
-def _begin(settings: BrighterFatter, run: _Run, points: np.ndarray, time: float) -> _Moving:
+def _sources(run: _Run, points: np.ndarray, time: float) -> list[_Source]:
+    """Point sources and the stamps with which a step of so many seconds costs least."""
+    halves = half_sizes(points, time) if run.noise else np.where(integrable(points), _QUIET, -1)
+    place = {"exposure": run.exposure, "detector": run.detector.id}
+    return [
+        _Source(
+            profile,
+            stamp(profile, int(half), run.corners, run.detector.shape),
+            stream(run.seed, "point_sources", tile=index, **place),
+        )
+        for index, (profile, half) in enumerate(zip(points, halves, strict=True))
+    ]
+
+
+def _begin(settings: BrighterFatter, run: _Run, sources: list[_Source], time: float) -> _Moving:
     """Boundaries of the first step, in whose middle half of its light is expected."""
     pad = margin(settings)
     room = pad - settings.reach - 1
     right, up = (np.pad(q, (0, room)).astype(np.float32) for q in quadrants(settings, run.detector.vendor))
     ny, nx = run.detector.shape
-    half = run.whole * np.float32(time / 2)
-    for source in points:
-        part = source[2] * time / 2 / _FEW
-        land(source, *sunflower(source, _FEW), part, run.corners, _NONE, _NONE, half, _NONE, 0, 0.0)
-    middle = np.pad(half + run.start, pad)
+    middle = np.zeros((ny + 2 * pad, nx + 2 * pad), np.float32)
+    half = middle[pad:-pad, pad:-pad]
+    np.multiply(run.whole, np.float32(time / 2), out=half)
+    ground = Ground(run.corners, EMPTY, EMPTY, run.response)
+    for source in sources:
+        electrons = source.profile[2] * time / 2
+        half[source.at.box] += electrons * source.at.shares * _response(run, source)
+        _land_evenly(run, source, ground, electrons, _FEW, 0, half)
+    for there, part in ((run.start, 1.0), (run.dark, time / 2)):
+        if there.size:
+            half += there * np.float32(part)
     _border(middle, pad, settings.ceiling)
-    shifts = [np.zeros(shape if len(points) else (0, 0), np.float32) for shape in ((ny, nx + 1), (ny + 1, nx))]
+    shifts = [np.zeros(shape if sources else (0, 0), np.float32) for shape in ((ny, nx + 1), (ny + 1, nx))]
     return _Moving(right, up, pad, middle, np.zeros_like(middle), *shifts)
+
+
+def _response(run: _Run, source: _Source) -> np.ndarray | float:
+    """Response of the pixels of a source's stamp."""
+    return run.response[source.at.box] if run.response.size else 1.0
 
 
 def _advance(moving: _Moving, ceiling: float) -> _Moving:
@@ -217,8 +262,8 @@ def _diffuse(run: _Run, moving: _Moving | None, tile: _Tile, step: _Step) -> Non
         return
     pad = moving.pad
     ahead = moving.ahead[y.start + pad : y.stop + pad, x.start + pad : x.stop + pad]
-    start = _NONE if isinstance(run.start, float) else run.start[y, x]
-    _gather(run.charge[y, x], expected, gained, start, step.expected, step.noise, ahead)
+    start, dark = (there[y, x] if there.size else EMPTY for there in (run.start, run.dark))
+    _gather(run.charge[y, x], expected, gained, start, dark, (step.expected, step.noise, step.later), ahead)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -227,17 +272,24 @@ def _gather(
     expected: np.ndarray,
     gained: np.ndarray,
     start: np.ndarray,
-    again: float,
-    noise: float,
+    dark: np.ndarray,
+    parts: tuple[float, float, float],
     ahead: np.ndarray,
 ) -> None:
-    """Add what was gained to ``charge``; fill ``ahead`` with what the middle of the next step will have: `weights`."""
-    share, part = np.float32(again), np.float32(noise)
+    """Add what was gained to ``charge``; fill ``ahead`` with what the middle of the next step will have.
+
+    ``parts`` are the two `weights`, and the seconds for which ``dark`` will have gathered.
+    """
+    share, part, later = np.float32(parts[0]), np.float32(parts[1]), np.float32(parts[2])
     for y in range(len(charge)):
         total, mean, drawn, out = charge[y], expected[y], gained[y], ahead[y]
         for x in range(total.size):
             total[x] += drawn[x]
             out[x] = total[x] + share * mean[x] + part * (drawn[x] - mean[x])
+        if dark.size:
+            slow = dark[y]
+            for x in range(out.size):
+                out[x] += later * slow[x]
     if start.size:
         ahead += start
 
@@ -311,20 +363,63 @@ def on_quadrilaterals(rate: np.ndarray, corners: np.ndarray) -> np.ndarray:
     return out
 
 
-def _point(run: _Run, moving: _Moving | None, source: np.ndarray, index: int, step: _Step) -> None:
-    """Gather a step's electrons of one point source."""
-    east, north, ahead, pad = (moving.east, moving.north, moving.ahead, moving.pad) if moving else (_NONE,) * 3 + (0,)
-    factor = 1 + step.expected
-    expected = float(source[2]) * step.time
-    if not run.noise:
-        x, y = sunflower(source, _POINTS, step.number)
-        land(source, x, y, expected / _POINTS, run.corners, east, north, run.charge, ahead, pad, factor)
-        return
-    place = {"detector": run.detector.id, "tile": index, "step": step.number}
-    generator = stream(run.seed, "point_sources", exposure=run.exposure, **place)
-    left = int(generator.poisson(expected))
+def _points(run: _Run, moving: _Moving | None, sources: list[_Source], step: _Step) -> None:
+    """Gather a step's electrons of the point sources."""
+    east, north = (moving.east, moving.north) if moving else (EMPTY, EMPTY)
+    ground = Ground(run.corners, east, north, run.response)
+    best = float(run.response.max()) if sources and run.response.size else 1.0
+    for source in sources:
+        if source.at.shares.size:
+            _near(run, moving, source, ground, step)
+        if run.noise:
+            _far(run, moving, source, ground, step, best)
+        else:
+            points = _FEW if source.at.shares.size else _POINTS
+            ahead, pad = (moving.ahead, moving.pad) if moving else (EMPTY, 0)
+            electrons = float(source.profile[2]) * step.time
+            _land_evenly(run, source, ground, electrons, points, step.number, run.charge, ahead, pad, 1 + step.expected)
+
+
+def _near(run: _Run, moving: _Moving | None, source: _Source, ground: Ground, step: _Step) -> None:
+    """Gather what falls into the pixels of its stamp."""
+    (y, x), electrons = source.at.box, float(source.profile[2]) * step.time
+    expected = electrons * moved(source.profile, source.at, *ground[:3]) * _response(run, source)
+    gained = poisson(source.random, expected) if run.noise else expected
+    run.charge[y, x] += gained
+    if moving:
+        ahead = moving.ahead[y.start + moving.pad : y.stop + moving.pad, x.start + moving.pad : x.stop + moving.pad]
+        ahead += gained + step.expected * expected + step.noise * (gained - expected)
+
+
+def _far(run: _Run, moving: _Moving | None, source: _Source, ground: Ground, step: _Step, best: float) -> None:
+    """Shoot the electrons of all other pixels, ``best`` times as many as of a mean pixel, of which some are lost."""
+    profile, (y, x), nearest = source.profile, source.at.box, source.at.nearest
+    ahead, pad = (moving.ahead, moving.pad) if moving else (EMPTY, 0)
+    left = int(source.random.poisson(float(profile[2]) * step.time * source.at.outside * best))
     while left > 0:
         n = min(left, _BATCH)
-        x, y = moffat(source, generator.random(n), 2 * np.pi * generator.random(n))
-        land(source, x, y, 1.0, run.corners, east, north, run.charge, ahead, pad, factor)
+        places = moffat(profile, source.random.random(n), 2 * np.pi * source.random.random(n), nearest)
+        chances = best * source.random.random(n) if run.response.size else _ALL
+        but = y.start, y.stop, x.start, x.stop
+        land(profile, *places, 1.0, chances, ground, but, run.charge, ahead, pad, 1 + step.expected)
         left -= n
+
+
+def _land_evenly(
+    run: _Run,
+    source: _Source,
+    ground: Ground,
+    electrons: float,
+    points: int,
+    step: int,
+    charge: np.ndarray,
+    ahead: np.ndarray = EMPTY,
+    pad: int = 0,
+    factor: float = 0.0,
+) -> None:
+    """Spread what falls beside its stamp over points, without noise."""
+    profile, (y, x), nearest = source.profile, source.at.box, source.at.nearest
+    part = electrons * source.at.outside / points
+    places = sunflower(profile, points, step, nearest)
+    but = y.start, y.stop, x.start, x.stop
+    land(profile, *places, part, _ALL, ground, but, charge, ahead, pad, factor)

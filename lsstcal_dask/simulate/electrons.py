@@ -1,43 +1,56 @@
 """Point sources shot electron by electron into pixels whose boundaries have moved (Sec. 6, stage 5)."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
 
-__all__ = ["land", "moffat", "peak", "sunflower"]
+from lsstcal_dask.simulate.stamps import farther, scale
 
+__all__ = ["EMPTY", "Ground", "land", "moffat", "peak", "sunflower"]
+
+EMPTY: Final = np.zeros((0, 0), np.float32)
 _TURN: Final = (5**0.5 - 1) / 2  # the golden ratio's part of a turn
 _STAMP: Final = 64  # pixels around a source with nearly all of its light
 _LONGEST: Final = 40  # walk, pixels: farther than any corner is displaced
 
 
+class Ground(NamedTuple):
+    """Where pixels are and what they respond; maps are float32, those that are not there have no elements."""
+
+    corners: np.ndarray  # (2, ny + 1, nx + 1), pixel: displacement of corners
+    east: np.ndarray  # (ny, nx + 1), pixel: shifts of boundaries
+    north: np.ndarray  # (ny + 1, nx)
+    response: np.ndarray  # (ny, nx), relative
+
+
 def peak(points: np.ndarray) -> float:
     """Largest density of electrons of sources (n, 5) as in `exposure.Light`, 1/s/pixel; 0 for none."""
     _, _, rate, fwhm, beta = points.T
-    density = rate * (beta - 1) / (np.pi * _radius(fwhm, beta) ** 2)
+    density = rate * (beta - 1) / (np.pi * scale(fwhm, beta) ** 2)
     return float(density.max(initial=0.0))
 
 
-def _radius(fwhm: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """Scale of a Moffat profile (1 + (r / scale)**2)**-beta, pixels."""
-    return fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1))
+def moffat(
+    source: np.ndarray, inside: np.ndarray, angle: np.ndarray, nearest: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (x, y), pixels, at an angle (rad) from a source and so far that a fraction ``inside`` is nearer.
 
-
-def moffat(source: np.ndarray, inside: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (x, y), pixels, at an angle (rad) from a source and so far that a fraction ``inside`` is nearer."""
+    Of those positions only that are ``nearest`` pixels away or more.
+    """
     x, y, _, fwhm, beta = source
-    r = _radius(fwhm, beta) * np.sqrt((1 - inside) ** (1 / (1 - beta)) - 1)
+    r = scale(fwhm, beta) * np.sqrt(((1 - inside) * farther(source, nearest)) ** (1 / (1 - beta)) - 1)
     return x + r * np.cos(angle), y + r * np.sin(angle)
 
 
-def sunflower(source: np.ndarray, n: int, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def sunflower(source: np.ndarray, n: int, step: int = 0, nearest: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Positions (x, y), pixels, of ``n`` points that share a source's light evenly, as seeds share a flower's head.
 
-    Those of another step lie between them.
+    Those of another step lie between them; as `moffat`, of the light beyond ``nearest`` pixels.
     """
     order = np.arange(n)
-    return moffat(source, (order + (0.5 + step * _TURN) % 1) / n, (order + step * n) * 2 * np.pi * _TURN)
+    inside, turns = (order + (0.5 + step * _TURN) % 1) / n, (order + step * n) * _TURN
+    return moffat(source, inside, 2 * np.pi * turns, nearest)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -46,9 +59,9 @@ def land(
     xs: np.ndarray,
     ys: np.ndarray,
     weight: float,
-    corners: np.ndarray,
-    east: np.ndarray,
-    north: np.ndarray,
+    chances: np.ndarray,
+    ground: Ground,
+    but: tuple[int, int, int, int],
     charge: np.ndarray,
     ahead: np.ndarray,
     pad: int,
@@ -61,19 +74,28 @@ def land(
     source : a row of ``points`` of `exposure.Light`.
     xs, ys : (n,), pixels, where its electrons arrive.
     weight : electrons of each.
-    corners : (2, ny + 1, nx + 1), pixel, displacement of corners; without elements for none.
-    east, north : (ny, nx + 1) and (ny + 1, nx), pixel, shifts of boundaries; without elements for none.
+    chances : (n,), those are kept whose chance is below the response of their pixel; without elements for all, but
+        weighted with it.
+    but : first and last row and column, excluded, of pixels in which they are not counted.
     charge : (ny, nx), electrons; changed.
     ahead : the same padded by ``pad``, to which ``factor`` times as much is added; without elements for none.
     """
     left, low = int(np.floor(source[0])) - _STAMP // 2, int(np.floor(source[1])) - _STAMP // 2
     stamp = np.zeros((_STAMP, _STAMP))  # float64: many small parts may add up to much
     for i in range(xs.size):
-        x, y = _pixel(xs[i], ys[i], corners, east, north, charge.shape)
+        x, y = _pixel(xs[i], ys[i], ground.corners, ground.east, ground.north, charge.shape)
+        if x < 0 or (but[0] <= y < but[1] and but[2] <= x < but[3]):
+            continue
+        part = weight
+        if ground.response.size:
+            if not chances.size:
+                part *= ground.response[y, x]
+            elif chances[i] >= ground.response[y, x]:
+                continue
         if 0 <= x - left < _STAMP and 0 <= y - low < _STAMP:
-            stamp[y - low, x - left] += weight
-        elif x >= 0:
-            _add(weight, x, y, charge, ahead, pad, factor)
+            stamp[y - low, x - left] += part
+        else:
+            _add(part, x, y, charge, ahead, pad, factor)
     for j in range(_STAMP):
         for i in range(_STAMP):
             if stamp[j, i] > 0:

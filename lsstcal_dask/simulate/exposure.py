@@ -90,11 +90,14 @@ class Light:
     ----------
     rate : (y, x) float32 over ``detector.shape``, electron/s in a pixel of the undistorted grid.
     points : (n, 5) float64: x, y (CCD pixels), electron/s, and the two numbers of a Moffat profile, its
-        full width at half maximum (px) and its exponent. Sources that are shot electron by electron.
+        full width at half maximum (px) and its exponent. Sources whose electrons fall where the pixels are then.
     whole : (y, x) float32, electron/s in the pixels of the distorted grid, of light whose change over a pixel
         cannot be told from ``rate``; None where it can.
+    response : (y, x) float32, of each pixel relative to the one for which rates of ``points`` hold, which know
+        nothing of the pixels they fall into; None for 1. ``rate`` holds it already.
     """
 
     rate: np.ndarray
     points: np.ndarray
     whole: np.ndarray | None = None
+    response: np.ndarray | None = None

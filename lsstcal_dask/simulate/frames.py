@@ -44,7 +44,10 @@ def charge(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndar
     (y, x) float32 over ``detector.shape``, electron, CCD orientation; whole numbers unless shot noise is off.
     """
     settings, number = site.settings, exposure.number
-    gathered = _dark(site, exposure, detector)
+    rate = site.dark_rate(detector) + blinking_rate(site.seed, settings.blinking_pixels, detector, number)
+    warmer = _temperature(site, exposure, detector) - site.camera.temperature
+    rate = rate * np.float32(warming(settings.dark_current, warmer))
+    gathered = _dark(site, exposure, detector, rate)
     if settings.persistence.on and exposure.previous is not None:
         gathered += _persistent(site, exposure, exposure.previous, detector)
     if exposure.source is not None:
@@ -59,6 +62,7 @@ def charge(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndar
                 seen,
                 exposure.exposure_time,
                 site.corners(detector),
+                dark=rate,
             )
             gathered += _detected(site, number, detector, freed)
     image, _ = cosmic_rays(site.seed, settings.cosmic_rays, detector, number, exposure.dark_time, ROW_TIME)
@@ -73,24 +77,20 @@ def charge(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndar
 
 def _detected(site: Observatory, number: int, detector: Detector, freed: np.ndarray) -> np.ndarray:
     """Photo-electrons that insensitive pixels keep: of each one the share of its sensitivity, by chance."""
-    factor = site.sensitivity(detector)
-    dull = np.nonzero(factor < 1)
-    kept = freed[dull] * factor[dull]
+    dull = site.insensitive(detector)
+    struck = freed[dull["y"], dull["x"]]
+    left = struck * dull["factor"]
     if site.settings.shot_noise.on:
         random = stream(site.seed, "insensitive_pixels", exposure=number, detector=detector.id)
-        kept = random.binomial(freed[dull].astype(np.int64), factor[dull].astype(float))
+        left = random.binomial(struck.astype(np.int64), dull["factor"].astype(float))
     freed = freed.copy()
-    freed[dull] = kept
+    freed[dull["y"], dull["x"]] = left
     return freed
 
 
-def _dark(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarray:
-    """Charge (y, x) that gathered without light."""
-    blinking = blinking_rate(site.seed, site.settings.blinking_pixels, detector, exposure.number)
-    warmer = _temperature(site, exposure, detector) - site.camera.temperature
-    factor = warming(site.settings.dark_current, warmer)  # on times, where it costs no pass over the pixels
-    rate = site.dark_rate(detector) + blinking
-    mean = dark_electrons(rate, detector, factor * exposure.dark_time, factor * ROW_TIME)
+def _dark(site: Observatory, exposure: Exposure, detector: Detector, rate: np.ndarray) -> np.ndarray:
+    """Charge (y, x) that gathered without light, at a rate in electron/s."""
+    mean = dark_electrons(rate, detector, exposure.dark_time, ROW_TIME)
     return _drawn(site, "dark_current", exposure, detector, mean)
 
 

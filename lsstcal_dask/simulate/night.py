@@ -60,7 +60,7 @@ def night_light(site: Observatory, exposure: Exposure, detector: Detector) -> Li
     edges = band_edges(exposure.filter)
     above = transmission_of(site, exposure, edges)
     rate = _sky(site, exposure, detector, edges, above)
-    return Light(rate, _stars(site, exposure, detector, edges, above))
+    return Light(rate, _stars(site, exposure, detector, edges, above), site.response(detector))
 
 
 def transmission_of(site: Observatory, exposure: Exposure, edges: np.ndarray) -> np.ndarray:

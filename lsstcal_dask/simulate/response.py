@@ -18,6 +18,7 @@ from lsstcal_dask.instrument.geometry import ccd_to_focal
 from lsstcal_dask.simulate.effect import Effect
 from lsstcal_dask.simulate.etalon import Beam, Fringing, Table, fringe_at, fringe_table, look_up
 from lsstcal_dask.simulate.grids import stretch
+from lsstcal_dask.simulate.kept import kept
 from lsstcal_dask.simulate.random import TILE_ROWS, stream, tiles
 from lsstcal_dask.simulate.silicon import absorption
 from lsstcal_dask.simulate.thickness import draw_waves, spans, thickness_maps, waves_at, waves_map
@@ -112,7 +113,11 @@ def _edges(qe: QuantumEfficiency, n: int) -> np.ndarray:
 
 
 def gray_map(seed: int, qe: QuantumEfficiency, detector: Detector) -> np.ndarray:
-    """Response of each pixel that is the same at all wavelengths, (y, x) float32 about 1."""
+    """Response of each pixel that is the same at all wavelengths, (y, x) float32 about 1; read-only, and kept."""
+    return kept.get(("gray", seed, qe, detector), lambda: _gray(seed, qe, detector))
+
+
+def _gray(seed: int, qe: QuantumEfficiency, detector: Detector) -> np.ndarray:
     out = np.ones(detector.shape, np.float32)
     if not qe.on:
         return out
@@ -260,7 +265,7 @@ def response_map(
     still = np.tensordot(table.values[~fringed].mean(axis=(1, 2), dtype=float), shares[~fringed], 1)
     table = Table(table.values[fringed], table.start, table.step)
     slope = _slopes(spectra, shares, _coating_slope(detector, nm))
-    out = gray_map(seed, qe, detector)
+    out = gray_map(seed, qe, detector).copy()
     for start in range(0, detector.shape[0], _ROWS):
         rows = np.arange(start, min(start + _ROWS, detector.shape[0]))
         maps = _spread(np.stack([still, slope, *shares[fringed]]), nodes[0] - start, nodes[1], (len(rows), len(out[0])))

@@ -137,6 +137,28 @@ def test_charge_that_was_there_makes_its_pixel_small():
     )  # float32 next to one
 
 
+def test_charge_that_gathers_beside_the_light():
+    """A hot pixel of 50 ke in a flat of 50 ke: charge of a wave grows by dq/dt = a level (q + h t) in a time of 1."""
+    dark, level = np.zeros(SHAPE, np.float32), 5e4
+    dark[64, 64] = 5e4
+    found = (take(flat(level), noise=QUIET, dark=dark).astype(np.float64) - level)[32:96, 32:96]
+    growth = level * spectrum_of(ON, 64)
+    safe = np.where(growth == 0, 1, growth)
+    each = np.where(growth == 0, 0, np.expm1(safe) / safe - 1)
+    wanted = 5e4 * np.roll(np.fft.ifft2(each).real, (32, 32), (0, 1))
+    # the middle of a step of 1 / n is foreseen to half of (1 / n)**2 times the second derivative, of the order of
+    # a level h; that grows by a level. float32 holds 1 / 256 of an electron, in every step.
+    number = len(model.steps(ON, DETECTOR.vendor, level))
+    bound = 5e4 * np.mean(growth**2) / number**2 / 2
+    assert bound < 0.005 * np.abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, atol=bound + number / 256)
+    assert wanted[32, 32] < -3000
+    assert wanted[33, 32] > wanted[32, 33] > 150
+    # without time for it to act, as before: only the first order, half of what `start` does
+    weak = take(flat(1.0), noise=QUIET, dark=dark) - 1
+    np.testing.assert_allclose(weak, (take(flat(1.0), noise=QUIET, start=dark) - 1) / 2, atol=2e-7)
+
+
 def test_areas_of_displaced_pixels():
     corners = np.random.default_rng(3).normal(0, 0.03, (2, NY + 1, NX + 1)).astype(np.float32)
     x = np.arange(NX + 1) + corners[0].astype(float)
@@ -185,6 +207,63 @@ def test_star_is_its_profile():
     n = 4e6
     noisy = take(star(n, x=64.0, y=64.0, fwhm=3.0, beta=3.0), fatter=OFF)[59:70, 59:70]
     assert np.abs((noisy - n * wanted) / np.sqrt(n * wanted)).max() < 4.8
+
+
+def profile(total, x, y, fwhm, beta, size=41, fine=25):
+    """Electrons (size, size) of a star in the pixels around (64, 64), from a fine grid."""
+    radius = fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1))
+    grid = (np.arange(size * fine) + 0.5) / fine - size / 2 + 64
+    density = (1 + ((grid[:, None] - y) ** 2 + (grid - x) ** 2) / radius**2) ** -beta
+    density *= (beta - 1) / (np.pi * radius**2)
+    return total * density.reshape(size, fine, size, fine).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize("way", ["stamp", "electrons"])
+@pytest.mark.parametrize("fatter", [OFF, ON])
+def test_stars_see_the_response_of_each_pixel(monkeypatch, way, fatter):
+    """Profile times response, hand-computed; and with so much noise as is left of a thinned Poisson number."""
+    if way == "electrons":
+        monkeypatch.setattr(charge, "half_sizes", lambda points, _: np.full(len(points), -1))
+    response = np.random.default_rng(4).normal(1, 0.1, SHAPE).astype(np.float32)
+    light = star(2e4, fwhm=4.0, beta=3.0)  # at most 900 electrons in a pixel: boundaries move by less than 1e-3
+    seen, box, n = Light(light.rate, light.points, response), (slice(44, 85), slice(44, 85)), 40
+    plain = profile(2e4, 64.2, 63.7, 4.0, 3.0)
+    wanted = n * plain * response[box]
+    found = sum(take(seen, i, fatter=fatter)[box].astype(np.float64) for i in range(n))
+    bright = wanted > 50
+    chi = (found - wanted)[bright] / np.sqrt(wanted[bright])
+    assert bright.sum() > 300
+    assert abs(chi.var() - 1) < 4.5 * np.sqrt(2 / chi.size) + 0.05 * (fatter.on)  # (5e-4 of 36e3 electrons) / sigma
+    assert abs(found.sum() - wanted.sum()) < 4.5 * np.sqrt(wanted.sum())
+    without = sum(take(light, i, fatter=fatter)[box].astype(np.float64) for i in range(n))
+    chi = (without - wanted)[bright] / np.sqrt(wanted[bright])
+    assert (chi**2).mean() > 1 + 20 * np.sqrt(2 / chi.size)
+    assert abs(without.sum() - n * plain.sum()) < 4.5 * np.sqrt(n * plain.sum())
+    quiet = take(seen, noise=QUIET, fatter=OFF)[box]
+    np.testing.assert_allclose(quiet, plain * response[box], atol=1e-4 * plain.max())  # of the grid: 1 / (24 fine**2)
+
+
+def test_boundaries_move_with_what_pixels_detect():
+    """A star in pixels that see half of it grows as one of half the flux."""
+    light = star(4e5, x=64.0, y=64.0, fwhm=3.5, beta=20.0)
+    half = take(Light(light.rate, light.points, np.full(SHAPE, 0.5, np.float32)), noise=QUIET)
+    np.testing.assert_allclose(
+        half, take(star(2e5, x=64.0, y=64.0, fwhm=3.5, beta=20.0), noise=QUIET), rtol=2e-3, atol=1
+    )
+
+
+@pytest.mark.parametrize("total", [3e3, 1e5])
+def test_stamps_leave_what_electrons_leave(monkeypatch, total):
+    light, corners = star(total, fwhm=2.5, beta=3.0), np.random.default_rng(7).normal(0, 0.05, (2, NY + 1, NX + 1))
+    corners, n = corners.astype(np.float32), 12
+    short = [take(light, i, corners=corners) for i in range(n)]
+    monkeypatch.setattr(charge, "half_sizes", lambda points, _: np.full(len(points), -1))
+    long = [take(light, i, corners=corners) for i in range(n)]
+    a, b = (np.sum(one, axis=0, dtype=np.float64) for one in (short, long))
+    many = a + b > 100
+    chi = (a - b)[many] / np.sqrt((a + b)[many])
+    assert abs((chi**2).mean() - 1) < 4.5 * np.sqrt(2 / chi.size)
+    assert abs(a.sum() - b.sum()) < 4.5 * np.sqrt(a.sum() + b.sum())
 
 
 def test_flux_of_stars_is_poisson():
@@ -247,6 +326,12 @@ def test_star_grows_with_its_flux(monkeypatch):
         ({"light": Light(np.zeros((3, 3), np.float32), NONE)}, InconsistentGeometry, "the rate has shape"),
         ({"corners": np.zeros((2, NY, NX), np.float32)}, InconsistentGeometry, "corners has shape"),
         ({"start": np.zeros((3, NX), np.float32)}, InconsistentGeometry, "start has shape"),
+        ({"dark": np.zeros((3, NX), np.float32)}, InconsistentGeometry, "dark has shape"),
+        (
+            {"light": Light(flat(1.0).rate, NONE, np.ones((3, NX), np.float32))},
+            InconsistentGeometry,
+            "the response has shape",
+        ),
         ({"light": Light(flat(1.0).rate, np.zeros((2, 4)))}, InconsistentGeometry, "point sources have shape"),
         ({"light": flat(-1.0)}, WrongUse, "negative or infinite rate"),
         ({"light": flat(np.nan)}, WrongUse, "negative or infinite rate"),

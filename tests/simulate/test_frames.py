@@ -17,7 +17,7 @@ from lsstcal_dask.simulate import frames as module
 from lsstcal_dask.simulate.boards import boards
 from lsstcal_dask.simulate.brighter_fatter import area_coefficients
 from lsstcal_dask.simulate.crosstalk import Crosstalk, coupled
-from lsstcal_dask.simulate.dark import ROW_TIME, dark_electrons
+from lsstcal_dask.simulate.dark import ROW_TIME, HotPixels, dark_electrons
 from lsstcal_dask.simulate.defects import BadPixels
 from lsstcal_dask.simulate.electronics import channel
 from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, XRays
@@ -254,15 +254,37 @@ def test_dark_charge_grows_with_the_dark_time():
 
 
 def test_light_darks_and_cosmic_rays_are_drawn_independently():
-    on = ["shot_noise", "dark_current", "hot_pixels", "cosmic_rays", "brighter_fatter"]
+    on = ["shot_noise", "dark_current", "hot_pixels", "cosmic_rays"]
     d, lamp = NINE.detectors[0], Lamp(2e3, 500.0)
     both = charge(Observatory(3, NINE, Settings().only(on)), exposure(1, source=lamp), d)
     dark = charge(Observatory(3, NINE, Settings().only(on)), exposure(1, "dark"), d)
-    light = charge(
-        Observatory(3, NINE, Settings().only(["shot_noise", "brighter_fatter"])), exposure(1, source=lamp), d
-    )
+    light = charge(Observatory(3, NINE, Settings().only(["shot_noise"])), exposure(1, source=lamp), d)
     np.testing.assert_array_equal(both, dark + light)
     assert min(dark.sum(), light.sum()) > 0
+
+
+def test_hot_pixels_take_light_from_their_own_pixels():
+    """What gathers evenly in the dark moves boundaries, on average, by half of what it is in the end."""
+    hot = HotPixels(density=3e-5, median=3e3, scatter=0.0)
+    names, d, lamp = ["hot_pixels", "brighter_fatter"], NINE.detectors[0], exposure(1, source=Lamp(100.0, 500.0))
+    site = Observatory(3, NINE, Settings(hot_pixels=hot).only(names))
+    gathered = charge(site, lamp, d) - charge(site, exposure(1, "dark", 0.0, 10.0), d)
+    rate = site.dark_rate(d)
+    area, half = area_coefficients(site.settings.brighter_fatter, d.vendor), 9
+    found = 0
+    for y, x in zip(*np.nonzero(rate), strict=True):
+        box = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
+        if rate[box].shape == (19, 19) and np.count_nonzero(rate[box]) == 1 and min(y, x) >= half:
+            change = gathered[box] / 1000 - 1
+            # 30 000 electrons: float32 beside them, and light that follows 1000 electrons of light, a00 of it
+            atol = 4e-3 / 1000 + 0.005 * np.abs(area) * 15e3
+            assert (np.abs(change - area * 15e3) < atol).all()
+            found += 1
+    assert found > 1
+    assert area[half, half] * 15e3 < -0.02
+    still = Observatory(3, NINE, Settings(hot_pixels=hot).only(["hot_pixels"]))
+    dark = charge(still, exposure(1, "dark", 0.0, 10.0), d)
+    np.testing.assert_allclose(charge(still, lamp, d) - dark, 1000, atol=4e-3)
 
 
 def test_charge_blooms_then_is_trapped_then_read(monkeypatch):

@@ -19,7 +19,7 @@ from lsstcal_dask.simulate.night import band_edges, cloud_transmission, night_li
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import effective_area, mirrors, vignetting
 from lsstcal_dask.simulate.projector import Projector, Shot, directions
-from lsstcal_dask.simulate.response import response_at
+from lsstcal_dask.simulate.response import QuantumEfficiency, gray_map, response_at
 from lsstcal_dask.simulate.seds import flat, sed, templates
 from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.simulate.stars import PSF, STAR, psf, separation
@@ -162,6 +162,23 @@ def test_the_photons_of_a_star_are_a_poisson_number(only_star):
     sums = np.array([charge(real, visit(number=i), d).sum(dtype=float) for i in range(12)])
     assert abs(sums.mean() / mean - 1) < 4.5 / np.sqrt(12 * mean) + 2e-4  # wings beside the CCD
     assert 0.3 < sums.var(ddof=1) / mean < 2.5
+
+
+def test_a_star_sees_the_pixels_it_falls_into(only_star):
+    only_star(star(AT.ra, AT.dec, 14.0))
+    qe, d = QuantumEfficiency(prnu=0.1, edge=0.0), ONE.detectors[0]
+    real = site("stars", "psf", "shot_noise", "quantum_efficiency", camera=ONE, quantum_efficiency=qe)
+    smooth = site(
+        "stars", "psf", "quantum_efficiency", camera=ONE, quantum_efficiency=qe.model_copy(update={"prnu": 0.0})
+    )
+    plain = charge(smooth, visit(), d).astype(float)
+    image, expected = charge(real, visit(), d).astype(float), plain * gray_map(SEED, qe, d)
+    bright = expected > 100
+    sigma = np.sqrt(expected[bright])
+    chi = ((image[bright] - expected[bright]) / sigma) ** 2
+    assert abs(chi.mean() - 1) < 4.5 * np.sqrt(2 / bright.sum())
+    assert (((image - plain)[bright] / sigma) ** 2).mean() > 10
+    assert abs(image.sum() / expected.sum() - 1) < 4.5 / np.sqrt(expected.sum())
 
 
 def test_the_image_of_a_star_has_the_width_of_the_seeing(only_star):
