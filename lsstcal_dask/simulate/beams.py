@@ -199,4 +199,4 @@ def sinusoid_light(site: Observatory, exposure: Exposure, detector: Detector) ->
     photons = source.rate * lamp_brightness(site.seed, settings.lamp_drift, exposure)
     seen = response * on_detector(left, detector, max(1, mesh_step(detector) // 16)) * np.float32(photons)
     square, whole = on_squares(detector.shape, wave), on_pixels(site.corners(detector), wave)
-    return Light(seen * square, np.zeros((0, 5)), seen * whole)
+    return Light(seen * square, np.zeros((0, 5)), whole=seen * whole)

@@ -99,5 +99,5 @@ class Light:
 
     rate: np.ndarray
     points: np.ndarray
-    whole: np.ndarray | None = None
     response: np.ndarray | None = None
+    whole: np.ndarray | None = None

@@ -259,6 +259,6 @@ def test_what_is_no_sinusoid_is_refused():
             light(site(), exposure, DETECTOR)
     with pytest.raises(WrongUse, match=r"exposure W: a line 1 nm wide at 1100 nm reaches beyond"):
         light(site(), replace(taken(), source=replace(taken().source, wavelength=1100.0)), DETECTOR)
-    wrong = Light(np.ones(DETECTOR.shape, np.float32), np.zeros((0, 5)), np.ones((3, 3), np.float32))
+    wrong = Light(np.ones(DETECTOR.shape, np.float32), np.zeros((0, 5)), whole=np.ones((3, 3), np.float32))
     with pytest.raises(InconsistentGeometry, match="the light on displaced pixels has shape"):
         accumulate(SEED, ShotNoise(), BrighterFatter(), DETECTOR, 1, wrong, 1.0)
