@@ -41,7 +41,16 @@ __all__ = [
     "write_detector",
 ]
 
-_MAIN = ("image", "gain")
+_MAIN = (
+    "image",
+    "gain",
+    "linearity_level",
+    "well_bloom",
+    "well_serial",
+    "well_adc",
+    "linearity_turnoff",
+    "ptc_turnoff",
+)
 """Variables without which an amplifier of a product is of no use."""
 
 
