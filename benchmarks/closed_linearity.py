@@ -23,6 +23,7 @@ from lsstcal_dask.simulate.frames import frames
 from lsstcal_dask.simulate.headers import header
 from lsstcal_dask.simulate.linearity import Nonlinearity, linearity_truth, true_to_measured
 from lsstcal_dask.simulate.photodiode import Photodiode, photodiode_charge
+from lsstcal_dask.simulate.truth import amplifiers
 
 GAIN, NOISE, PIXELS = 1.5, 3.6, 2002 * 512  # electron/adu, adu, of an LSST amplifier
 OVERSCAN = 2002 * 60
@@ -135,13 +136,11 @@ def flats(site: Observatory, levels: np.ndarray) -> xr.Dataset:
 def from_pixels(seeds: int) -> list[tuple[str, str, str, int]]:
     """Rows of the table from simulated flats of the one-CCD camera, whose few pixels set the noise."""
     levels = np.unique(np.r_[np.geomspace(300, 6e3, 8), np.linspace(10e3, 230e3, 34)])
-    rms, pulls, turn = [], [], []
+    rms, turn = [], []
     for seed in range(1, seeds + 1):
         site = Observatory(seed, load_camera("mini1"), Settings().without(["crosstalk"]))
         found = measure_linearity(flats(site, levels), site.camera).isel(detector=0).compute()
         detector = site.camera.detectors[0]
-        from lsstcal_dask.simulate.truth import amplifiers  # noqa: PLC0415
-
         for i, (amplifier, own) in enumerate(zip(detector.amplifiers, amplifiers(site, detector), strict=True)):
             one = found.sel(amplifier=amplifier.name)
             level, correction = one["linearity_level"].values, one["linearity_correction"].values

@@ -8,7 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.products import bias, dark, gain
+from lsstcal_dask.products import bias, dark, gain, linearity, saturation
 from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
@@ -27,6 +27,7 @@ class Recipe:
     make: Callable[..., AmplifierResults]  # exposures of one detector, detector, context, settings, products
     context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
     sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
+    optional: bool = False  # unasked, and of exposures that do not suffice, it is left out with a note
 
 
 def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, products: Any) -> AmplifierResults:
@@ -35,6 +36,10 @@ def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, produc
 
 def _amplifier_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
     return {"amplifier": raw.sizes["amplifier"]}
+
+
+def _node_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
+    return {"amplifier": raw.sizes["amplifier"], "node": linearity.NODES}
 
 
 def _image_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
@@ -54,6 +59,18 @@ RECIPES: Final = {
             make=_make_bias,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
+        ),
+        Recipe(
+            name="linearity",
+            types=("flat",),
+            needs=(),
+            uses=("bias",),
+            outputs=linearity.OUTPUTS,
+            check=linearity.check_linearity,
+            make=linearity.linearity_amplifiers,
+            context=lambda camera: None,
+            sizes=_node_sizes,
+            optional=True,
         ),
         Recipe(
             name="gain",
@@ -76,6 +93,18 @@ RECIPES: Final = {
             make=dark.dark_amplifiers,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
+        ),
+        Recipe(
+            name="saturation",
+            types=("flat", "cbp", "spot", "science"),
+            needs=("gain",),
+            uses=("bias", "linearity"),
+            outputs=saturation.OUTPUTS,
+            check=saturation.check_saturation,
+            make=saturation.saturation_amplifiers,
+            context=lambda camera: None,
+            sizes=_amplifier_sizes,
+            optional=True,
         ),
     )
 }

@@ -41,16 +41,7 @@ __all__ = [
     "write_detector",
 ]
 
-_MAIN = (
-    "image",
-    "gain",
-    "linearity_level",
-    "well_bloom",
-    "well_serial",
-    "well_adc",
-    "linearity_turnoff",
-    "ptc_turnoff",
-)
+_MAIN = ("image", "gain", "linearity_level", "well_bloom", "well_serial", "well_adc")
 """Variables without which an amplifier of a product is of no use."""
 
 
