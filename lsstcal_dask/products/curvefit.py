@@ -45,6 +45,7 @@ _LOW: Final = (0, 2, 4)  # numbers of knots that are tried below a tenth of the 
 _HIGH: Final = (0, 1, 2, 4, 7, 11)  # and above
 _CORNERS: Final = 60  # places tried for a corner
 _SLACK: Final = 4.0  # of a cross-validation score: no more than chance
+_HIGHEST: Final = 0.75  # of the top: a corner above it is rather the beginning of saturation
 _GRID: Final = 64  # levels at which the penalty is evaluated, crowded towards the faint end
 _WORTH: Final = 9.0  # least gain in chi2 for a corner to be tried: cross-validation decides
 
@@ -317,7 +318,7 @@ def _supplest(found: list[Solution]) -> Solution:
 
 def _corner(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> float:
     """Level, adu, at which a corner helps that spline most; NaN if it does not help much."""
-    places = np.linspace(0.15, 0.92, _CORNERS) * model.top
+    places = np.linspace(0.15, _HIGHEST, _CORNERS) * model.top
     gains, _ = _problem(ladder, model, variance, prior).gain(-np.maximum(ladder.signal[:, None] - places, 0.0))
     return float(places[gains.argmax()]) if gains.max() > _WORTH else np.nan
 

@@ -21,7 +21,7 @@ _HIT: Final = 5.0  # sigma of its noise beyond which a pixel of one flat is repl
 _STALE: Final = 3  # exposures of different times that report the very same charge
 _DISAGREE: Final = 0.1  # relative, between photodiode and signal: far more than any amplifier bends
 _LEVEL: Final = 0.05  # relative, between levels that count as different
-_FLAT: Final = 0.5  # growth of signal with light, relative to that of the faint ones, that is a full well
+_FLAT: Final = 0.9  # growth of signal with light, relative to that of the faint ones: less is a full well
 
 
 @dataclass(frozen=True)

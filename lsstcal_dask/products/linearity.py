@@ -56,6 +56,7 @@ _STEP: Final = 36.0  # chi2 by which two scales of the photodiode must be better
 _CURRENT: Final = 0.1  # relative, between currents of the photodiode that are different settings of the lamp
 _ROUNDS: Final = 2  # of model, noise and rejection
 _MOST_SPLITS: Final = 3
+_STIFF: Final = 0.8  # of the highest level, above which a curve that foretells the next level has no knot
 
 
 class LinearityConfig(BaseModel):
@@ -103,22 +104,22 @@ def fit_ladder(ladder: Ladder, config: LinearityConfig = LinearityConfig()) -> F
     what the curve of those below says, straight on. What lies above takes no part.
     """
     prior = config.nuisance
-    use = ~plateau(ladder)
+    full = plateau(ladder)
     split: list[tuple[int, float]] = []
     while True:
-        found, use = _fit(ladder, use, config.clip, prior)
+        found, use = _fit(ladder, ~full, config.clip, prior)
+        peeled = _peel(ladder, use, found, config)
+        if peeled.any():
+            full |= peeled
+            found, use = _fit(ladder, ~full, config.clip, prior)
         step = _find_step(ladder, use, found, prior) if len(split) < _MOST_SPLITS else None
         if step is None:
             break
         index, size, group = step
         split.append((index, size))
-        ladder, use = replace(ladder, group=group), ~plateau(ladder)
-    peeled = _peel(ladder, use, found, config)
-    if peeled.any():
-        use = use & ~peeled
-        found, use = _fit(ladder, use, config.clip, prior)
+        ladder = replace(ladder, group=group)
     top = float(ladder.signal[use].max())
-    bad = (peeled | plateau(ladder)) & (ladder.signal > 0.9 * top)
+    bad = full & (ladder.signal > 0.9 * top)
     return Fitted(found, ladder.take(use), use, _turnoff(ladder, bad, found) if bad.any() else np.nan, split)
 
 
@@ -192,12 +193,10 @@ def _peel(ladder: Ladder, use: np.ndarray, found: Solution, config: LinearityCon
 
 
 def _below(model: Model, part: Ladder) -> Model:
-    """The model with the knots that still lie below two levels."""
-    number = clusters(part.signal)
-    levels = np.sort(np.bincount(number, part.signal) / np.bincount(number))
-    knots = tuple(knot for knot in model.knots if knot < levels[-2])
-    corner = model.corner if model.corner < levels[-2] else np.nan
-    return Model(knots, float(part.signal.max()), corner)
+    """The model without its highest knots, so that it cannot follow a few levels that begin to saturate."""
+    top = float(part.signal.max())
+    knots = tuple(knot for knot in model.knots if knot < _STIFF * top)
+    return Model(knots, top, model.corner if model.corner < _STIFF * top else np.nan)
 
 
 def _turnoff(ladder: Ladder, bad: np.ndarray, found: Solution) -> float:
