@@ -11,8 +11,15 @@ from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.linearity import Curve, curve
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
-from lsstcal_dask.products.ladder import level_images
-from lsstcal_dask.products.wells import clipped_counts, lowest_level, plateau_runs, register_spills, spot_break
+from lsstcal_dask.products.ladder import Leveled, level_images
+from lsstcal_dask.products.wells import (
+    clipped_counts,
+    lowest_level,
+    plateau_runs,
+    register_spills,
+    row_lean,
+    spot_break,
+)
 from lsstcal_dask.statistics import robust_sigma
 from lsstcal_dask.variables import NOTE
 
@@ -101,6 +108,7 @@ def _levels(
     scale = _Scale(products, amplifier)
     bias = products["bias"]["image"].sel(amplifier=amplifier.name).values if "bias" in products else None
     columns, rows, clipped = [np.empty((0, 4))], [np.empty((0, 4))], []
+    leans: list[tuple[float, float]] = []
     floor, noise = config.floor / scale.gain, 1.0
     spots = _Spots(raw, amplifier, bias, config.overscan)
     place = np.arange(raw.sizes["exposure"])
@@ -111,12 +119,14 @@ def _levels(
             continue
         columns.append(plateau_runs(one.image, noise, scale.gain, axis=0, floor=floor))
         rows.append(plateau_runs(one.image, noise, scale.gain, axis=1, floor=floor))
+        if len(columns[-1]):
+            leans.append(row_lean(_with_overscan(one, amplifier), float(np.median(columns[-1][:, 0]))))
         if np.isfinite(top := clipped_counts(one.counts)):
             clipped.append(top - float(np.median(one.level)))
     values = dict.fromkeys(OUTPUTS, np.nan)
     trails, streaks = np.concatenate(columns), np.concatenate(rows)
     from_spots = spots.level(noise, scale.gain, remarks)
-    if register_spills(trails):
+    if register_spills(trails) or _leans(leans):
         whole = np.concatenate([trails, streaks])
         scale.put(values, "well_serial", *lowest_level(whole[:, 0], whole[:, 1], noise, config.plateaus))
         remarks.append(f"{NOTE}the serial register is full before the pixels are: how much they hold is not seen")
@@ -126,6 +136,23 @@ def _levels(
     if clipped:
         scale.put(values, "well_adc", float(np.median(clipped)), 0.5)
     return values | _copied(products, amplifier, scale)
+
+
+def _with_overscan(one: Leveled, amplifier: Amplifier) -> np.ndarray:
+    """Frame (y, x), adu above the level, of data and of the overscan read after them: streaks end there."""
+    data, after = amplifier.data, amplifier.overscan
+    end = after.x1 if after.x0 == data.x1 else data.x1
+    return np.asarray(one.counts[data.y0 : data.y1, data.x0 : end] - one.level[:, None])
+
+
+def _leans(found: list[tuple[float, float]]) -> bool:
+    """Whether blobs lean in the order of reading: by 1 % of their width and 5 sigma, all together."""
+    slopes = np.array([one for one in found if np.isfinite(one[0])]).reshape(-1, 2)
+    if not len(slopes):
+        return False
+    weight = slopes[:, 1] ** -2
+    mean = float(np.average(slopes[:, 0], weights=weight))
+    return mean > 0.01 and mean > 5 / float(np.sqrt(weight.sum()))
 
 
 def _better(*found: tuple[float, float]) -> tuple[float, float]:

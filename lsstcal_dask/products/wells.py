@@ -10,10 +10,11 @@ from typing import Final
 
 import numpy as np
 from numba import njit
+from scipy.ndimage import label
 
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 
-__all__ = ["clipped_counts", "lowest_level", "plateau_runs", "register_spills", "spot_break"]
+__all__ = ["clipped_counts", "lowest_level", "plateau_runs", "register_spills", "row_lean", "spot_break"]
 
 _LONG: Final = 8
 """Pixels of a plateau, ends left out: as many of a flat scatter so little once in a million."""
@@ -93,6 +94,36 @@ def register_spills(columns: np.ndarray) -> bool:
     single = np.fmax(before, after) < 0.9 * level
     excess = ((after - before) / level)[single & np.isfinite(before) & np.isfinite(after)]
     return len(excess) >= 3 and bool(np.percentile(excess, 25) > _SPILL)
+
+
+def row_lean(image: np.ndarray, level: float) -> tuple[float, float]:
+    """By how much the middle of a row of the brightest blob moves with its length, and the error; NaN without one.
+
+    What is too much for the serial register lengthens a row in the order of reading, the longer the more: the middles
+    of the rows lean. Rows of a blob that only blooms have middles that do not know their length.
+
+    Parameters
+    ----------
+    image : (y, x) adu above the bias, x in the order of reading.
+    level : adu, of the plateaus.
+    """
+    blobs, count = label(image > 0.5 * level)
+    if not count:
+        return np.nan, np.nan
+    full = np.bincount(blobs.ravel(), (image > 0.97 * level).ravel())
+    full[0] = 0
+    y, x = np.nonzero(blobs == full.argmax())
+    if x.min() == 0 or x.max() == image.shape[1] - 1:
+        return np.nan, np.nan
+    rows = np.unique(y)
+    ends = np.array([(x[y == row].min(), x[y == row].max()) for row in rows], float)
+    middle, length = ends.mean(axis=1), np.ptp(ends, axis=1)
+    if len(rows) < 6 or np.ptp(length) < 5:
+        return np.nan, np.nan
+    about = length - length.mean()
+    slope = float(about @ middle / (about @ about))
+    left = middle - middle.mean() - slope * about
+    return slope, float(np.sqrt((left @ left / (len(rows) - 2) + 1 / 6) / (about @ about)))
 
 
 def lowest_level(levels: np.ndarray, pixels: np.ndarray, noise: float, least: int = 2) -> tuple[float, float]:
