@@ -20,7 +20,7 @@ from lsstcal_dask.simulate import Observatory, Plan, Settings, exposures
 from lsstcal_dask.simulate.frames import charge, frames
 from lsstcal_dask.simulate.headers import header
 from lsstcal_dask.simulate.recipes import Projections
-from lsstcal_dask.simulate.saturation import full_well, serial_full_well
+from lsstcal_dask.simulate.saturation import SerialClamp, full_well, serial_full_well
 from lsstcal_dask.simulate.truth import amplifiers
 
 LEVELS = np.arange(40e3, 330e3, 15e3)  # electron in a pixel of a spot, were there no full well
@@ -68,14 +68,13 @@ def true_gains(site: Observatory) -> xr.Dataset:
     return found.sel(amplifier=list(site.camera.amplifier_names))
 
 
-def footprints(site: Observatory, taken: list) -> tuple[float, float, float]:
-    """Recall of spilled flux, precision, and relative error of the charge of trails."""
+def footprints(site: Observatory, taken: list) -> tuple[float, float]:
+    """Recall of spilled flux and precision of the footprints of trails."""
     detector, camera = site.camera.detectors[0], site.camera
     dry = Observatory(site.seed, camera, site.settings.without(["saturation"]))
     names = [a.name for a in detector.amplifiers]
-    wells = np.array(
-        [full_well(site.seed, site.settings.saturation, detector)[names.index(n)] for n in camera.amplifier_names]
-    )
+    true = full_well(site.seed, site.settings.saturation, detector)
+    wells = np.array([true[names.index(name)] for name in camera.amplifier_names])
     spilled = inside = flagged = right = 0.0
     for one in taken:
         wet, before = (split(charge(s, one, detector), detector, camera, fill=0.0) for s in (site, dry))
@@ -86,7 +85,7 @@ def footprints(site: Observatory, taken: list) -> tuple[float, float, float]:
         inside += gained[mask].sum()
         flagged += mask.sum()
         right += (mask & ((gained > 0) | (before >= wells[:, None, None]))).sum()
-    return inside / spilled, right / flagged, spilled
+    return inside / spilled, right / flagged
 
 
 def main() -> None:
@@ -103,16 +102,17 @@ def main() -> None:
         names = [a.name for a in detector.amplifiers]
         truth = full_well(seed, site.settings.saturation, detector)
         found = found.sel(amplifier=names).compute()
+        register = serial_full_well(seed, site.settings.serial_clamp, detector)
+        truth = truth[first := truth < register]  # in the others the register is full before the pixels
+        found = found.isel(amplifier=first)
         wells += list(found["well_bloom"].values / truth - 1)
         pulls += list((found["well_bloom"].values - truth) / found["well_bloom_error"].values)
-        low = site.settings.model_copy(
-            update={"serial_clamp": site.settings.serial_clamp.model_copy(update={"e2v": 120e3})}
-        )
+        low = site.settings.model_copy(update={"serial_clamp": SerialClamp(e2v=120e3)})
         other = Observatory(seed, site.camera, low)
         found = measure_saturation(raw_of(other, taken), site.camera, {"gain": true_gains(site)}).isel(detector=0)
         found = found.sel(amplifier=names).compute()
         serial += list(found["well_serial"].values / serial_full_well(seed, low.serial_clamp, detector) - 1)
-        one, two, _ = footprints(site, taken[::3])
+        one, two = footprints(site, taken[::3])
         recall.append(one)
         precision.append(two)
     table = Table("saturation", "target", "measured", "seeds")

@@ -22,7 +22,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
-from scipy.optimize import minimize
 
 __all__ = [
     "Ladder",
@@ -44,10 +43,13 @@ _ORDER: Final = 3  # of the drift: Legendre polynomials in time
 _LOW: Final = (0, 2, 4)  # numbers of knots that are tried below a tenth of the highest level
 _HIGH: Final = (0, 1, 2, 4, 7, 11)  # and above
 _CORNERS: Final = 60  # places tried for a corner
+_TURNS: Final = 40  # at most, of the terms of the noise, until
+_AGREES: Final = 0.01  # a term changes no variance by more than that
 _SLACK: Final = 4.0  # of a cross-validation score: no more than chance
+_NEAR: Final = 0.08  # of the top
 _HIGHEST: Final = 0.75  # of the top: a corner above it is rather the beginning of saturation
 _GRID: Final = 64  # levels at which the penalty is evaluated, crowded towards the faint end
-_WORTH: Final = 9.0  # least gain in chi2 for a corner to be tried: cross-validation decides
+_WORTH: Final = 9.0  # least gain of a corner in chi2 and in cross-validation: its place is one more parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +206,17 @@ class _Problem:
         return (left @ rows) ** 2 / norm, (left @ rows) / norm
 
 
-def _problem(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> _Problem:
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """What a least-squares problem is made of, but for the noise."""
+
+    light: Floats  # (n,) adu
+    design: Floats  # (n, parameter)
+    prior: Floats  # (row, parameter)
+    spline: int
+
+
+def _columns(ladder: Ladder, model: Model, prior: Nuisance) -> _Columns:
     groups = int(ladder.group.max()) + 1
     ratio = ladder.signal / ladder.light
     slopes = np.array([np.median(ratio[ladder.group == i]) for i in range(groups)])
@@ -212,15 +224,25 @@ def _problem(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) ->
     spline, others = spline_columns(model, ladder.signal), _nuisance(ladder, light, prior)
     one_each = light[:, None] * (ladder.group[:, None] == np.arange(1, groups))
     design = np.column_stack([-spline, one_each, *others])
-    weight = 1 / np.sqrt(variance) / light
     free, total = spline.shape[1] + groups - 1, design.shape[1]
     smooth, width = np.zeros((_GRID, total)), np.eye(total)[free:]
     smooth[:, : spline.shape[1]] = _penalty(model, prior.bend)
-    whole = np.vstack([design * weight[:, None], smooth, width])
+    return _Columns(light, design, np.vstack([smooth, width]), spline.shape[1])
+
+
+def _factored(ladder: Ladder, columns: _Columns, variance: Floats) -> _Problem:
+    light, design = columns.light, columns.design
+    weight = 1 / np.sqrt(variance) / light
+    whole = np.vstack([design * weight[:, None], columns.prior])
     scale = np.sqrt((whole**2).sum(axis=0))
+    scale[scale == 0] = 1.0
     q, r = np.linalg.qr(whole / scale)
-    target = np.r_[(ladder.signal - light) * weight, np.zeros(len(smooth) + len(width))]
-    return _Problem(light, weight, design, target, whole, scale, q, r, spline.shape[1])
+    target = np.r_[(ladder.signal - light) * weight, np.zeros(len(columns.prior))]
+    return _Problem(light, weight, design, target, whole, scale, q, r, columns.spline)
+
+
+def _problem(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> _Problem:
+    return _factored(ladder, _columns(ladder, model, prior), variance)
 
 
 def solve(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> Solution:
@@ -244,29 +266,28 @@ def solve(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> So
 def noise_model(ladder: Ladder, model: Model, prior: Nuisance, start: Floats) -> Floats:
     """Relative variance (n,) of each exposure, ``c**2 + v**2 / m + e**2 / m**2``, of greatest restricted likelihood.
 
-    ``-2 ln L = sum ln variance + ln det(normal matrix) + chi2`` for a given spline: the determinant stands for what its
-    parameters took from the residuals. The signal's known error is a lower bound of e.
+    The likelihood, ``-2 ln L = sum ln variance + ln det(normal matrix) + chi2``, is greatest where for each of the
+    three terms ``sum share pull**2 = sum share (1 - leverage)``, share its part of the variance of an exposure: each
+    is multiplied by the ratio of these sums until they agree. The known error of the signal is a lower bound of e.
 
     Parameters
     ----------
     start : (n,) variances to begin with.
     """
     signal = np.maximum(ladder.signal, 1.0)
-    terms = np.array([np.ones_like(signal), 1 / signal, 1 / signal**2])
-    known = (ladder.floor / signal) ** 2
+    known, columns = (ladder.floor / signal) ** 2, _columns(ladder, model, prior)
     middle = float(np.median(signal))
-    unit = np.array([1.0, middle, middle**2 * 1e-2]) * np.median(start)
-
-    def cost(logs: Floats) -> float:
-        variance = (unit * np.exp(logs)) @ terms + known
-        it = _problem(ladder, model, variance, prior)
+    parts = np.median(start) * np.array([0.4 + 0 * signal, 0.1 * middle / signal, 1e-3 * (middle / signal) ** 2])
+    for _ in range(_TURNS):
+        variance = parts.sum(axis=0) + known
+        it, share = _factored(ladder, columns, variance), parts / variance
         left = it.target - it.q @ (it.q.T @ it.target)
-        determinant = 2 * np.sum(np.log(np.abs(np.diag(it.r)) * it.scale))
-        return float(np.sum(np.log(variance)) + determinant + left @ left)
-
-    # far below the start a term is nothing, and the likelihood does not change any more
-    found = minimize(cost, [-1.0, -3.0, -3.0], method="L-BFGS-B", bounds=[(-9.0, 7.0)] * 3, options={"maxiter": 25})
-    return np.asarray((unit * np.exp(found.x)) @ terms + known)
+        free = 1 - (it.q[: len(signal)] ** 2).sum(axis=1)
+        ratio = (share @ left[: len(signal)] ** 2) / np.maximum(share @ free, 1e-9)
+        parts = parts * np.clip(ratio, 0.1, 10)[:, None]
+        if np.abs(np.log(np.maximum(ratio, 1e-9)) * share.max(axis=1)).max() < _AGREES:
+            break
+    return np.asarray(parts.sum(axis=0) + known)
 
 
 def _knots(ladder: Ladder, low: int, high: int, corner: float) -> tuple[float, ...]:
@@ -308,7 +329,7 @@ def choose_model(ladder: Ladder, variance: Floats, prior: Nuisance) -> Solution:
     if np.isnan(corner):
         return best
     bent = _supplest([solve(ladder, model, variance, prior) for model in models(ladder, corner)])
-    return bent if bent.score < best.score else best
+    return bent if bent.score < best.score - _WORTH else best
 
 
 def _supplest(found: list[Solution]) -> Solution:
@@ -319,7 +340,14 @@ def _supplest(found: list[Solution]) -> Solution:
 def _corner(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> float:
     """Level, adu, at which a corner helps that spline most; NaN if it does not help much."""
     places = np.linspace(0.15, _HIGHEST, _CORNERS) * model.top
-    gains, _ = _problem(ladder, model, variance, prior).gain(-np.maximum(ladder.signal[:, None] - places, 0.0))
+    columns = -np.maximum(ladder.signal[:, None] - places, 0.0)
+    gains, _ = _problem(ladder, model, variance, prior).gain(columns)
+    # two levels on either side must be near, or a corner between them is invention
+    number = clusters(ladder.signal)
+    levels = np.bincount(number, ladder.signal) / np.bincount(number)
+    away = (levels[:, None] - places) / model.top
+    near = [((side > 0) & (side < _NEAR)).sum(axis=0) >= 2 for side in (away, -away)]
+    gains = np.where(near[0] & near[1], gains, 0.0)
     return float(places[gains.argmax()]) if gains.max() > _WORTH else np.nan
 
 
@@ -342,4 +370,4 @@ def steps(
     gains, step = it.gain(after)
     gains[~allowed] = gains[:3] = gains[-2:] = 0.0  # an end is no group of its own
     best = int(gains.argmax())
-    return best, float(gains[best]), float(step[best])
+    return best, float(gains[best]), -float(step[best])  # the photodiode says so much more for as much signal

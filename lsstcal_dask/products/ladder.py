@@ -98,7 +98,7 @@ def _useless(names: np.ndarray, charge: np.ndarray, seconds: np.ndarray, flats: 
     for value in values[(counts >= _STALE) & (values > 0)]:
         same = flats[charge[flats] == value]
         if np.ptp(seconds[same]) > 0.01 * seconds[same].max() or len(same) > 2 * _STALE:
-            kind = "saturated" if value == values.max() else "stale"
+            kind = "saturated" if value > 0.99 * values.max() else "stale"
             for i in same:
                 found[int(i)] = (
                     f"exposure {names[i]} left out: its photodiode charge, {value:g} C, is {kind}: {len(same)} "
@@ -246,9 +246,12 @@ def plateau(ladder: Ladder) -> np.ndarray:
         number = clusters(ladder.light[here])
         size = np.bincount(number)
         light, signal = (np.bincount(number, v[here]) / size for v in (ladder.light, ladder.signal))
-        faint = np.median(signal / light)
-        growth = np.diff(signal) / np.diff(light) / faint
-        above = np.flatnonzero((growth < _FLAT) & (signal[1:] > 0.3 * signal.max()))
+        growth, faint = np.diff(signal) / np.diff(light), np.median(signal / light)
+        # signals that fall again are the fault of the photodiode
+        lowest = np.minimum.accumulate(signal[:0:-1])[::-1]
+        above = np.flatnonzero(
+            (growth < _FLAT * faint) & (signal[1:] > 0.3 * signal.max()) & (lowest > 0.9 * signal[:-1])
+        )
         if len(above):
             found[here] = number > above[0]
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, DegenerateSolution
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
@@ -54,6 +54,7 @@ NODES: Final = 96
 
 _STEP: Final = 36.0  # chi2 by which two scales of the photodiode must be better than one: 6 sigma
 _CURRENT: Final = 0.1  # relative, between currents of the photodiode that are different settings of the lamp
+_FEWEST: Final = 4  # levels that must be left
 _ROUNDS: Final = 2  # of model, noise and rejection
 _MOST_SPLITS: Final = 3
 _STIFF: Final = 0.8  # of the highest level, above which a curve that foretells the next level has no knot
@@ -136,6 +137,10 @@ def _fit(ladder: Ladder, use: np.ndarray, clip: float, prior: Nuisance) -> tuple
             use = use.copy()
             use[np.flatnonzero(use)[wild]] = False
             part, variance = ladder.take(use), variance[~wild]
+            if clusters(part.signal).max() < _FEWEST:
+                raise DegenerateSolution(
+                    f"of {len(wild)} flats most contradict each other: photodiode and signal have nothing in common"
+                )
             found = solve(part, replace(found.model, top=float(part.signal.max())), variance, prior)
     return solve(part, found.model, noise_model(part, found.model, prior, variance), prior), use
 

@@ -31,6 +31,7 @@ OUTPUTS: Final = {f"{name}{end}": Output("float64", "electron") for name in _NAM
 
 _TYPES: Final = ("flat", "cbp", "spot", "science")
 _CENTRE: Final = 1  # pixels to either side of a spot's centre that make its peak
+_ROWS: Final = 3  # whose charge goes on into the overscan: fewer may be cosmic rays
 _LEAST: Final = 4  # exposures of a spot that make a ladder
 
 
@@ -109,6 +110,7 @@ def _levels(
     bias = products["bias"]["image"].sel(amplifier=amplifier.name).values if "bias" in products else None
     columns, rows, clipped = [np.empty((0, 4))], [np.empty((0, 4))], []
     leans: list[tuple[float, float]] = []
+    overflow = False
     floor, noise = config.floor / scale.gain, 1.0
     spots = _Spots(raw, amplifier, bias, config.overscan)
     place = np.arange(raw.sizes["exposure"])
@@ -120,13 +122,16 @@ def _levels(
         columns.append(plateau_runs(one.image, noise, scale.gain, axis=0, floor=floor))
         rows.append(plateau_runs(one.image, noise, scale.gain, axis=1, floor=floor))
         if len(columns[-1]):
-            leans.append(row_lean(_with_overscan(one, amplifier), float(np.median(columns[-1][:, 0]))))
+            level, wide = float(np.median(columns[-1][:, 0])), _with_overscan(one, amplifier)
+            leans.append(row_lean(wide, level))
+            # nothing but the register brings charge into the overscan
+            overflow |= (wide[:, amplifier.data.shape[1] :][:, :1] > 0.3 * level).sum() >= _ROWS
         if np.isfinite(top := clipped_counts(one.counts)):
             clipped.append(top - float(np.median(one.level)))
     values = dict.fromkeys(OUTPUTS, np.nan)
     trails, streaks = np.concatenate(columns), np.concatenate(rows)
     from_spots = spots.level(noise, scale.gain, remarks)
-    if register_spills(trails) or _leans(leans):
+    if overflow or register_spills(trails) or _leans(leans):
         whole = np.concatenate([trails, streaks])
         scale.put(values, "well_serial", *lowest_level(whole[:, 0], whole[:, 1], noise, config.plateaus))
         remarks.append(f"{NOTE}the serial register is full before the pixels are: how much they hold is not seen")

@@ -113,12 +113,14 @@ def row_lean(image: np.ndarray, level: float) -> tuple[float, float]:
     full = np.bincount(blobs.ravel(), (image > 0.97 * level).ravel())
     full[0] = 0
     y, x = np.nonzero(blobs == full.argmax())
-    if x.min() == 0 or x.max() == image.shape[1] - 1:
-        return np.nan, np.nan
     rows = np.unique(y)
     ends = np.array([(x[y == row].min(), x[y == row].max()) for row in rows], float)
+    whole = (ends[:, 0] > 0) & (ends[:, 1] < image.shape[1] - 1)
+    rows, ends = rows[whole], ends[whole]
+    if len(rows) < 6:
+        return np.nan, np.nan
     middle, length = ends.mean(axis=1), np.ptp(ends, axis=1)
-    if len(rows) < 6 or np.ptp(length) < 5:
+    if np.ptp(length) < 5:
         return np.nan, np.nan
     about = length - length.mean()
     slope = float(about @ middle / (about @ about))
