@@ -25,7 +25,7 @@ __all__ = [
     "validate",
 ]
 
-DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength", "lag_y", "lag_x")
+DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength", "lag_y", "lag_x", "node", "source")
 """Dimension names, singular, in the order they have in every array."""
 
 EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump", "sinusoid")
@@ -138,8 +138,25 @@ VARIABLES: Final[dict[str, Variable]] = {
     "ptc_chi2": Variable(_AMPLIFIER, "f", ("",), "chi2 of the photon transfer fit"),
     "ptc_dof": Variable(_AMPLIFIER, "f", ("",), "degrees of freedom of `ptc_chi2`"),
     "ptc_pairs": Variable(_AMPLIFIER, "f", ("",), "pairs of flats that were fitted"),
-    "ptc_turnoff": Variable(_AMPLIFIER, "f", ("electron",), "level above which the variance of flats falls (§4)"),
-    "ptc_turnoff_error": Variable(_AMPLIFIER, "f", ("electron",), "standard error of `ptc_turnoff`"),
+    # Linearity (¶3, §2)
+    "lamp_current": Variable(("exposure",), "f", ("A",), "current of the flat-field lamp (¶3)"),
+    "temperature": Variable(("exposure",), "f", ("K",), "temperature of the electronics"),
+    "linearity_level": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "measured signal above the bias (Sec. 2.3)"),
+    "linearity_correction": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "true less measured signal; Akima between"),
+    "linearity_error": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "standard error of `linearity_correction`"),
+    "linearity_ceiling": Variable(_AMPLIFIER, "f", ("adu",), "measured signal above which the curve is unreliable"),
+    "linearity_turnoff": Variable(
+        _AMPLIFIER, "f", ("electron", "adu"), "signal above which no curve follows the light (Sec. 2.3)"
+    ),
+    # Saturation (¶7, §4)
+    "well_bloom": Variable(_AMPLIFIER, "f", ("electron",), "lowest charge that spills to a neighbour (Sec. 2.5)"),
+    "well_serial": Variable(_AMPLIFIER, "f", ("electron",), "charge that a packet of the serial register holds"),
+    "well_adc": Variable(_AMPLIFIER, "f", ("electron",), "charge at which the converter reads its largest count"),
+    "ptc_turnoff": Variable(_AMPLIFIER, "f", ("electron", "adu"), "signal at which the variance of flats stops rising"),
+    **{
+        f"{name}_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), f"standard error of `{name}`")
+        for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
+    },
 }
 
 

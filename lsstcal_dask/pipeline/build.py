@@ -10,7 +10,14 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs, StoreFailure, WorkerLost, WrongUse
+from lsstcal_dask.errors import (
+    CalibrationError,
+    DegenerateSolution,
+    InsufficientInputs,
+    StoreFailure,
+    WorkerLost,
+    WrongUse,
+)
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
@@ -89,8 +96,8 @@ def build(
             for part in sets:
                 yield name, _build_one(run, RECIPES[name], part)
         except CalibrationError as error:
-            short = not sets or (RECIPES[name].optional and isinstance(error, InsufficientInputs))
-            unasked = short and not names
+            short = RECIPES[name].optional and isinstance(error, InsufficientInputs | DegenerateSolution)
+            unasked = not names and (short or not sets)
             yield name, Built(None, note=str(error)) if unasked else Built(None, errors=[str(error)])
 
 

@@ -14,6 +14,8 @@ from lsstcal_dask.products.continuity import ContinuityConfig
 from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.gain import GainConfig
+from lsstcal_dask.products.linearity import LinearityConfig
+from lsstcal_dask.products.saturation import SaturationConfig
 from lsstcal_dask.products.stack import StackConfig
 from lsstcal_dask.products.transfer import TransferConfig
 
@@ -32,6 +34,8 @@ class Config(BaseModel):
     defects: DefectConfig = DefectConfig()
     ptc: TransferConfig = TransferConfig()
     continuity: ContinuityConfig = ContinuityConfig()
+    linearity: LinearityConfig = LinearityConfig()
+    saturation: SaturationConfig = SaturationConfig()
     calibrate: IsrConfig = IsrConfig()
 
     @model_validator(mode="before")

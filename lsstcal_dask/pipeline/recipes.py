@@ -8,7 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.products import bias, continuity, dark, defects, gain, transfer
+from lsstcal_dask.products import bias, continuity, dark, defects, gain, linearity, saturation, transfer
 from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
@@ -27,7 +27,7 @@ class Recipe:
     make: Callable[..., AmplifierResults]  # exposures of one detector, detector, context, settings, products
     context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
     sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
-    optional: bool = False  # exposures that do not suffice for it are no failure where nobody asked for it by name
+    optional: bool = False  # unasked, and of exposures that do not suffice, it is left out with a note
 
 
 def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, products: Any) -> AmplifierResults:
@@ -40,6 +40,10 @@ def _amplifier_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
 
 def _lag_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
     return {"amplifier": raw.sizes["amplifier"], "lag_y": transfer.LAGS, "lag_x": transfer.LAGS}
+
+
+def _node_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
+    return {"amplifier": raw.sizes["amplifier"], "node": linearity.NODES}
 
 
 def _image_sizes(raw: xr.Dataset, camera: Camera) -> dict[str, int]:
@@ -59,6 +63,18 @@ RECIPES: Final = {
             make=_make_bias,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
+        ),
+        Recipe(
+            name="linearity",
+            types=("flat",),
+            needs=(),
+            uses=("bias",),
+            outputs=linearity.OUTPUTS,
+            check=linearity.check_linearity,
+            make=linearity.linearity_amplifiers,
+            context=lambda camera: None,
+            sizes=_node_sizes,
+            optional=True,
         ),
         Recipe(
             name="gain",
@@ -114,6 +130,18 @@ RECIPES: Final = {
             outputs=continuity.OUTPUTS,
             check=continuity.check_continuity,
             make=continuity.continuity_amplifiers,
+            context=lambda camera: None,
+            sizes=_amplifier_sizes,
+            optional=True,
+        ),
+        Recipe(
+            name="saturation",
+            types=("flat", "cbp", "spot", "science"),
+            needs=("gain",),
+            uses=("bias", "linearity", "ptc"),
+            outputs=saturation.OUTPUTS,
+            check=saturation.check_saturation,
+            make=saturation.saturation_amplifiers,
             context=lambda camera: None,
             sizes=_amplifier_sizes,
             optional=True,
