@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.products.crosstalk import CrosstalkConfig
 from lsstcal_dask.products.gain import GainConfig
+from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
 
 __all__ = ["CalibrateConfig", "Config", "read_config", "read_settings"]
@@ -33,6 +35,8 @@ class Config(BaseModel):
     bias: StackConfig = StackConfig()
     gain: GainConfig = GainConfig()
     dark: StackConfig = StackConfig()
+    spots: SpotConfig = SpotConfig()
+    crosstalk: CrosstalkConfig = CrosstalkConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
 
     @model_validator(mode="before")

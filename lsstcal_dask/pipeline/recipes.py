@@ -8,7 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.products import bias, dark, gain
+from lsstcal_dask.products import bias, crosstalk, dark, gain, spots
 from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
@@ -27,6 +27,8 @@ class Recipe:
     make: Callable[..., AmplifierResults]  # exposures of one detector, detector, context, settings, products
     context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
     sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
+    whole: tuple[str, ...] = ()  # products of which a detector wants those of all detectors
+    coords: Callable[[Camera], dict[str, tuple[tuple[str, ...], Any]]] = lambda camera: {}  # of further dims
 
 
 def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, products: Any) -> AmplifierResults:
@@ -76,6 +78,30 @@ RECIPES: Final = {
             make=dark.dark_amplifiers,
             context=lambda camera: camera.image_shape,
             sizes=_image_sizes,
+        ),
+        Recipe(
+            name="spots",
+            types=("cbp", "spot"),
+            needs=("gain",),
+            uses=("bias",),
+            outputs=spots.OUTPUTS,
+            check=spots.check_spots,
+            make=spots.spot_amplifiers,
+            context=spots.stamp_size,
+            sizes=lambda raw, camera: spots.spot_sizes(raw, spots.stamp_size(camera)),
+        ),
+        Recipe(
+            name="crosstalk",
+            types=("cbp", "spot"),
+            needs=("gain", "spots"),
+            uses=("bias",),
+            outputs=crosstalk.OUTPUTS,
+            check=crosstalk.check_crosstalk,
+            make=crosstalk.crosstalk_amplifiers,
+            context=lambda camera: camera,
+            sizes=lambda raw, camera: crosstalk.pair_sizes(camera),
+            whole=("spots",),
+            coords=lambda camera: {"source": (("source",), crosstalk.source_names(camera))},
         ),
     )
 }
