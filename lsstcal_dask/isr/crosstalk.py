@@ -50,14 +50,12 @@ def _entries(product: xr.Dataset, targets: list[str], sources: list[str]) -> Ent
     """Coefficients of sources (``R22_S11/C10``) in amplifiers of the detector of ``product``."""
     known = [str(name) for name in product["source"].values]
     if missing := [name for name in sources if name not in known]:
-        raise StaleCalibration(
-            f"crosstalk {product.attrs.get('version', '')} does not know {missing[0]}: build it again"
-        )
+        raise StaleCalibration(f"crosstalk does not know {missing[0]}, it is of another camera: build it again")
     part = product.sel(amplifier=targets).isel(source=[known.index(name) for name in sources])
     c, c2 = (np.nan_to_num(part[name].values).astype(np.float32) for name in ("crosstalk", "crosstalk_quadratic"))
-    for t, target in enumerate(targets):
+    for place, target in enumerate(targets):
         if (name := f"{part['detector'].item()}/{target}") in sources:
-            c[t, sources.index(name)] = c2[t, sources.index(name)] = 0
+            c[place, sources.index(name)] = c2[place, sources.index(name)] = 0
     t, s = np.nonzero((c != 0) | (c2 != 0))
     return Entries(np.ascontiguousarray(t), np.ascontiguousarray(s), c[t, s], c2[t, s])
 

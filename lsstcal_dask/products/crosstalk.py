@@ -156,12 +156,11 @@ def crosstalk_amplifiers(
     curved = (bright[1] > config.ratio * bright[0]) & config.quadratic
     within = np.array([name.rpartition("/")[0] == detector.name for name in names])
     for amplifier in detector.amplifiers:
-        target = next((t for t in targets if t.amplifier is amplifier), None)
-        found = {} if target is None else target.normal
-        solution = solve(found, len(names), curved, config.condition)
+        own_sums = next((t for t in targets if t.amplifier is amplifier), None)
+        solution = solve(own_sums.normal if own_sums else {}, len(names), curved, config.condition)
         result = _dataset(solution, within, config)
-        result.attrs["remarks"] = [remarks[amplifier.name]] if target is None else _remarks(solution, target, names)
-        result.attrs["summary"] |= {} if target is None else _quality(solution, target)
+        result.attrs["remarks"] = _remarks(solution, own_sums, names) if own_sums else [remarks[amplifier.name]]
+        result.attrs["summary"] |= _quality(solution, own_sums) if own_sums else {}
         yield amplifier.name, result
 
 

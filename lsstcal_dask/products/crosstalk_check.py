@@ -40,7 +40,7 @@ def crosstalk_slope(
     """Slope of one frame of a CCD that is not corrected for crosstalk.
 
     The background of a target's pixel is the mean of eight others of its row; pixels count where the source
-    outshines ``faintest`` and is not saturated, the target is dark and no stronger source is read elsewhere on that row.
+    outshines ``faintest`` and is not saturated, and the target is dark.
 
     Parameters
     ----------

@@ -317,11 +317,11 @@ def solve(normal: Normal, number: int, quadratic: np.ndarray, limit: float) -> S
     out = {name: np.full(number, np.nan) for name in ("c", "e", "c2", "e2", "chi2")}
     freedom = np.where(quadratic, 2, 1)
     worst = 1.0
-    for sources, matrix, vector in _components(normal):
+    for sources, whole, right in _components(normal):
         k = len(sources)
         active = np.concatenate([np.ones(k, bool), quadratic[list(sources)]])
-        active &= np.diag(matrix) > 0
-        matrix, vector = matrix[np.ix_(active, active)], vector[active]
+        active &= np.diag(whole) > 0
+        matrix, vector = whole[np.ix_(active, active)], right[active]
         size = np.sqrt(np.diag(matrix))
         value, mode = np.linalg.eigh(matrix / np.outer(size, size))
         known = value > value[-1] / limit

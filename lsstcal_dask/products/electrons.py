@@ -98,6 +98,6 @@ def signal(counts: np.ndarray, channel: Channel, overscan: OverscanConfig) -> Si
 
 
 def _correction(measured: np.ndarray, level: np.ndarray, add: np.ndarray) -> np.ndarray:
-    """S of a (y, x) signal: linear between the nodes of a fine table of the Akima spline, which is smooth on its scale."""
+    """S of a (y, x) signal: linear between 4096 values of the Akima spline."""
     fine = np.linspace(level[0], level[-1], 4096)
     return np.interp(measured, fine, Akima1DInterpolator(level, add)(fine)).astype(np.float32)

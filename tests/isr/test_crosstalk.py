@@ -201,7 +201,7 @@ def test_the_lazy_sum_between_ccds(camera, no_compute):
 
 
 def test_equal_time_is_the_raw_index(camera):
-    """A pixel of the data of an ITL at (y, x) is read with that at (y, x - 1) of an e2v, whose prescan is one longer."""
+    """A pixel of the data of an ITL at (y, x) is read with (y, x - 1) of an e2v, whose prescan is one longer."""
     itl, e2v = camera.detector("R22_S01"), camera.detector("R22_S00")
     image = np.full((16, *camera.image_shape), np.nan, np.float32)
     image[3, 10, 20] = 1e5
@@ -227,8 +227,19 @@ def test_bad_input(camera):
         from_others({}, {}, detector)
     with pytest.raises(StaleCalibration, match="does not know R22_S00/C00, it is of another camera"):
         own_entries(part.sel(source=part["source"] != "R22_S00/C00"), detector)
-    assert unmeasured(part.where(part["source"] != "R22_S00/C05"), detector) == 0
-    assert not np.isin(own_entries(part, detector).targets, [99]).any()
+
+
+def test_unmeasured_pairs_are_counted_and_left_alone(camera):
+    """One source that is never lit: it is unknown in 15 targets; no amplifier is its own source."""
+    detector = camera.detector("R22_S00")
+    part = _product(camera, Crosstalk()).sel(detector="R22_S00")
+    itself = np.char.add("R22_S00/", part["amplifier"].values.astype(str))[:, None] == part["source"].values
+    lost = part["source"].values == "R22_S00/C05"
+    holes = part.where(~(itself | lost))
+    assert unmeasured(holes, detector) == 15
+    place = [a.name for a in detector.amplifiers].index("C05")
+    assert place in own_entries(part, detector).sources
+    assert place not in own_entries(holes, detector).sources
 
 
 @pytest.mark.real

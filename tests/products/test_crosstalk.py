@@ -55,7 +55,7 @@ def _solved(stamps, image, number=4, quadratic=None, **more):
 
 
 def test_one_source_is_a_textbook_least_squares_fit():
-    """Against the pseudo-inverse over the same pixels, and the error against 1 / sqrt(sum Q**2) of a flat background."""
+    """Against least squares over the same pixels; the background costs some of 1 / sqrt(sum Q**2)."""
     stamp = _stamp(1, 30, 28)
     random = np.random.default_rng(1)
     y, x = np.mgrid[:60, :60]
