@@ -73,6 +73,8 @@ class Variable:
 _PIXELS = ("amplifier", "y", "x")
 _AMPLIFIER = ("detector", "amplifier")
 _LAGS = (*_AMPLIFIER, "lag_y", "lag_x")
+_PER_EXPOSURE = ("exposure", "detector", "amplifier")
+_PAIR = ("detector", "amplifier", "source")  # target, target, source
 _IMAGE_UNITS = ("adu", "electron", "electron/s")
 
 VARIABLES: Final[dict[str, Variable]] = {
@@ -157,6 +159,19 @@ VARIABLES: Final[dict[str, Variable]] = {
         f"{name}_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), f"standard error of `{name}`")
         for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
     },
+    # Crosstalk (¶5, ¶10f, §5)
+    "source": Variable(("source",), "OUT", ("",), "amplifier of the camera, as R22_S11/C10"),
+    "mask_id": Variable(("exposure",), "OUT", ("",), "mask of the projector (¶10)"),
+    "spot": Variable(("exposure", "detector", *_PIXELS), "f", ("electron",), "stamp of the spot; NaN off it"),
+    "spot_y": Variable(_PER_EXPOSURE, "f", ("pixel",), "raw row of the first pixel of `spot`; NaN without a spot"),
+    "spot_x": Variable(_PER_EXPOSURE, "f", ("pixel",), "raw column of the first pixel of `spot`"),
+    "spot_level": Variable(_PER_EXPOSURE, "f", ("electron",), "signal of the brightest tenth of a spot"),
+    "spot_used": Variable(_PER_EXPOSURE, "b", ("",), "the spot can serve as a source: it is whole and not saturated"),
+    "background": Variable(_PER_EXPOSURE, "f", ("electron",), "median signal beside the spot"),
+    "crosstalk": Variable(_PAIR, "f", ("electron/electron",), "part of a source in a target; NaN unmeasured, 0 none"),
+    "crosstalk_error": Variable(_PAIR, "f", ("electron/electron",), "standard error of `crosstalk`, of zeros too"),
+    "crosstalk_quadratic": Variable(_PAIR, "f", ("1/electron",), "part of a source squared in a target"),
+    "crosstalk_quadratic_error": Variable(_PAIR, "f", ("1/electron",), "standard error of `crosstalk_quadratic`"),
 }
 
 

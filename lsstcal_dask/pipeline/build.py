@@ -167,7 +167,8 @@ def _inputs(raw: xr.Dataset, upstream: Mapping[str, Mapping[str, Pointer]]) -> d
 
 def _template(store: Store, recipe: Recipe, raw: xr.Dataset) -> Template:
     sizes = {**recipe.sizes(raw, store.camera), "detector": raw.sizes["detector"]}
-    return Template(recipe.outputs, sizes, _coordinates(raw, recipe), {"product": recipe.name})
+    coords = _coordinates(raw, recipe) | recipe.coords(store.camera)
+    return Template(recipe.outputs, sizes, coords, {"product": recipe.name})
 
 
 def _work(
@@ -234,7 +235,8 @@ def _results(
     raw: xr.Dataset, detector: Detector, context: Any, url: str, name: str, settings: Any, versions: dict[str, str]
 ) -> AmplifierResults:
     """What a worker does for one detector: open what it needs lazily and stream its amplifiers."""
-    products = {k: open_product(url, k, v, chunked=False).sel(detector=detector.name) for k, v in versions.items()}
+    whole = {k: open_product(url, k, v, chunked=False) for k, v in versions.items()}
+    products = {k: p if k in RECIPES[name].whole else p.sel(detector=detector.name) for k, p in whole.items()}
     return RECIPES[name].make(raw, detector, context, settings, products)
 
 

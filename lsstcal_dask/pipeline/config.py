@@ -11,11 +11,13 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.isr.sequence import IsrConfig
 from lsstcal_dask.products.continuity import ContinuityConfig
+from lsstcal_dask.products.crosstalk import CrosstalkConfig
 from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
 from lsstcal_dask.products.saturation import SaturationConfig
+from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
 from lsstcal_dask.products.transfer import TransferConfig
 
@@ -36,6 +38,8 @@ class Config(BaseModel):
     continuity: ContinuityConfig = ContinuityConfig()
     linearity: LinearityConfig = LinearityConfig()
     saturation: SaturationConfig = SaturationConfig()
+    spots: SpotConfig = SpotConfig()
+    crosstalk: CrosstalkConfig = CrosstalkConfig()
     calibrate: IsrConfig = IsrConfig()
 
     @model_validator(mode="before")

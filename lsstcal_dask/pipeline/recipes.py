@@ -8,7 +8,18 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Camera
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.products import bias, continuity, dark, defects, gain, linearity, saturation, transfer
+from lsstcal_dask.products import (
+    bias,
+    continuity,
+    crosstalk,
+    dark,
+    defects,
+    gain,
+    linearity,
+    saturation,
+    spots,
+    transfer,
+)
 from lsstcal_dask.products.combined import stack_sizes
 
 __all__ = ["RECIPES", "Recipe"]
@@ -28,6 +39,8 @@ class Recipe:
     context: Callable[[Camera], Any]  # what of the camera as a whole `make` wants
     sizes: Callable[[xr.Dataset, Camera], dict[str, int]]
     optional: bool = False  # unasked, and of exposures that do not suffice, it is left out with a note
+    whole: tuple[str, ...] = ()  # products of which a detector wants those of all detectors
+    coords: Callable[[Camera], dict[str, tuple[tuple[str, ...], Any]]] = lambda camera: {}  # of further dims
 
 
 def _make_bias(raw: xr.Dataset, detector: Any, shape: Any, settings: Any, products: Any) -> AmplifierResults:
@@ -144,6 +157,32 @@ RECIPES: Final = {
             make=saturation.saturation_amplifiers,
             context=lambda camera: None,
             sizes=_amplifier_sizes,
+            optional=True,
+        ),
+        Recipe(
+            name="spots",
+            types=("cbp", "spot"),
+            needs=("gain",),
+            uses=("bias",),
+            outputs=spots.OUTPUTS,
+            check=spots.check_spots,
+            make=spots.spot_amplifiers,
+            context=spots.stamp_size,
+            sizes=lambda raw, camera: spots.spot_sizes(raw, spots.stamp_size(camera)),
+            optional=True,
+        ),
+        Recipe(
+            name="crosstalk",
+            types=("cbp", "spot"),
+            needs=("gain", "spots"),
+            uses=("bias",),
+            outputs=crosstalk.OUTPUTS,
+            check=crosstalk.check_crosstalk,
+            make=crosstalk.crosstalk_amplifiers,
+            context=lambda camera: camera,
+            sizes=lambda raw, camera: crosstalk.pair_sizes(camera),
+            whole=("spots",),
+            coords=lambda camera: {"source": (("source",), crosstalk.source_names(camera))},
             optional=True,
         ),
     )

@@ -41,7 +41,7 @@ __all__ = [
     "write_detector",
 ]
 
-_MAIN = ("image", "gain", "linearity_level", "well_bloom", "well_serial", "well_adc")
+_MAIN = ("image", "gain", "linearity_level", "well_bloom", "well_serial", "well_adc", "background", "crosstalk_error")
 """Variables without which an amplifier of a product that has them is of no use."""
 
 
@@ -118,7 +118,7 @@ def _coordinate_attributes(coord: str, values: np.ndarray) -> dict[str, Any]:
 
 def _create_variable(place: tuple[str, str], var: str, output: Output, sizes: Mapping[str, int]) -> None:
     dims = output_dims(var, output, sizes)
-    single = {"detector", "amplifier"} if "x" in dims else {"detector"}
+    single = {"exposure", "detector", "amplifier"} if "x" in dims else {"detector"}
     objects.create_or_open(
         *place,
         name=var,
@@ -198,9 +198,13 @@ class _Writer:
         target, at = self.arrays[var], self.amplifiers.index(amplifier)
         values, dims = np.asarray(values, dtype=target.dtype), _dims(target)
         if "x" in dims:
-            place = {"detector": self.index, "amplifier": at}
-            chunk = "/".join(str(place.get(dim, 0)) for dim in dims)
-            objects.write_bytes(self.url, f"{self.path}/{var}/c/{chunk}", PRODUCT.encode(values))
+            planes = enumerate(values) if "exposure" in dims else [(0, values)]
+            for exposure, plane in planes:
+                if "exposure" in dims and not np.isfinite(plane).any():
+                    continue  # most amplifiers have no spot in most exposures
+                place = {"exposure": exposure, "detector": self.index, "amplifier": at}
+                chunk = "/".join(str(place.get(dim, 0)) for dim in dims)
+                objects.write_bytes(self.url, f"{self.path}/{var}/c/{chunk}", PRODUCT.encode(plane))
         else:
             empty = np.full(target.chunks, target.fill_value, target.dtype)
             part = self.small.setdefault(var, empty)
@@ -308,8 +312,9 @@ def lookup(
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Where the chunks of a variable (detector, amplifier, y, x) of a product are."""
+    """Where the chunks of a variable ([exposure,] detector, amplifier, y, x) of a product are."""
 
+    url: str
     name: str
     version: str
     variable: str
@@ -317,14 +322,18 @@ class _Pixels:
     made: list[str]  # by detector: its name, empty if it could not be made
 
     def locate(self, index: tuple[int, ...]) -> tuple[str, str] | None:
-        detector, amplifier = index
+        *exposure, detector, _ = index
         if not self.made[detector]:
             return None
-        return f"{_base(self.name, self.version)}/data/{self.variable}/c/{detector}/{amplifier}/0/0", self.dtype
+        place = "/".join(map(str, index))
+        path = f"{_base(self.name, self.version)}/data/{self.variable}/c/{place}/0/0"
+        if exposure and not objects.exists(self.url, path):  # empty planes are not written
+            return None
+        return path, self.dtype
 
     def damaged(self, index: tuple[int, ...], reason: str) -> str:
         return (
-            f"{self.name} {self.version} {self.made[index[0]]}: its stored pixels cannot be read ({reason}): delete "
+            f"{self.name} {self.version} {self.made[index[-2]]}: its stored pixels cannot be read ({reason}): delete "
             f"products/{self.name}/published/{self.version}.json and {_base(self.name, self.version)}, "
             f"then build it again"
         )
@@ -359,11 +368,11 @@ def _open(url: str, name: str, version: str) -> xr.Dataset:
     made = [str(det) if det in pointer["detectors"] else "" for det in found["detector"].values]
     for var in sorted(pixels):
         old = found[var].variable
-        source = _Pixels(name, version, var, old.dtype.name, made)
+        source = _Pixels(url, name, version, var, old.dtype.name, made)
         like = np.broadcast_to(np.zeros((), old.dtype), old.shape)
         lazy = indexing.LazilyIndexedArray(ChunkArray(url, PRODUCT, source, like, fills[var]))
         found[var] = xr.Variable(old.dims, lazy, old.attrs)
-    for var in set(map(str, found.data_vars)) - pixels:
+    for var in (str(v) for v in found.data_vars if not {"x", "source"} & set(found[v].dims)):
         found[var].load()  # small, and read again and again
         found[var].values.flags.writeable = False
     found = found.set_coords([name for name, var in found.data_vars.items() if "detector" not in var.dims])
