@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
-from lsstcal_dask.statistics import kernels
+from lsstcal_dask.statistics import kernels, medians
 from lsstcal_dask.statistics.robust import clip_variance_factor
 
 __all__ = ["Calibration", "Noise", "clipped_mean", "lines", "median", "median_of_sums"]
@@ -170,25 +170,23 @@ def _combine(
     _check(stack, calibration, noise)
     n, ny, nx = stack.shape
     kept = np.arange(n) if use is None else np.flatnonzero(_shaped("use", use, (n,)))
-    value = np.empty((ny, nx), np.float32)
-    variance = np.empty((ny if k is not None else 0, nx), np.float32)
-    frames = np.empty((ny, nx), np.uint16)
     if kept.size == 0:
-        value[:], variance[:], frames[:] = np.nan, np.nan, 0
-        return value, variance, frames
+        nothing = np.full((ny, nx), np.nan, np.float32)
+        return nothing, nothing.copy(), np.zeros((ny, nx), np.uint16)
     if not 1 <= group <= kept.size:
         raise InsufficientInputs(f"sums of {group} exposures from {kept.size}: use sums of 1 to {kept.size}")
     runs = kept.size // group
     edges = np.arange(runs + 1) * kept.size // runs
     terms = calibration or Calibration(np.zeros((n, ny), np.float32), None, np.ones(n, np.float32))
-    plane = np.zeros((1, nx), np.float32) if terms.plane is None else _f4(terms.plane)
+    plane = np.zeros((1, nx), np.float32) if terms.plane is None else terms.plane
     offset, scale = _f4(terms.offset)[kept], _f4(terms.scale)[kept]
     read, poisson = np.ones(kept.size, np.float32), np.empty(0, np.float32)
     if noise is not None:
         read = _f4(noise.read_variance)[kept] * scale**2
         poisson = noise.poisson * scale if noise.poisson else poisson
-    with np.errstate(divide="ignore"):
-        weight = 1 / read
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = np.reciprocal(read)
+        root = np.where(read > 0, np.sqrt(weight), np.float32(np.inf))
     if not poisson.size:
         read = np.where(read > 0, read, np.float32(-np.inf))  # takes no part
     method = kernels.MEDIAN if k is None else kernels.SAMPLE if noise is None else kernels.MODEL
@@ -196,20 +194,22 @@ def _combine(
     shrink = clip_variance_factor(reach) if k else 1.0
     flat, starts, step = lines(stack)
     gaps = stack.dtype.kind == "f" or any(np.isnan(part.max()) for part in (offset, scale, plane))
-    centre = np.empty(0, np.float32)
-    if start is not None:  # the last vector of a row may reach beyond the image
-        centre = np.pad(start.reshape(-1), (0, kernels.LANES))
+    centre = np.empty(0, np.float32) if start is None else _padded(start)
+    room = ny * nx + kernels.LANES  # the last vector of a row may reach beyond the image
+    value, variance = np.empty(room, np.float32), np.empty(room if k is not None else 0, np.float32)
+    frames = np.empty(room, np.uint16)
     kernels.run(
         (_by_type(flat), (starts[kept], edges, step), gaps),
-        (offset, plane.reshape(-1), scale, centre),
-        kernels.plan(runs),
-        (read, poisson, weight, np.float32(slack)),
+        ((offset, _padded(plane), scale), centre),
+        medians.plan(runs),
+        kernels.Model(read, poisson, weight, root, weight.sum(), root.max(), np.float32(slack)),
         method,
         (np.float32(reach), rounds, np.float32(1 / shrink)),
-        nx,
-        (value.reshape(-1), variance.reshape(-1), frames.reshape(-1)),
+        (ny, nx),
+        (value, variance, frames),
     )
-    return value, variance, frames
+    size = ny * nx
+    return value[:size].reshape(ny, nx), variance[:size].reshape(-1, nx), frames[:size].reshape(ny, nx)
 
 
 def _check(stack: NDArray[Any], calibration: Calibration | None, noise: Noise | None) -> None:
@@ -240,6 +240,11 @@ def _shaped(name: str, array: ArrayLike, shape: tuple[int, ...]) -> ArrayLike:
 
 def _f4(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _padded(image: NDArray[Any]) -> NDArray[np.float32]:
+    """Pixels as one line that the last vector of a row may reach beyond."""
+    return np.pad(image.reshape(-1), (0, kernels.LANES)).astype(np.float32, copy=False)
 
 
 def lines(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils, types
+from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
+from numba.core import cgutils, config, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
@@ -26,14 +28,21 @@ __all__ = [
     "address",
     "any_set",
     "choose",
+    "compiled",
     "either_nan",
     "emitted",
+    "fetch",
     "get",
+    "inlined",
     "least",
     "load_counts",
     "most",
     "number",
+    "number_set",
+    "numbered",
     "put",
+    "put_counts",
+    "put_some",
     "spread",
     "sqrt",
     "tally",
@@ -52,6 +61,10 @@ class _Vector(types.Type):
 VECTOR: Final = _Vector(f"vector of {LANES} float32")
 _FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _BITS: Final = ir.VectorType(ir.IntType(32), LANES)
+_INDEX: Final = ir.IntType(32)
+_FIRST: Final = [[_INDEX(i) for i in sorted(range(8), key=lambda i: not bits >> i & 1)] for bits in range(256)]
+_FEATURES: Final = getattr(config, "CPU_FEATURES", None)  # what the user has asked for
+_AVX2: Final = get_host_cpu_features().get("avx2", False) if _FEATURES is None else "+avx2" in _FEATURES
 LINE: Final = types.float32[::1]
 
 
@@ -115,6 +128,11 @@ def _call(builder: Any, name: str, *operands: Any, flags: tuple[str, ...] = ()) 
     whole = ir.FunctionType(kind, [kind] * len(operands))
     function = cgutils.get_or_insert_function(builder.module, whole, f"{name}.v{kind.count}f32")
     return builder.call(function, operands, fastmath=flags)
+
+
+def _spread(builder: Any, scalar: Any) -> Any:
+    first = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _INDEX(0))
+    return builder.shuffle_vector(first, first, ir.Constant(_BITS, None))
 
 
 def address(builder: Any, data: Any, at: Any, kind: Any = _FLOATS) -> Any:
@@ -181,6 +199,47 @@ def any_set(builder, mask):
     return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
 
+@emitted(types.uint64, VECTOR)
+def number_set(builder, mask):
+    """Give the number of lanes where the mask is set."""
+    bits = builder.bitcast(_truth(builder, mask), ir.IntType(LANES))
+    return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+
+@emitted(types.void, LINE, types.uint64, VECTOR, VECTOR)
+def put_some(builder, line, at, vector, mask):
+    """Store the lanes where the mask is set side by side, from a place on; rubbish follows for at most a vector."""
+    truth = _truth(builder, mask)
+    if not _AVX2:  # slow
+        whole = ir.FunctionType(_FLOATS, [_FLOATS, truth.type, _FLOATS])
+        name = f"llvm.experimental.vector.compress.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, whole, name)
+        some = builder.call(function, [vector, truth, ir.Constant(_FLOATS, ir.Undefined)])
+        builder.store(some, address(builder, line, at), align=4)
+        return
+    half, index = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_INDEX, 8)
+    whole = ir.FunctionType(half, [half, index])
+    permute = cgutils.get_or_insert_function(builder.module, whole, "llvm.x86.avx2.permps")
+    table = ir.Constant(ir.ArrayType(index, 256), [ir.Constant(index, row) for row in _FIRST])
+    first = cgutils.global_constant(builder, "some", table)
+    bits = builder.bitcast(truth, ir.IntType(LANES))
+    for start in range(0, LANES, 8):
+        lanes = ir.Constant(index, [_INDEX(lane) for lane in range(start, start + 8)])
+        part = builder.trunc(builder.lshr(bits, bits.type(start)), ir.IntType(8))
+        row = builder.gep(first, [_INDEX(0), builder.zext(part, _INDEX)])
+        some = builder.call(permute, [builder.shuffle_vector(vector, vector, lanes), builder.load(row, align=32)])
+        builder.store(some, address(builder, line, at, half), align=4)
+        at = builder.add(at, builder.zext(builder.ctpop(part), at.type))
+
+
+@emitted(VECTOR, types.uint64)
+def numbered(builder, first):
+    """Give the numbers of lanes counted from ``first`` on, as integers of 32 bits."""
+    number = ir.IntType(32)
+    lanes = ir.Constant(_BITS, [number(lane) for lane in range(LANES)])
+    return builder.bitcast(builder.add(_spread(builder, builder.trunc(first, number)), lanes), _FLOATS)
+
+
 @emitted(VECTOR, VECTOR, VECTOR)
 def either_nan(builder, a, b):
     """Mask of the lanes where one of two is NaN."""
@@ -202,9 +261,7 @@ def number(builder, tally):
 @emitted(VECTOR, types.float32)
 def spread(builder, scalar):
     """Vector of one value."""
-    index = ir.IntType(32)
-    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, index(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(index, LANES), None))
+    return _spread(builder, scalar)
 
 
 @emitted(VECTOR, LINE, types.uint64)
@@ -217,12 +274,53 @@ def load_counts(line, at):
     """Raw counts from a place on, as float32."""
 
 
+def fetch(line, at):
+    """Ask memory for what lies at a place, be it within the line or not, without waiting for it."""
+
+
+def _fetched(builder: Any, line: Any, at: Any) -> None:
+    place, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    whole = ir.FunctionType(ir.VoidType(), [place, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, whole, "llvm.prefetch.p0")
+    read, second_level, data = number(0), number(2), number(1)
+    builder.call(function, [builder.bitcast(builder.gep(line, [at]), place), read, second_level, data])
+
+
 for _type in DTYPES:
     _kind = types.Array(getattr(types, _type), 1, "C", readonly=True)
     _define(load_counts, _converted(_type), VECTOR, _kind, types.uint64)
+    _define(fetch, _fetched, types.void, _kind, types.uint64)
 
 
 @emitted(types.void, LINE, types.uint64, VECTOR)
 def put(builder, line, at, vector):
     """Store lanes in a line of float32 from a place on."""
     builder.store(vector, address(builder, line, at), align=4)
+
+
+@emitted(types.void, types.uint16[::1], types.uint64, VECTOR)
+def put_counts(builder, line, at, vector):
+    """Store lanes that are whole numbers in a line of uint16 from a place on."""
+    kind = ir.VectorType(ir.IntType(16), LANES)
+    builder.store(builder.fptoui(vector, kind), address(builder, line, at, kind), align=2)
+
+
+def compiled(function: Callable[..., Any], *, cache: bool = True, **options: Any) -> Callable[..., Any]:
+    """Compile at the first call: once per machine if a cache folder is writable, else once per process.
+
+    Division by zero gives inf or NaN, as in numpy: a check per pixel would prevent vectors.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, **options}
+    try:
+        return numba.njit(cache=cache, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's own can be written
+        return numba.njit(**options)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as a part of the kernel that calls it.
+
+    Handing over the arrays, and counting the references to them, would cost as much as the work.
+    """
+    options = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+    return compiled(function, cache=False, **options)

@@ -24,11 +24,11 @@ from lsstcal_dask.statistics import (
     clip_variance_factor,
     clipped_mean,
     combine,
-    kernels,
     median,
     median_of_sums,
     robust_mean,
     robust_sigma,
+    vectors,
 )
 from lsstcal_dask.statistics.stacks import lines
 
@@ -180,6 +180,55 @@ def test_sample_clip_is_astropys(n, rounds):
     kept = sigma_clip(stack.astype(float), sigma=3, maxiters=rounds, cenfunc="mean", stdfunc="std", axis=0)
     np.testing.assert_array_equal(frames, kept.count(axis=0))
     np.testing.assert_allclose(value, kept.mean(axis=0), rtol=3e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(3, 60),
+    st.sampled_from([1, 16, 37, 200]),
+    st.sampled_from([0.02, 0.1, 0.35]),
+    st.sampled_from([1.5, 2.5]),
+    st.integers(1, 5),
+    st.integers(0, 2**16),
+)
+def test_many_outliers_on_both_sides(n, nx, fraction, k, rounds, seed):
+    """Pixels are clipped again and again, in vectors that hold pixels of different rows."""
+    rng = np.random.default_rng(seed)
+    stack = rng.normal(1000, 4, (n, 7, nx))
+    odd = rng.random(stack.shape) < fraction
+    stack[odd] += rng.choice([-1, 1], odd.sum()) * rng.uniform(15, 3000, odd.sum())
+    stack = stack.astype(np.float32)
+    value, variance, frames = clipped_mean(stack, k=k, iterations=rounds)
+    expected = naive_sample(stack.astype(float), k, rounds)
+    same = frames == expected[2]
+    assert same.mean() >= 0.995 or (~same).sum() <= 1
+    close(value[same], expected[0][same], 1000)
+    np.testing.assert_allclose(variance[same], expected[1][same], rtol=2e-3, atol=(2e-6 * 1000) ** 2)
+    noise = Noise(rng.uniform(14, 18, n).astype(np.float32), 0.0)
+    value, variance, frames = clipped_mean(stack, None, noise, k=k, iterations=rounds)
+    expected = naive_model(stack.astype(float), np.ones(n), noise, k, rounds)
+    same = frames == expected[2]
+    assert same.mean() >= 0.995 or (~same).sum() <= 1
+    close(value[same], expected[0][same], 1000)
+    np.testing.assert_allclose(variance[same], expected[1][same], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_pixel_is_the_same_among_clean_and_among_clipped_ones(dtype, known):
+    """Odd columns have an outlier each: by themselves all are clipped, together every second pixel is."""
+    rng = np.random.default_rng(8)
+    stack = np.rint(rng.normal(1000, 4, (20, 6, 301))).astype(dtype)
+    stack[rng.integers(20, size=150), :, np.arange(1, 301, 2)] += dtype(300)
+    noise = Noise(np.full(20, 16, np.float32), 0.0) if known else None
+    whole = clipped_mean(stack, None, noise, k=3.5, iterations=3)
+    assert (whole[2][:, 1::2] < 20).all()
+    assert (whole[2][:, ::2] == 20).mean() > 0.95
+    for start in (0, 1):
+        for found, expected in zip(
+            clipped_mean(stack[:, :, start::2], None, noise, k=3.5, iterations=3), whole, strict=True
+        ):
+            np.testing.assert_array_equal(found, expected[:, start::2])
 
 
 # --- hand-computed pixels -------------------------------------------------------------------------------
@@ -599,7 +648,8 @@ import numpy as np
 from lsstcal_dask.statistics import kernels as s, median
 assert not s.run.signatures
 median(np.zeros((9, 1, 64), np.uint16))
-for name in ("_calibrate", "_middle", "_fill", "_moments", "_clip_sample", "_clip_model", "_store", "run"):
+clips = "_moments", "_whole_sample", "_clip_sample", "_whole_model", "_clip_model", "_pick", "_finish"
+for name in ("_calibrate", "middle", "fill", *clips, "_store", "run"):
     f = getattr(s, name)
     print("==", name)
     print("\\n".join(f.inspect_asm().values()))
@@ -611,14 +661,36 @@ for name in ("_calibrate", "_middle", "_fill", "_moments", "_clip_sample", "_cli
     parts = dict(zip(*[iter(re.split(r"== (\w+)\n", result.stdout)[1:])] * 2, strict=True))
     if "ymm" not in result.stdout:
         pytest.skip("not an x86 with AVX")
-    assert len(re.findall(r"\bvminps\b", parts["_middle"])) >= 5 + 19 + 63  # sorters of 4, 8 and 16
-    assert re.search(r"\bvcvtdq2ps\b.*%ymm", parts["_calibrate"])
-    assert re.search(r"\bvfmadd\w*ps\b.*%ymm", parts["_moments"])
-    assert re.search(r"\bvcmp\w*ps\b.*%ymm", parts["_moments"])
+    assert len(re.findall(r"\bvminps\b", parts["middle"])) >= 5 + 19 + 63  # sorters of 4, 8 and 16
+    assert re.search(r"\bvcvtdq2ps\b.*%[yz]mm", parts["_calibrate"])
+    assert re.search(r"\bvfmadd\w*ps\b.*%[yz]mm", parts["_moments"])
+    assert re.search(r"\bvcmp\w*ps\b.*%[yz]mm", parts["_moments"])
     assert re.search(r"\bvsqrtps\b", parts["_clip_sample"])
     assert re.search(r"\bvdivps\b", parts["_clip_model"])
     for name, code in parts.items():
         assert not re.search(r"vmaskmovps\s+%ymm\d+, %ymm\d+, ", code), f"masked store in {name}"
+
+
+@pytest.mark.parametrize("instruction", [True, False])
+def test_some_lanes_are_stored_side_by_side(instruction, monkeypatch):
+    if instruction and not vectors._AVX2:
+        pytest.skip("not a processor with AVX2")
+    monkeypatch.setattr(vectors, "_AVX2", instruction)
+
+    @numba.njit
+    def pack(line, flags, packed):
+        mask = vectors.get(flags, np.uint64(0)) < vectors.spread(np.float32(1))
+        vectors.put_some(packed, np.uint64(1), vectors.get(line, np.uint64(0)), mask)
+        return vectors.number_set(mask)
+
+    rng = np.random.default_rng(9)
+    line = np.arange(vectors.LANES, dtype=np.float32)
+    for kept in (np.zeros(16, bool), np.ones(16, bool), *(rng.random((200, 16)) < 0.5)):
+        packed = np.full(2 * vectors.LANES + 1, -1, np.float32)
+        assert pack(line, np.where(kept, 0, 1).astype(np.float32), packed) == kept.sum()
+        np.testing.assert_array_equal(packed[1 : 1 + kept.sum()], line[kept])
+        assert packed[0] == -1
+        assert (packed[1 + vectors.LANES :] == -1).all()
 
 
 def test_compiles_where_no_cache_folder_is_writable(monkeypatch):
@@ -630,4 +702,4 @@ def test_compiles_where_no_cache_folder_is_writable(monkeypatch):
         return genuine(*args, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert kernels._jit(lambda a: a + 1)(2) == 3
+    assert vectors.compiled(lambda a: a + 1)(2) == 3
