@@ -1,13 +1,14 @@
 """The corrections one after the other on whole images in numpy: slow, short, and what the row kernel must equal."""
 
 import numpy as np
+from scipy.interpolate import Akima1DInterpolator
 
 from lsstcal_dask.isr.bias import bias_jitter, overscan_levels
 from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.variables import MASK_BITS
 
 NO_DATA = MASK_BITS["NO_DATA"]
-STEPS = ("overscan", "bias", "gain", "dark")
+STEPS = ("overscan", "bias", "linearity", "gain", "crosstalk", "dark")
 
 
 def correct(raw, shape, products, config, steps):
@@ -28,6 +29,10 @@ def correct(raw, shape, products, config, steps):
             row_variance = (
                 row_variance + (bias["row_variance"].values + bias_jitter(bias, raw.detector)) * scale[..., 0] ** 2
             )
+        elif step == "linearity":
+            image, variance, mask = linearize(image, variance, mask, products["linearity"], scale)
+        elif step == "crosstalk":
+            image, variance = without_crosstalk(image, variance, products["crosstalk"])
         elif step == "gain":
             scale = products["gain"]["gain"].values[:, None, None]
             image = image * scale
@@ -42,6 +47,32 @@ def correct(raw, shape, products, config, steps):
     image, variance = (np.where(lost, np.nan, values) for values in (image, variance))
     mask = np.where(padding, padding, np.where(lost, mask | NO_DATA, mask))
     return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, "electron")
+
+
+def linearize(image, variance, mask, product, scale):
+    """Straight from the splines; a node after the last one holds its correction."""
+    measured, slope = image / scale, np.zeros_like(image)
+    out = np.full_like(image, np.nan)
+    for i, part in enumerate(measured):
+        known = np.isfinite(product["linearity_level"].values[i])
+        level, correction = (product[f"linearity_{k}"].values[i][known] for k in ("level", "correction"))
+        spline = Akima1DInterpolator(level, correction)
+        at = np.clip(np.nan_to_num(part), 0, level[-1])
+        out[i] = part + spline(at)
+        slope[i] = np.where((part > 0) & (part < level[-1]), spline(at, nu=1), 0)
+        mask = mask.copy()
+        mask[i] |= np.where(part > product["linearity_ceiling"].values[i], MASK_BITS["SUSPECT"], 0).astype(np.uint16)
+    return out * scale, variance * (1 + slope) ** 2, mask
+
+
+def without_crosstalk(image, variance, product):
+    """Three sweeps; what has no value gives nothing."""
+    linear, quadratic = product["crosstalk"].values, product["crosstalk_quadratic"].values
+    found = image
+    for _ in range(3):
+        signal = np.nan_to_num(found)
+        found = image - np.tensordot(linear, signal, 1) - np.tensordot(quadratic, signal**2, 1)
+    return found, variance + np.tensordot(linear**2, np.nan_to_num(variance), 1)
 
 
 def trim(raw, shape):

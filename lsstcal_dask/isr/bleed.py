@@ -12,8 +12,10 @@ from numba import njit
 from scipy.ndimage import label
 
 from lsstcal_dask.errors import InconsistentGeometry
+from lsstcal_dask.isr.frame import Frame
+from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["bleed_mask", "trail_charges"]
+__all__ = ["bleed_mask", "flag_bleeding", "trail_charges"]
 
 _SIGMA: Final = 4.0
 """Read noises by which a full pixel may read below the full well."""
@@ -79,6 +81,16 @@ def bleed_mask(
         if np.isfinite(limit):
             _footprint(part, np.float32(limit), grow, flags)
     return out
+
+
+def flag_bleeding(frame: Frame, well: np.ndarray) -> Frame:
+    """Flag SATURATED what is full or was spilled into; ``well`` (amplifier,) as for `bleed_mask`; values stay.
+
+    Full pixels read less than the well by their noise: its median is taken for that of an amplifier.
+    """
+    noise = np.array([np.sqrt(max(float(np.nanmedian(part[::16, ::8])), 0.0)) for part in frame.variance])
+    full = bleed_mask(frame.image, well, np.nan_to_num(noise))
+    return frame.with_(mask=frame.mask | np.where(full, MASK_BITS["SATURATED"], 0).astype(np.uint16))
 
 
 def trail_charges(image: np.ndarray, footprint: np.ndarray, background: float = 0.0) -> np.ndarray:

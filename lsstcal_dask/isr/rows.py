@@ -19,24 +19,48 @@ from typing import Final, NamedTuple
 import numpy as np
 from numba import njit
 
+from lsstcal_dask.isr.crosstalk import crosstalk_rows
 from lsstcal_dask.isr.frame import RawFrame
+from lsstcal_dask.isr.linearity import linearize_row
 from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["STEPS", "Plane", "Terms", "correct_rows", "no_plane"]
+__all__ = ["STEPS", "Coupling", "Curves", "Plane", "Terms", "correct_rows"]
 
-STEPS: Final = ("bias", "gain", "dark")
+STEPS: Final = ("bias", "linearity", "gain", "crosstalk", "dark")
 """Corrections that act on rows; the place of each is its number in the kernel."""
 
-_BIAS, _GAIN, _DARK = range(len(STEPS))
+_BIAS, _LINEARITY, _GAIN, _CROSSTALK, _DARK = range(len(STEPS))
 _NO_DATA: Final = np.uint16(MASK_BITS["NO_DATA"])
+_SUSPECT: Final = np.uint16(MASK_BITS["SUSPECT"])
+_REACHED: Final = np.uint16(MASK_BITS["CROSSTALK"])
+_NONE: Final = np.empty((0, 0, 0), np.float32)
 
 
 class Plane(NamedTuple):
     """An image to subtract; all (amplifier, y, x), empty where there is none."""
 
-    image: np.ndarray  # float32
-    variance: np.ndarray  # float32
-    mask: np.ndarray  # uint16
+    image: np.ndarray = _NONE  # float32
+    variance: np.ndarray = _NONE  # float32
+    mask: np.ndarray = np.empty((0, 0, 0), np.uint16)
+
+
+class Curves(NamedTuple):
+    """Linearity: see `isr.linearity.Tables`."""
+
+    table: np.ndarray = np.empty((0, 0), np.float32)  # (amplifier, cell + 1) float32, adu
+    per_adu: float = 1.0
+    ceiling: np.ndarray = np.empty(0, np.float32)  # (amplifier,), adu
+
+
+class Coupling(NamedTuple):
+    """Crosstalk: see `isr.crosstalk.Entries`."""
+
+    targets: np.ndarray = np.empty(0, np.int64)
+    sources: np.ndarray = np.empty(0, np.int64)
+    linear: np.ndarray = np.empty(0, np.float32)  # electron/electron
+    quadratic: np.ndarray = np.empty(0, np.float32)  # 1/electron
+    ceiling: np.ndarray = np.empty(0, np.float32)  # (amplifier,) electron, at which a source is clipped
+    others: np.ndarray = _NONE  # (amplifier, y, x) float32, electron, that other CCDs leave; empty if none do
 
 
 class Terms(NamedTuple):
@@ -44,15 +68,12 @@ class Terms(NamedTuple):
 
     level: np.ndarray  # (amplifier, y) float32, adu
     noise: np.ndarray  # (amplifier,) float32, adu**2
-    bias: Plane  # adu
     gain: np.ndarray  # (amplifier,) float32, electron/adu
-    dark: Plane  # electron/s
     seconds: np.ndarray  # (y,) float32, s, of dark charge
-
-
-def no_plane() -> Plane:
-    """A plane that is not there."""
-    return Plane(np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.uint16))
+    bias: Plane = Plane()  # adu
+    curves: Curves = Curves()
+    coupling: Coupling = Coupling()
+    dark: Plane = Plane()  # electron/s
 
 
 def correct_rows(
@@ -103,6 +124,12 @@ def _subtract(values, variance, mask, image, error, flags, factor):
 
 
 @_inline
+def _multiply(values, factor):
+    for x in range(values.size):
+        values[x] *= factor
+
+
+@_inline
 def _to_electrons(values, variance, gain):
     """Multiply by the gain and add the photon noise of the electrons; a negative signal has none."""
     square = gain * gain
@@ -113,13 +140,13 @@ def _to_electrons(values, variance, gain):
 
 
 @_inline
-def _finish(values, variance, mask):
-    """Let what has no value say so, and what says so have none."""
+def _finish(values, variance, mask, image, error, flags):
+    """Store a row; what has no value says so, and what says so has none."""
     for x in range(values.size):
         lost = (mask[x] & _NO_DATA) != 0 or values[x] != values[x]
-        mask[x] = mask[x] | _NO_DATA if lost else mask[x]
-        values[x] = np.float32(np.nan) if lost else values[x]
-        variance[x] = np.float32(np.nan) if lost else variance[x]
+        flags[x] = mask[x] | _NO_DATA if lost else mask[x]
+        image[x] = np.float32(np.nan) if lost else values[x]
+        error[x] = np.float32(np.nan) if lost else variance[x]
 
 
 @_inline
@@ -129,6 +156,13 @@ def _one_row(step, terms, scale, a, y, values, variance, mask):
     if step == _BIAS:
         bias = terms.bias
         _subtract(values, variance, mask, bias.image[a, y, :nx], bias.variance[a, y, :nx], bias.mask[a, y, :nx], scale)
+    elif step == _LINEARITY:
+        curves, one = terms.curves, np.float32(1)
+        if scale != one:
+            _multiply(values, one / scale)
+        linearize_row(values, variance, mask, curves.table[a], np.float32(curves.per_adu), curves.ceiling[a], _SUSPECT)
+        if scale != one:
+            _multiply(values, scale)
     elif step == _GAIN:
         _to_electrons(values, variance, terms.gain[a])
     elif step == _DARK:
@@ -137,24 +171,40 @@ def _one_row(step, terms, scale, a, y, values, variance, mask):
 
 
 @_inline
+def _all_amplifiers(coupling, y, values, variance, mask, scratch):
+    """Remove crosstalk from the rows of all amplifiers."""
+    if coupling.others.size:
+        for a in range(len(values)):
+            row, others = values[a], coupling.others[a, y]
+            for x in range(row.size):
+                row[x] -= others[x]
+    crosstalk_rows(
+        values, variance, coupling.targets, coupling.sources, coupling.linear, coupling.quadratic,
+        scratch, coupling.ceiling, mask, _REACHED,
+    )  # fmt: skip
+
+
+@_inline
 def _run(counts, boxes, steps, terms, image, variance, mask):
     """Correct all rows; boxes (amplifier, 4) are y0, x0, ny, nx of the light-sensitive pixels."""
-    n, rows, _ = image.shape
+    n, rows, columns = image.shape
     scale = np.ones(n, np.float32)
+    values, error, flags = np.empty((n, columns), np.float32), np.empty((n, columns), np.float32), mask[:, 0, :].copy()
+    scratch = np.empty((3, n, columns), np.float32)
     for y in range(rows):
-        scale[:] = 1
+        scale[:], values[:], error[:], flags[:] = 1, np.nan, np.nan, _NO_DATA
         for a in range(n):
             y0, x0, ny, nx = boxes[a]
-            nx = nx if y < ny else 0
-            image[a, y, nx:], variance[a, y, nx:], mask[a, y, nx:] = np.nan, np.nan, _NO_DATA
-            if nx:
+            if y < ny:
                 row = counts[a, y0 + y, x0 : x0 + nx]
-                _load(row, terms.level[a, y], terms.noise[a], image[a, y, :nx], variance[a, y, :nx], mask[a, y, :nx])
+                _load(row, terms.level[a, y], terms.noise[a], values[a, :nx], error[a, :nx], flags[a, :nx])
         for step in steps:
+            if step == _CROSSTALK:
+                _all_amplifiers(terms.coupling, y, values, error, flags, scratch)
+                continue
             for a in range(n):
                 nx = boxes[a, 3] if y < boxes[a, 2] else 0
-                _one_row(step, terms, scale[a], a, y, image[a, y, :nx], variance[a, y, :nx], mask[a, y, :nx])
+                _one_row(step, terms, scale[a], a, y, values[a, :nx], error[a, :nx], flags[a, :nx])
                 scale[a] = terms.gain[a] if step == _GAIN else scale[a]
         for a in range(n):
-            nx = boxes[a, 3] if y < boxes[a, 2] else 0
-            _finish(image[a, y, :nx], variance[a, y, :nx], mask[a, y, :nx])
+            _finish(values[a], error[a], flags[a], image[a, y], variance[a, y], mask[a, y])

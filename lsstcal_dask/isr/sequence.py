@@ -14,35 +14,39 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsstcal_dask.errors import WrongUse
+from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.isr import rows
 from lsstcal_dask.isr.bias import bias_jitter, overscan_levels
+from lsstcal_dask.isr.bleed import flag_bleeding
 from lsstcal_dask.isr.cosmics import CosmicConfig, flag_cosmics
+from lsstcal_dask.isr.crosstalk import own_entries
 from lsstcal_dask.isr.dark import dark_seconds
 from lsstcal_dask.isr.defects import flag_defects
 from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.gain import gains_of
 from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate
+from lsstcal_dask.isr.linearity import tables
 from lsstcal_dask.isr.overscan import OverscanConfig
 
-__all__ = ["NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "correct"]
+__all__ = ["NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "correct", "electrons"]
 
-_AFTER: Final = ("defects", "edges", "cosmics", "interpolation")
+_AFTER: Final = ("saturation", "defects", "edges", "cosmics", "interpolation")
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
-    "lupton2016": ("overscan", "bias", "gain", "dark", *_AFTER),
-    "physical": ("overscan", "bias", "gain", "dark", *_AFTER),
-    "rubin": ("overscan", "gain", "bias", "dark", *_AFTER),
+    "lupton2016": ("overscan", "bias", "linearity", "gain", "crosstalk", "dark", *_AFTER),
+    "physical": ("overscan", "bias", "linearity", "gain", "crosstalk", "dark", *_AFTER),
+    "rubin": ("overscan", "gain", "crosstalk", "linearity", "bias", "dark", *_AFTER),
 }
 """Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 
-NEEDED: Final = {"bias": "bias", "gain": "gain", "dark": "dark", "defects": "defects"}
+NEEDED: Final = {step: step for step in ("bias", "linearity", "gain", "crosstalk", "dark", "saturation", "defects")}
 """The product that a correction applies."""
 
-OPTIONAL: Final = frozenset({"defects"})
+OPTIONAL: Final = frozenset({"linearity", "crosstalk", "saturation", "defects"})
 """Corrections that are left out, with a remark, where their product was never built."""
 
-_IN_ELECTRONS: Final = ("dark", "cosmics")
+_IN_ELECTRONS: Final = ("crosstalk", "dark", "saturation")
 
 
 class IsrConfig(BaseModel):
@@ -76,12 +80,18 @@ def check_steps(skip: frozenset[str]) -> None:
     """
     if unknown := sorted(skip - set(NEEDED)):
         raise WrongUse(f"unknown correction {unknown[0]!r} to skip: choose from {', '.join(NEEDED)}")
-    left = [step for step in _IN_ELECTRONS if step in NEEDED and step not in skip]
+    left = [step for step in _IN_ELECTRONS if step not in skip]
     if "gain" in skip and left:
         raise WrongUse(f"without gain there are no electrons: skip {', '.join(left)} too")
 
 
-def correct(raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig = IsrConfig()) -> Frame:
+def correct(
+    raw: RawFrame,
+    site: Site,
+    products: Mapping[str, xr.Dataset],
+    config: IsrConfig = IsrConfig(),
+    others: np.ndarray | None = None,
+) -> Frame:
     """Apply the corrections of an order whose products are given; those without a product always.
 
     Parameters
@@ -89,6 +99,8 @@ def correct(raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], confi
     raw : counts of one CCD.
     products : by name, of this detector; a correction without its product is left out,
         which is for the caller to allow.
+    others : (amplifier, y, x) float32, electron, that other CCDs leave in this one: see `electrons` and
+        `isr.crosstalk.from_others`.
 
     Returns
     -------
@@ -101,29 +113,49 @@ def correct(raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], confi
         The dark time is missing or negative, and there is a dark.
     """
     steps = [step for step in ORDERS[config.order] if step not in NEEDED or step in products]
-    frame = _correct_rows(raw, site, [step for step in steps if step in rows.STEPS], products, config)
+    frame = _correct_rows(raw, site, [step for step in steps if step in rows.STEPS], products, config, others)
     for step in steps:
         if step in _FRAME_STEPS:
             frame = _FRAME_STEPS[step](frame, site, products, config)
     return frame
 
 
+def electrons(
+    raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig = IsrConfig()
+) -> np.ndarray:
+    """Image (amplifier, y, x) float32, electron, of a CCD before its crosstalk is removed: what others see of it."""
+    order = ORDERS[config.order]
+    steps = [step for step in order[: order.index("crosstalk")] if step in rows.STEPS and step in products]
+    return _correct_rows(raw, site, steps, products, config, None).image
+
+
 def _correct_rows(
-    raw: RawFrame, site: Site, steps: list[str], products: Mapping[str, xr.Dataset], config: IsrConfig
+    raw: RawFrame,
+    site: Site,
+    steps: list[str],
+    products: Mapping[str, xr.Dataset],
+    config: IsrConfig,
+    others: np.ndarray | None,
 ) -> Frame:
     level, row_variance, noise = overscan_levels(raw, site.shape, config.overscan)
     terms = rows.Terms(
         level=level,
         noise=noise,
-        bias=_plane(raw, products.get("bias")),
         gain=_gain(raw, products.get("gain")),
-        dark=_plane(raw, products.get("dark")),
         seconds=dark_seconds(raw, site.shape[0]) if "dark" in steps else np.zeros(site.shape[0], np.float32),
+        bias=_plane(raw, products["bias"]) if "bias" in steps else rows.Plane(),
+        curves=_curves(raw, products["linearity"]) if "linearity" in steps else rows.Curves(),
+        coupling=_coupling(raw, products, others) if "crosstalk" in steps else rows.Coupling(),
+        dark=_plane(raw, products["dark"]) if "dark" in steps else rows.Plane(),
     )
     image, variance, mask = rows.correct_rows(raw, site.shape, steps, terms)
     row_variance = _row_variance(raw, row_variance, steps, products, terms)
     units = "electron" if "gain" in steps else "adu"
     return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, units)
+
+
+def _saturation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return flag_bleeding(frame, _wells(products["saturation"], frame.detector))
 
 
 def _defects(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
@@ -143,6 +175,7 @@ def _interpolation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset],
 
 
 _FRAME_STEPS: Final[dict[str, Callable[[Frame, Site, Mapping[str, xr.Dataset], IsrConfig], Frame]]] = {
+    "saturation": _saturation,
     "defects": _defects,
     "edges": _edges,
     "cosmics": _cosmics,
@@ -150,12 +183,32 @@ _FRAME_STEPS: Final[dict[str, Callable[[Frame, Site, Mapping[str, xr.Dataset], I
 }
 
 
-def _plane(raw: RawFrame, product: xr.Dataset | None) -> rows.Plane:
+def _plane(raw: RawFrame, product: xr.Dataset) -> rows.Plane:
     """Image, variance and mask of a product, in the order of the amplifiers."""
-    if product is None:
-        return rows.no_plane()
     part = product.sel(amplifier=[a.name for a in raw.detector.amplifiers])
     return rows.Plane(*(part[name].values for name in rows.Plane._fields))
+
+
+def _curves(raw: RawFrame, product: xr.Dataset) -> rows.Curves:
+    found = tables(product.sel(amplifier=[a.name for a in raw.detector.amplifiers]))
+    return rows.Curves(found.table, found.per_adu, found.ceiling)
+
+
+def _coupling(raw: RawFrame, products: Mapping[str, xr.Dataset], others: np.ndarray | None) -> rows.Coupling:
+    """Coefficients within the CCD; sources count up to the full well, where that is known."""
+    entries = own_entries(products["crosstalk"], raw.detector)
+    ceiling = np.full(len(raw.detector.amplifiers), np.inf, np.float32)
+    if "saturation" in products:
+        well = _wells(products["saturation"], raw.detector)
+        ceiling = np.where(np.isfinite(well), well, np.inf).astype(np.float32)
+    parts = (np.ascontiguousarray(part) for part in (entries.targets, entries.sources, entries.linear))
+    quadratic = np.ascontiguousarray(entries.quadratic)
+    return rows.Coupling(*parts, quadratic, ceiling, rows.Coupling().others if others is None else others)
+
+
+def _wells(saturation: xr.Dataset, detector: Detector) -> np.ndarray:
+    """Full wells (amplifier,), electron; NaN where unknown."""
+    return np.asarray(saturation["well_bloom"].sel(amplifier=[a.name for a in detector.amplifiers]).values, float)
 
 
 def _gain(raw: RawFrame, product: xr.Dataset | None) -> np.ndarray:

@@ -285,8 +285,8 @@ def test_every_order_has_every_correction():
 
 
 def test_corrections_that_others_need_are_not_skipped():
-    check_steps(frozenset({"gain", "dark"}))
-    with pytest.raises(WrongUse, match="without gain there are no electrons: skip dark"):
+    check_steps(frozenset({"gain", "dark", "crosstalk", "saturation"}))
+    with pytest.raises(WrongUse, match="without gain there are no electrons: skip crosstalk, dark, saturation too"):
         check_steps(frozenset({"gain"}))
     with pytest.raises(WrongUse, match="unknown correction 'flat' to skip: choose from bias"):
         check_steps(frozenset({"flat", "gain"}))
@@ -307,6 +307,24 @@ def test_rows_at_once_equal_step_by_step(order, dtype):
         product["variance"][:] = rng.random(shape)
         product["mask"][:] = rng.choice([0, SUSPECT, NO_DATA], shape, p=[0.8, 0.1, 0.1])
     products = {"bias": bias, "dark": dark, "gain": gains(1.5, 1.4, np.nan, names=names)}
+    level = np.array([[0, 1e4, 3e4, 7e4, np.nan], [0, 2e4, 4e4, 5e4, 6e4], [0, 2e4, 4e4, 5e4, 6e4]])
+    products["linearity"] = xr.Dataset(
+        {
+            "linearity_level": (("amplifier", "node"), level),
+            "linearity_correction": (("amplifier", "node"), 1e-7 * level**2),
+            "linearity_ceiling": ("amplifier", [5e4, 4e4, 3e4]),
+        },
+        coords={"amplifier": list(names)},
+    )
+    coefficients = rng.normal(0, 1e-3, (3, 3)) * (1 - np.eye(3))
+    coefficients[2] = 0
+    products["crosstalk"] = xr.Dataset(
+        {
+            "crosstalk": (("amplifier", "source"), coefficients),
+            "crosstalk_quadratic": (("amplifier", "source"), 1e-9 * (coefficients != 0)),
+        },
+        coords={"amplifier": list(names), "source": [f"R22_S11/{name}" for name in names], "detector": "R22_S11"},
+    )
     raw = raw_frame(*three, counts=counts)
     raw = replace(raw, detector=replace(raw.detector, row_time=0.3))
     found, wanted = (
