@@ -41,7 +41,7 @@ __all__ = [
     "write_detector",
 ]
 
-_MAIN = ("image", "gain")
+_MAIN = ("image", "gain", "gain_relative")
 """Variables without which an amplifier of a product is of no use."""
 
 
