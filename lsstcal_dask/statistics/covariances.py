@@ -37,20 +37,28 @@ def covariances(image: NDArray[np.floating], good: NDArray[np.bool_], max_lag: i
     ([[1.0, -1.0], [1.0, -1.0]], [[4, 2], [2, 2]])
     """
     ny, nx = good.shape
-    products, pairs = _products(_padded(image, good, max_lag), ny, nx, max_lag), _pairs(good, max_lag)
+    padded, squares = _padded(image, good, max_lag)
+    products, pairs = _products(padded, ny, nx, max_lag), _pairs(good, max_lag)
+    products[0, 0] = squares
     with np.errstate(invalid="ignore", divide="ignore"):
         return products / pairs, pairs
 
 
 @njit(nogil=True, cache=True)
 def _padded(image, good, max_lag):  # type: ignore[no-untyped-def]
-    """Good pixels in float32 with room for every lag around them, zero elsewhere."""
+    """Good pixels in float32 with room for every lag around them, zero elsewhere; and the sum of their squares.
+
+    Squares only add up, so their sum needs float64; products of two pixels have either sign.
+    """
     ny, nx = good.shape
+    squares = 0.0
     padded = np.zeros((ny + ny % 2 + max_lag + 1, nx + 2 * max_lag + _GROUP), np.float32)
     for y in range(ny):
         for x in range(nx):
-            padded[y, x + max_lag] = np.float32(image[y, x]) if good[y, x] else np.float32(0)
-    return padded
+            value = np.float64(image[y, x]) if good[y, x] else 0.0
+            padded[y, x + max_lag] = np.float32(value)
+            squares += value * value
+    return padded, squares
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
