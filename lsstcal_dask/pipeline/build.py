@@ -120,8 +120,8 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
-    upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     recipe.check(raw, settings)
+    upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     pointer = Pointer(
         name=recipe.name,
         valid_from=start,
