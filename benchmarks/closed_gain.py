@@ -207,11 +207,11 @@ def jump(seeds: int) -> list[Row]:
 
 
 def muons(seeds: int) -> list[Row]:
-    """Epochs of tracks in 20 darks of 300 s, at ten times the rate of the sea level: of a CCD as large as ten."""
+    """Epochs of tracks in 20 darks of 300 s, at thirty times the rate of the sea level."""
     pulls, errors = [], []
     for seed in range(seeds):
         settings = Settings().without(WITHOUT)
-        site = Observatory(2000 + seed, CAMERA, settings.model_copy(update={"cosmic_rays": CosmicRays(rate=10.0)}))
+        site = Observatory(2000 + seed, CAMERA, settings.model_copy(update={"cosmic_rays": CosmicRays(rate=30.0)}))
         name = CAMERA.detectors[seed % 9].name
         detector, raw = site.camera.detector(name), make_raw(site, day(site, biases=10, darks=40), name)
         products = {"bias": bias_product(raw, detector)}
