@@ -127,8 +127,8 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
-    upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     recipe.check(raw, settings)
+    upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     pointer = Pointer(
         name=recipe.name,
         valid_from=start,
@@ -223,7 +223,10 @@ def _upstream(
                     failed[det] = str(error)
                 else:
                     without.setdefault(name, []).append(str(error))
-    remarks = [f"made without {name} for {len(why)} detectors ({why[0]})" for name, why in without.items()]
+    remarks = [
+        f"{NOTE if RECIPES[name].optional else ''}made without {name} for {len(why)} detectors ({why[0]})"
+        for name, why in without.items()
+    ]
     return found, failed, remarks
 
 

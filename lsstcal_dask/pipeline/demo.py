@@ -102,7 +102,11 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     say(f"  {len(report.ingested)} frames ingested")
     say(f"$ lsstcal build {url}")
     for name, built in build(store, [], Config(), compute):
-        say(f"  {name} {_pointer(built).version}: {_pointer(built).verdict}")
+        say(
+            f"  not built: {built.note}"
+            if built.note
+            else f"  {name} {_pointer(built).version}: {_pointer(built).verdict}"
+        )
     site = open_observatory(store)
     (science,) = exposures("night", _PLAN, site.settings, site.camera)
     say(f"$ lsstcal calibrate {url} {science.name}")

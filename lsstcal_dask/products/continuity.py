@@ -27,7 +27,9 @@ __all__ = [
     "continuity_amplifiers",
     "edge_step",
     "find_edges",
+    "gain_changes",
     "gain_ratios",
+    "mean_flats",
     "relative_gains",
     "solve_steps",
 ]
@@ -36,6 +38,7 @@ OUTPUTS: Final = {"gain_relative": Output("float64"), "gain_relative_error": Out
 
 _BLOCK: Final = 8  # flats of an amplifier in memory at once
 _HUBER: Final = 3.0  # errors beyond which a step counts less
+_CAUCHY: Final = 4.0  # errors at which a column counts half
 _LEAST: Final = 1e-6  # scatter of a flat, so that one without noise has weights
 
 
@@ -108,11 +111,21 @@ def edge_step(low: np.ndarray, high: np.ndarray, config: ContinuityConfig = Cont
     error = scatter / np.sqrt(np.isfinite(flat).sum(axis=0)) / level
     side = np.repeat([-1.0, 1.0], len(distance))
     scaled = side * np.tile(distance, 2) / reach
-    terms = np.stack([side / 2, *(scaled**power for power in range(config.order + 1))], axis=1) / error[:, None]
-    target = np.log(level) / error
-    inverse = np.linalg.inv(terms.T @ terms)
-    found = inverse @ (terms.T @ target)
-    misfit = np.sum((target - terms @ found) ** 2) / (len(target) - terms.shape[1])
+    terms = np.stack([side / 2, *(scaled**power for power in range(config.order + 1))], axis=1)
+    return _fit_step(terms, np.log(level), error)
+
+
+def _fit_step(terms: np.ndarray, target: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """First coefficient of a least-squares fit and its error; columns that miss it, as bad ones do, count less."""
+    weight = np.ones(len(target))
+    for _ in range(20):
+        scaled = terms * (np.sqrt(weight) / error)[:, None]
+        inverse = np.linalg.inv(scaled.T @ scaled)
+        found = inverse @ (terms.T @ (weight * target / error**2))
+        pull = (target - terms @ found) / error
+        width = max(float(robust_sigma(pull)), 1.0)
+        weight = 1 / (1 + (pull / (_CAUCHY * width)) ** 2)
+    misfit = float(np.sum(weight * pull**2) / (np.sum(weight) - terms.shape[1]))
     return float(found[0]), float(np.sqrt(inverse[0, 0] * max(misfit, 1.0)))
 
 
@@ -195,6 +208,26 @@ def gain_ratios(
     return np.exp(value), np.exp(value) * error, remarks
 
 
+def gain_changes(
+    before: list[np.ndarray],
+    after: list[np.ndarray],
+    detector: Detector,
+    config: ContinuityConfig = ContinuityConfig(order=1),
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Relative gains of one epoch over those of another (amplifier,), errors, remarks: as `gain_ratios`.
+
+    The steps are those of the quotient of the mean flats, in which the sizes of pixels, dust and the shape of the
+    lamp cancel: only photon noise is left, and a change of a per mille stands out.
+
+    Parameters
+    ----------
+    before, after : (y, x) of each amplifier, the mean flats of two epochs, adu above the bias.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotients = [second / first for first, second in zip(before, after, strict=True)]
+    return gain_ratios(quotients, detector, config)
+
+
 def check_continuity(raw: xr.Dataset, config: ContinuityConfig) -> None:
     """Refuse too few flats.
 
@@ -224,14 +257,7 @@ def continuity_amplifiers(
     ------
     Name and Dataset (`OUTPUTS`, scalars) of an amplifier; NaN where no boundary leads to it, with a remark.
     """
-    where = np.flatnonzero((raw["exposure_type"].values == "flat") & raw["present"].values)
-    images, missing = [], {}
-    for amplifier in detector.amplifiers:
-        try:
-            images.append(_mean_flat(raw, where, amplifier, config, products))
-        except CalibrationError as reason:
-            images.append(np.empty((0, 0)))
-            missing[amplifier.name] = str(reason)
+    images, missing = mean_flats(raw, detector, config, products)
     try:
         value, error, remarks = gain_ratios(images, detector, config)
     except DegenerateSolution as nothing:
@@ -247,6 +273,24 @@ def continuity_amplifiers(
                 attrs={"remarks": own + (remarks if i == 0 else []), "summary": {"gain_relative": float(value[i])}},
             ),
         )
+
+
+def mean_flats(
+    raw: xr.Dataset, detector: Detector, config: ContinuityConfig, products: dict[str, xr.Dataset]
+) -> tuple[list[np.ndarray], dict[str, str]]:
+    """Mean flat (y, x) of each amplifier, adu, empty where there is none, and by name the reason why there is none.
+
+    Arguments are those of `continuity_amplifiers`.
+    """
+    where = np.flatnonzero((raw["exposure_type"].values == "flat") & raw["present"].values)
+    images, missing = [], {}
+    for amplifier in detector.amplifiers:
+        try:
+            images.append(_mean_flat(raw, where, amplifier, config, products))
+        except CalibrationError as reason:
+            images.append(np.empty((0, 0)))
+            missing[amplifier.name] = str(reason)
+    return images, missing
 
 
 def _mean_flat(

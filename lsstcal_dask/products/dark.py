@@ -9,6 +9,7 @@ from pydantic import Field
 
 from lsstcal_dask.errors import InsufficientInputs, UnitsError
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
+from lsstcal_dask.isr.linearity import curve as linearity_curve
 from lsstcal_dask.mapping import AmplifierResults, map_detectors
 from lsstcal_dask.products.combined import combine_detector, stack_outputs, stack_sizes
 from lsstcal_dask.products.exposures import Transform
@@ -64,7 +65,7 @@ def dark_amplifiers(
     ----------
     raw : ``counts`` (exposure, amplifier, y, x), adu, ``present`` and ``dark_time`` (exposure,).
     shape : (ny, nx) of the padded image.
-    products : ``bias`` (may be absent) and ``gain`` of this detector, read lazily.
+    products : ``bias`` and ``linearity`` (may be absent) and ``gain`` of this detector, read lazily.
 
     Yields
     ------
@@ -81,7 +82,8 @@ def dark_amplifiers(
         return Transform(gain / seconds, _bias_part(products, amplifier, "image"), gain)
 
     def finish(amplifier: Amplifier, terms: Transform, stack: Stack) -> tuple[Stack, list[str], dict[str, Any]]:
-        stack = _per_second(_with_bias_noise(stack, products, amplifier, terms), seconds, detector.row_time)
+        stack = _with_bias_noise(_linear(stack, products, amplifier, terms), products, amplifier, terms)
+        stack = _per_second(stack, seconds, detector.row_time)
         area = amplifier.data.shape[0] * amplifier.data.shape[1] * (detector.pixel_mm / 10) ** 2
         minutes = seconds[stack.accepted].sum() / 60
         summary = {
@@ -92,6 +94,25 @@ def dark_amplifiers(
         return stack, _more_needed(stack), summary
 
     return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish)
+
+
+def _linear(stack: Stack, products: dict[str, xr.Dataset], amplifier: Amplifier, terms: Transform) -> Stack:
+    """Correct hot pixels, all that is bright in a dark, for the linearity of the amplifier.
+
+    Each exposure had the combined rate for its own time: what linearity adds to each is weighted as the exposures were.
+    """
+    if "linearity" not in products:
+        return stack
+    curve = products["linearity"].sel(amplifier=amplifier.name)
+    level = curve["linearity_level"].values
+    if not np.isfinite(level).any():
+        raise InsufficientInputs("no linearity curve for this amplifier: see the remarks of 'linearity'")
+    law = linearity_curve(level, curve["linearity_correction"].values)
+    added = np.zeros_like(stack.value)
+    for scale in np.unique(terms.scale):
+        share = stack.weight[terms.scale == scale].sum()
+        added += (share * scale * law(stack.value / scale)).astype(np.float32)
+    return replace(stack, value=stack.value + added)
 
 
 def _per_second(stack: Stack, seconds: np.ndarray, row_time: float) -> Stack:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
-from scipy.interpolate import Akima1DInterpolator
 
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier
+from lsstcal_dask.isr.linearity import curve
 from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
 
 __all__ = ["ReadNoise", "amplifier_images", "find_pairs", "present_pairs"]
@@ -114,9 +114,7 @@ def amplifier_images(
 
 def _linear(images: np.ndarray, linearity: xr.Dataset) -> np.ndarray:
     """Images, adu, plus the Akima spline through the nodes of their curve, which does not go on beyond the last."""
-    level, correction = (linearity[name].values for name in ("linearity_level", "linearity_correction"))
-    known = np.isfinite(level) & np.isfinite(correction)
-    if known.sum() < 3:
+    level = linearity["linearity_level"].values
+    if not np.isfinite(level).any():
         raise InsufficientInputs("no linearity curve for this amplifier: see the remarks of 'linearity'")
-    curve = Akima1DInterpolator(level[known], correction[known], method="akima")
-    return np.asarray(images + curve(np.clip(images, 0.0, level[known][-1])))
+    return np.asarray(images + curve(level, linearity["linearity_correction"].values)(images))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 __all__ = ["covariances"]
 
-_GROUP = 9
-"""Lags summed in one pass over a pair of rows: a pixel is loaded once for all of them."""
+_GROUP = 6
+"""Lags summed in one pass, for two rows at once: as many sums as registers hold, so that pixels are loaded rarely."""
 
 
 def covariances(image: NDArray[np.floating], good: NDArray[np.bool_], max_lag: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,55 +37,73 @@ def covariances(image: NDArray[np.floating], good: NDArray[np.bool_], max_lag: i
     ([[1.0, -1.0], [1.0, -1.0]], [[4, 2], [2, 2]])
     """
     ny, nx = good.shape
-    products, pairs = _products(_padded(image, good, max_lag), ny, nx, max_lag), _pairs(good, max_lag)
+    padded, squares = _padded(image, good, max_lag)
+    products, pairs = _products(padded, ny, nx, max_lag), _pairs(good, max_lag)
+    products[0, 0] = squares
     with np.errstate(invalid="ignore", divide="ignore"):
         return products / pairs, pairs
 
 
 @njit(nogil=True, cache=True)
 def _padded(image, good, max_lag):  # type: ignore[no-untyped-def]
-    """Good pixels in float32 with room for every lag around them, zero elsewhere."""
+    """Good pixels in float32 with room for every lag around them, zero elsewhere; and the sum of their squares.
+
+    Squares only add up, so their sum needs float64; products of two pixels have either sign.
+    """
     ny, nx = good.shape
-    padded = np.zeros((ny + max_lag, nx + 2 * max_lag + _GROUP), np.float32)
+    squares = 0.0
+    padded = np.zeros((ny + ny % 2 + max_lag + 1, nx + 2 * max_lag + _GROUP), np.float32)
     for y in range(ny):
         for x in range(nx):
-            padded[y, x + max_lag] = np.float32(image[y, x]) if good[y, x] else np.float32(0)
-    return padded
+            value = np.float64(image[y, x]) if good[y, x] else 0.0
+            padded[y, x + max_lag] = np.float32(value)
+            squares += value * value
+    return padded, squares
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _nine(a, b):  # type: ignore[no-untyped-def]
-    """Sums of ``a`` times ``b`` shifted by 0 to 8 pixels."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = np.float32(0)
+def _twelve(a, b, c, sums):  # type: ignore[no-untyped-def]
+    """Fill ``sums`` with those of ``a`` and of ``b`` times ``c`` shifted by 0 to 5 pixels."""
+    a0 = a1 = a2 = a3 = a4 = a5 = np.float32(0)
+    b0 = b1 = b2 = b3 = b4 = b5 = np.float32(0)
     for x in range(a.size):
-        here = a[x]
-        s0 += here * b[x]
-        s1 += here * b[x + 1]
-        s2 += here * b[x + 2]
-        s3 += here * b[x + 3]
-        s4 += here * b[x + 4]
-        s5 += here * b[x + 5]
-        s6 += here * b[x + 6]
-        s7 += here * b[x + 7]
-        s8 += here * b[x + 8]
-    return s0, s1, s2, s3, s4, s5, s6, s7, s8
+        one, two = a[x], b[x]
+        c0, c1, c2, c3, c4, c5 = c[x], c[x + 1], c[x + 2], c[x + 3], c[x + 4], c[x + 5]
+        a0 += one * c0
+        a1 += one * c1
+        a2 += one * c2
+        a3 += one * c3
+        a4 += one * c4
+        a5 += one * c5
+        b0 += two * c0
+        b1 += two * c1
+        b2 += two * c2
+        b3 += two * c3
+        b4 += two * c4
+        b5 += two * c5
+    sums[0, 0], sums[0, 1], sums[0, 2], sums[0, 3], sums[0, 4], sums[0, 5] = a0, a1, a2, a3, a4, a5
+    sums[1, 0], sums[1, 1], sums[1, 2], sums[1, 3], sums[1, 4], sums[1, 5] = b0, b1, b2, b3, b4, b5
 
 
 @njit(nogil=True, cache=True)
 def _products(padded, ny, nx, max_lag):  # type: ignore[no-untyped-def]
     """Sums of products at the lags (0..max_lag, -max_lag..max_lag), those of +dx and -dx added up.
 
-    A row is summed in float32, in many partial sums at once, and the rows in float64.
+    A row is summed in float32, in many partial sums at once, and the rows in float64. Rows y and y + 1 go together:
+    row y + dy is at lag dy of the one and at lag dy - 1 of the other.
     """
-    total = np.zeros((max_lag + 1, 2 * max_lag + _GROUP))
-    for y in range(ny):
-        row = padded[y, max_lag : max_lag + nx]
-        for dy in range(max_lag + 1):
+    total = np.zeros((max_lag + 2, 2 * max_lag + _GROUP))  # the last row, of a lag too long, is not used
+    sums = np.zeros((2, _GROUP), np.float32)
+    for y in range(0, ny, 2):
+        first, second = padded[y, max_lag : max_lag + nx], padded[y + 1, max_lag : max_lag + nx]
+        for dy in range(max_lag + 2):
             other = padded[y + dy]
-            for first in range(0 if dy else max_lag, 2 * max_lag + 1, _GROUP):
-                sums = _nine(row, other[first : first + nx + _GROUP - 1])
+            for start in range(0 if dy > 1 else max_lag * (1 - dy), 2 * max_lag + 1, _GROUP):
+                _twelve(first, second, other[start : start + nx + _GROUP - 1], sums)
                 for i in range(_GROUP):
-                    total[dy, first + i] += sums[i]
+                    total[dy, start + i] += sums[0, i]
+                    if dy:
+                        total[dy - 1, start + i] += sums[1, i]
     folded = np.zeros((max_lag + 1, max_lag + 1))
     for dy in range(max_lag + 1):
         folded[dy, 0] = total[dy, max_lag]

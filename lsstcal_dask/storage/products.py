@@ -41,7 +41,7 @@ __all__ = [
     "write_detector",
 ]
 
-_MAIN = ("image", "gain", "linearity_level", "well_bloom", "well_serial", "well_adc", "background", "crosstalk_error")
+_MAIN = ("image", "gain")
 """Variables without which an amplifier of a product that has them is of no use."""
 
 

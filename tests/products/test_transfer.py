@@ -9,6 +9,7 @@ import xarray as xr
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.pipeline.recipes import RECIPES
+from lsstcal_dask.products import covariance_model
 from lsstcal_dask.products.covariance_model import Model, Points, fisher, fit_covariances, model_covariances
 from lsstcal_dask.products.pairs import pair_gain
 from lsstcal_dask.products.transfer import (
@@ -123,6 +124,29 @@ def test_fit_is_unbiased_with_right_errors(quadratic):
     assert np.all(np.abs(pulls.mean(axis=0)) < 3.5 / np.sqrt(n))
     assert np.all(np.abs(pulls.std(axis=0) - 1) < 3.5 / np.sqrt(2 * n))
     assert abs(np.mean(chi2)) < 3.5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_what_noise_of_the_parameters_does_is_taken_out(quadratic):
+    """Parameters drawn from their errors raise the model's mean; the step that makes up for it, by Monte Carlo."""
+    truth = model(3, 1e-6 if quadratic else 0.0)
+    points = Points(LADDER, model_covariances(LADDER, truth), counts(8192, 3))
+    matrix, right, _, _ = covariance_model._normal(points, truth, quadratic, READ / GAIN)
+    _, inverse = covariance_model._solve(matrix, right)
+    _, slope, variance = covariance_model._linear(points, truth, quadratic)
+    spread, rng, n = np.linalg.cholesky(inverse), np.random.default_rng(0), 600
+    draws = []
+    for _ in range(n):
+        step = spread @ rng.normal(size=len(inverse))
+        ends = [model_covariances(LADDER, covariance_model._moved(truth, sign * step)) for sign in (1, -1)]
+        raised = (sum(ends) / 2 - points.covariances).reshape(slope.shape[:2])
+        draws.append(inverse @ np.einsum("nlp,nl->p", slope, raised / variance))
+    found = covariance_model._noise_bias(points, truth, inverse)
+    for place in (0, 1, 10, 11, 13):  # ln g, n_00, a_00, a_01, a_10
+        error = np.std([draw[place] for draw in draws]) / np.sqrt(n)
+        assert found[place] == pytest.approx(np.mean([draw[place] for draw in draws]), abs=4 * error)
+    if not quadratic:
+        assert found[10] > 0.04 * np.sqrt(inverse[10, 10])  # of a_00, with the few coefficients that there are here
 
 
 def test_error_is_the_bound():
