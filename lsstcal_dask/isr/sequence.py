@@ -201,9 +201,14 @@ def _coupling(raw: RawFrame, products: Mapping[str, xr.Dataset], others: np.ndar
     if "saturation" in products:
         well = _wells(products["saturation"], raw.detector)
         ceiling = np.where(np.isfinite(well), well, np.inf).astype(np.float32)
-    parts = (np.ascontiguousarray(part) for part in (entries.targets, entries.sources, entries.linear))
-    quadratic = np.ascontiguousarray(entries.quadratic)
-    return rows.Coupling(*parts, quadratic, ceiling, rows.Coupling().others if others is None else others)
+    return rows.Coupling(
+        targets=np.ascontiguousarray(entries.targets),
+        sources=np.ascontiguousarray(entries.sources),
+        linear=np.ascontiguousarray(entries.linear),
+        quadratic=np.ascontiguousarray(entries.quadratic),
+        ceiling=ceiling,
+        others=rows.Coupling().others if others is None else np.ascontiguousarray(others, np.float32),
+    )
 
 
 def _wells(saturation: xr.Dataset, detector: Detector) -> np.ndarray:
