@@ -1,6 +1,7 @@
 """Apply the products to exposures: one task per detector, written as it comes, published per exposure."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import xarray as xr
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import Detector
+from lsstcal_dask.isr.crosstalk import Entries, coupled, from_others, raw_frame
 from lsstcal_dask.isr.frame import Frame, RawFrame
-from lsstcal_dask.isr.sequence import NEEDED, OPTIONAL, ORDERS, IsrConfig, Site, check_steps, correct
+from lsstcal_dask.isr.sequence import NEEDED, OPTIONAL, ORDERS, IsrConfig, Site, check_steps, correct, electrons
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
 from lsstcal_dask.pipeline.store import Store
@@ -98,11 +100,47 @@ def _calibrate_one(
     )
     template = _template(store, raw, "electron" if "gain" in steps else "adu", config.order)
     context = (store.url, Site(store.camera.image_shape, store.camera.vignetting_mm), config)
-    work = {}
-    for det, use in found.items():
-        versions = {step: (p.name, p.version) for step, p in use.items()}
-        work[det] = (_results, (context, store.camera.detector(det), versions))
+    sensors = {
+        det: _Sensor(store.camera.detector(det), {step: (p.name, p.version) for step, p in use.items()})
+        for det, use in found.items()
+    }
+    work = {
+        det: (_results, (context, sensor, _neighbours(store, raw, sensor, sensors))) for det, sensor in sensors.items()
+    }
     return run_version(store.url, pointer, template, raw, work, compute, progress)
+
+
+@dataclass(frozen=True)
+class _Sensor:
+    """A CCD and the versions of the products that correct it, by correction: name and version."""
+
+    detector: Detector
+    versions: Mapping[str, tuple[str, str]]
+
+    def products(self, url: str) -> dict[str, xr.Dataset]:
+        """The products of the CCD, read when they are used."""
+        return {
+            step: open_product(url, name, version, chunked=False).sel(detector=self.detector.name)
+            for step, (name, version) in self.versions.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Neighbour:
+    """Another CCD whose charge is seen in this one."""
+
+    sensor: _Sensor
+    raw: xr.Dataset  # its exposure, read lazily
+    entries: Entries
+
+
+def _neighbours(store: Store, raw: xr.Dataset, sensor: _Sensor, present: Mapping[str, _Sensor]) -> list[_Neighbour]:
+    """The CCDs, of those that are there, that couple to one."""
+    if "crosstalk" not in sensor.versions:
+        return []
+    product = sensor.products(store.url)["crosstalk"]
+    found = coupled(product, sensor.detector, store.camera)
+    return [_Neighbour(present[name], raw.sel(detector=name), own) for name, own in found.items() if name in present]
 
 
 def _left_out(skip: Sequence[str], without: Sequence[str]) -> list[str]:
@@ -132,25 +170,52 @@ def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template
 def _results(
     raw: xr.Dataset,
     context: tuple[str, Site, IsrConfig],
-    detector: Detector,
-    versions: Mapping[str, tuple[str, str]],
+    sensor: _Sensor,
+    neighbours: Sequence[_Neighbour],
 ) -> AmplifierResults:
     """What a worker does for one detector."""
     url, site, config = context
-    products: dict[str, xr.Dataset] = {
-        step: open_product(url, name, version, chunked=False).sel(detector=detector.name)
-        for step, (name, version) in versions.items()
-    }
-    counts = raw["counts"].sel(amplifier=[a.name for a in detector.amplifiers]).values
-    frame = correct(
-        RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts), site, products, config
-    )
+    detector, products = sensor.detector, sensor.products(url)
+    others = _from_neighbours(url, site, config, detector, neighbours) if neighbours else None
+    frame = correct(_raw_frame(raw, detector), site, products, config, others)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         if not result.attrs["summary"]["median"] and "gain" in products:
             gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
             result.attrs["remarks"] += [] if gain > 0 else ["its gain could not be measured"]
         yield amplifier.name, result
+
+
+def _raw_frame(raw: xr.Dataset, detector: Detector) -> RawFrame:
+    counts = raw["counts"].sel(amplifier=[a.name for a in detector.amplifiers]).values
+    return RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts)
+
+
+def _from_neighbours(
+    url: str, site: Site, config: IsrConfig, detector: Detector, neighbours: Sequence[_Neighbour]
+) -> np.ndarray:
+    """What other CCDs leave in one (amplifier, y, x), electron, trimmed: their amplifiers that couple are read."""
+    shape = _largest([one.sensor.detector for one in neighbours] + [detector])
+    images, entries = {}, {}
+    for one in neighbours:
+        name = one.sensor.detector.name
+        lit = np.unique(one.entries.sources)
+        part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
+        image = electrons(_raw_frame(one.raw, part), site, one.sensor.products(url), config)
+        images[name] = raw_frame(image, part, shape)
+        entries[name] = replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
+    seen = from_others(images, entries, detector)
+    out = np.zeros((len(seen), *site.shape), np.float32)
+    for i, amplifier in enumerate(detector.amplifiers):
+        ny, nx = amplifier.data.shape
+        out[i, :ny, :nx] = seen[(i, *amplifier.data.slices)]
+    return out
+
+
+def _largest(detectors: Sequence[Detector]) -> tuple[int, int]:
+    """Shape that holds the raw amplifiers of all."""
+    ny, nx = zip(*(a.raw_shape for d in detectors for a in d.amplifiers), strict=True)
+    return max(ny), max(nx)
 
 
 def _dataset(frame: Frame, i: int) -> xr.Dataset:
