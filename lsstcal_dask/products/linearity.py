@@ -271,7 +271,7 @@ def _limits(products: dict[str, xr.Dataset], amplifier: Amplifier) -> dict[str, 
     gain = np.nan
     if "gain" in products:
         gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
-    found = {}
+    found: dict[str, float] = {}
     for product, name in (("gain", "ptc_turnoff"), ("saturation", "ptc_turnoff"), ("saturation", "well_bloom")):
         if product in products and name in products[product]:
             value = products[product][name].sel(amplifier=amplifier.name)
