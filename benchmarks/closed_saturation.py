@@ -55,11 +55,12 @@ def raw_of(site: Observatory, taken: list) -> xr.Dataset:
     return xr.Dataset({"counts": (dims, np.array(counts)[:, None]), "present": present}, {**coords, **names})
 
 
-def true_gains(site: Observatory) -> xr.Dataset:
-    """Product ``gain`` of the truth, with an error of 0.1 %."""
+def noisy_gains(site: Observatory) -> xr.Dataset:
+    """Product ``gain``: the truth with an error of 0.1 %."""
     rows = amplifiers(site, site.camera.detectors[0])
     names = [row["amplifier"] for row in rows]
     values = np.array([row["gain"] for row in rows])
+    values = values * (1 + 1e-3 * np.random.default_rng(site.seed).standard_normal(len(values)))
     dims = ("detector", "amplifier")
     found = xr.Dataset(
         {"gain": (dims, values[None], {"units": "electron/adu"}), "gain_error": (dims, 1e-3 * values[None])},
@@ -98,7 +99,7 @@ def main() -> None:
         site = Observatory(seed, load_camera("mini1"), Settings().without(["crosstalk", "nonlinearity"]))
         detector = site.camera.detectors[0]
         taken = ladder(site)
-        found = measure_saturation(raw_of(site, taken), site.camera, {"gain": true_gains(site)}).isel(detector=0)
+        found = measure_saturation(raw_of(site, taken), site.camera, {"gain": noisy_gains(site)}).isel(detector=0)
         names = [a.name for a in detector.amplifiers]
         truth = full_well(seed, site.settings.saturation, detector)
         found = found.sel(amplifier=names).compute()
@@ -109,7 +110,7 @@ def main() -> None:
         pulls += list((found["well_bloom"].values - truth) / found["well_bloom_error"].values)
         low = site.settings.model_copy(update={"serial_clamp": SerialClamp(e2v=120e3)})
         other = Observatory(seed, site.camera, low)
-        found = measure_saturation(raw_of(other, taken), site.camera, {"gain": true_gains(site)}).isel(detector=0)
+        found = measure_saturation(raw_of(other, taken), site.camera, {"gain": noisy_gains(site)}).isel(detector=0)
         found = found.sel(amplifier=names).compute()
         serial += list(found["well_serial"].values / serial_full_well(seed, low.serial_clamp, detector) - 1)
         one, two = footprints(site, taken[::3])

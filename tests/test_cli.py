@@ -75,7 +75,7 @@ def test_help_lists_the_commands():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build", "{store}", "nonsense"], "unknown product 'nonsense': choose from bias, gain, dark"),
+        (["build", "{store}", "nonsense"], "unknown product 'nonsense': choose from bias, linearity, gain, dark"),
         (["build", "{store}", "bias", "--valid-from", "yesterday"], "'yesterday' is not a time"),
         (["build", "{store}", "bias", "--valid-until", "2026-13-01"], "'2026-13-01' is not a time"),
         (["build", "{store}", "bias", "--valid-until", "NaT"], "'NaT' is not a time: write it in UTC as"),

@@ -62,6 +62,7 @@ class Built:
     new: bool = False  # False if this very product was there already
     errors: list[str] = field(default_factory=list)
     note: str = ""  # why nothing was attempted
+    empty: bool = False  # nothing could be made of these exposures, of any detector
 
 
 def build(
@@ -94,7 +95,9 @@ def build(
                     f"{name}: no exposures of type {' or '.join(RECIPES[name].types)}: ingest some (--type)"
                 )
             for part in sets:
-                yield name, _build_one(run, RECIPES[name], part)
+                made = _build_one(run, RECIPES[name], part)
+                unasked = made.empty and RECIPES[name].optional and not names
+                yield name, Built(None, note=made.errors[0]) if unasked else made
         except CalibrationError as error:
             short = RECIPES[name].optional and isinstance(error, InsufficientInputs | DegenerateSolution)
             unasked = not names and (short or not sets)
@@ -141,7 +144,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     )
     names = [str(name) for name in raw["detector"].values if str(name) not in failed]
     if not names:
-        return Built(None, errors=failures(recipe.name, failed))
+        return Built(None, errors=failures(recipe.name, failed), empty=True)
     raw = raw.sel(detector=names)
     template, work = _template(run.store, recipe, raw), _work(run.store, recipe, settings, names, upstream)
     return run_version(run.store.url, pointer, template, raw, work, run.compute, run.progress)
@@ -293,7 +296,7 @@ def run_version(
     for det in [det for det, marker in done.items() if not marker["usable"]]:
         failed[det] = "no usable amplifier: " + "; ".join(done.pop(det)["remarks"][:1])
     if not done:
-        return Built(None, errors=failures(pointer.name, failed))
+        return Built(None, errors=failures(pointer.name, failed), empty=True)
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
 
 

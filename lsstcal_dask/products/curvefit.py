@@ -301,9 +301,7 @@ def _knots(ladder: Ladder, low: int, high: int, corner: float) -> tuple[float, .
     grid = np.linspace(0.1 * top, top, 1001)
     density = np.where(grid > 0.7 * top, 2.0, 1.0) + (np.abs(grid - corner) < 0.1 * top)
     share = np.cumsum(density) / density.sum()
-    faint: list[float] | np.ndarray = []
-    if low:
-        faint = np.geomspace(max(2 * levels[0], 2e-3 * top), 0.1 * top, low + 1)[:low]
+    faint = np.geomspace(max(2 * levels[0], 2e-3 * top), 0.1 * top, low + 1)[:low]
     wanted = [*faint, *np.interp((np.arange(high) + 0.5) / max(high, 1), share, grid)]
     kept: list[float] = []
     for knot in wanted:

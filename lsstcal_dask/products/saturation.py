@@ -121,8 +121,8 @@ def _levels(
             continue
         columns.append(plateau_runs(one.image, noise, scale.gain, axis=0, floor=floor))
         rows.append(plateau_runs(one.image, noise, scale.gain, axis=1, floor=floor))
-        if len(columns[-1]):
-            level, wide = float(np.median(columns[-1][:, 0])), _with_overscan(one, amplifier)
+        if len(full := np.concatenate([columns[-1], rows[-1]])):
+            level, wide = float(np.median(full[:, 0])), _with_overscan(one, amplifier)
             leans.append(row_lean(wide, level))
             # nothing but the register brings charge into the overscan
             overflow |= (wide[:, amplifier.data.shape[1] :][:, :1] > 0.3 * level).sum() >= _ROWS
@@ -140,6 +140,8 @@ def _levels(
         scale.put(values, "well_bloom", *_better(plateau, from_spots))
     if clipped:
         scale.put(values, "well_adc", float(np.median(clipped)), 0.5)
+    if not np.isfinite([values[name] for name in ("well_bloom", "well_serial", "well_adc")]).any():
+        remarks.append(f"{NOTE}nothing saturates: its full well is above what these exposures hold")
     return values | _copied(products, amplifier, scale)
 
 

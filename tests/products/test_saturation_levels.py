@@ -275,3 +275,9 @@ def test_streaks_that_go_on_into_the_overscan_are_of_the_register():
     truth = serial_full_well(1, SerialClamp(e2v=100e3), DETECTOR)
     np.testing.assert_allclose(found["well_serial"], truth, rtol=2e-3)
     assert np.isnan(found["well_bloom"]).all()
+
+
+def test_exposures_that_saturate_nowhere_say_so():
+    assert remarks(ladder(well=False), {"gain": gains().isel(detector=0)})["C00"][-1].startswith(
+        "note: nothing saturates"
+    )
