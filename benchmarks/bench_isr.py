@@ -138,9 +138,8 @@ def by_dask(raw: RawFrame, site: Site, products: dict[str, xr.Dataset]) -> tuple
 def measure(rounds: int) -> dict[str, float]:
     """Median processor seconds of each."""
     raw, site, products = inputs()
-    traffic = sum(
-        p[k].values.nbytes for p in (products["bias"], products["dark"]) for k in ("image", "variance", "mask")
-    )
+    planes = (products["bias"], products["dark"])
+    traffic = sum(p[k].values.nbytes for p in planes for k in ("image", "variance", "mask"))
     traffic += raw.counts.nbytes + int(np.prod(raw.counts.shape[:1] + site.shape)) * 10
     line = np.ones(traffic // 4, np.float32)
     config = IsrConfig(edge=0)

@@ -17,7 +17,10 @@ def flag_edges(frame: Frame, edge: int, vignetting_mm: tuple[float, float] | Non
 
     Pixels that nothing of the pupil reaches have NO_DATA, and are NaN.
     """
-    mask = frame.mask | position_flags(frame.detector, frame.mask.shape[1:], edge, vignetting_mm)
+    flags = position_flags(frame.detector, frame.mask.shape[1:], edge, vignetting_mm)
+    mask = frame.mask | flags
+    if not (flags & MASK_BITS["NO_DATA"]).any():
+        return frame.with_(mask=mask)
     lost = mask & MASK_BITS["NO_DATA"] > 0
     image, variance = (np.where(lost, np.float32(np.nan), values) for values in (frame.image, frame.variance))
     return frame.with_(image=image, variance=variance, mask=mask)

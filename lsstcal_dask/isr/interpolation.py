@@ -46,6 +46,8 @@ def interpolate(frame: Frame, config: InterpolationConfig = InterpolationConfig(
 
     Pixels with NO_DATA stay NaN. Amplifiers are filled each by itself.
     """
+    if not (frame.mask & _FILLED).any():
+        return frame
     image, variance, mask = frame.image.copy(), frame.variance.copy(), frame.mask.copy()
     for i, amplifier in enumerate(frame.detector.amplifiers):
         ny, nx = amplifier.data.shape

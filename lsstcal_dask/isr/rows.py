@@ -37,11 +37,12 @@ _NONE: Final = np.empty((0, 0, 0), np.float32)
 
 
 class Plane(NamedTuple):
-    """An image to subtract; all (amplifier, y, x), empty where there is none."""
+    """An image to subtract; all (amplifier, y, x), empty where there is none, in an order of their own."""
 
     image: np.ndarray = _NONE  # float32
     variance: np.ndarray = _NONE  # float32
     mask: np.ndarray = np.empty((0, 0, 0), np.uint16)
+    places: np.ndarray = np.empty(0, np.int64)  # (amplifier,) of the counts' amplifiers in it
 
 
 class Curves(NamedTuple):
@@ -114,9 +115,10 @@ def _load(counts, level, noise, values, variance, mask):
 
 
 @_inline
-def _subtract(values, variance, mask, image, error, flags, factor):
+def _subtract(values, variance, mask, plane, a, y, factor):
     """Subtract ``factor`` times a row of a plane."""
-    square = factor * factor
+    place, nx, square = plane.places[a], values.size, factor * factor
+    image, error, flags = plane.image[place, y, :nx], plane.variance[place, y, :nx], plane.mask[place, y, :nx]
     for x in range(values.size):
         values[x] -= factor * image[x]
         variance[x] += square * error[x]
@@ -152,10 +154,8 @@ def _finish(values, variance, mask, image, error, flags):
 @_inline
 def _one_row(step, terms, scale, a, y, values, variance, mask):
     """Apply a correction that looks at one amplifier; ``scale`` is what made the units of ``values`` of adu."""
-    nx = values.size
     if step == _BIAS:
-        bias = terms.bias
-        _subtract(values, variance, mask, bias.image[a, y, :nx], bias.variance[a, y, :nx], bias.mask[a, y, :nx], scale)
+        _subtract(values, variance, mask, terms.bias, a, y, scale)
     elif step == _LINEARITY:
         curves, one = terms.curves, np.float32(1)
         if scale != one:
@@ -166,8 +166,7 @@ def _one_row(step, terms, scale, a, y, values, variance, mask):
     elif step == _GAIN:
         _to_electrons(values, variance, terms.gain[a])
     elif step == _DARK:
-        dark, time = terms.dark, terms.seconds[y]
-        _subtract(values, variance, mask, dark.image[a, y, :nx], dark.variance[a, y, :nx], dark.mask[a, y, :nx], time)
+        _subtract(values, variance, mask, terms.dark, a, y, terms.seconds[y])
 
 
 @_inline

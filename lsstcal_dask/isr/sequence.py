@@ -184,9 +184,12 @@ _FRAME_STEPS: Final[dict[str, Callable[[Frame, Site, Mapping[str, xr.Dataset], I
 
 
 def _plane(raw: RawFrame, product: xr.Dataset) -> rows.Plane:
-    """Image, variance and mask of a product, in the order of the amplifiers."""
-    part = product.sel(amplifier=[a.name for a in raw.detector.amplifiers])
-    return rows.Plane(*(part[name].values for name in rows.Plane._fields))
+    """Image, variance and mask of a product, as they are: reading it in another order would copy it."""
+    known = [str(name) for name in product["amplifier"].values]
+    if missing := [a.name for a in raw.detector.amplifiers if a.name not in known]:
+        raise KeyError(f"{raw.detector.name} {missing[0]}: is not in the product to subtract")
+    places = np.array([known.index(a.name) for a in raw.detector.amplifiers])
+    return rows.Plane(product["image"].values, product["variance"].values, product["mask"].values, places)
 
 
 def _curves(raw: RawFrame, product: xr.Dataset) -> rows.Curves:
