@@ -25,7 +25,7 @@ __all__ = [
     "validate",
 ]
 
-DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength")
+DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength", "node", "source")
 """Dimension names, singular, in the order they have in every array."""
 
 EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump")
@@ -72,6 +72,7 @@ class Variable:
 
 _PIXELS = ("amplifier", "y", "x")
 _AMPLIFIER = ("detector", "amplifier")
+_PAIR = ("detector", "amplifier", "source")  # target, target, source
 _IMAGE_UNITS = ("adu", "electron", "electron/s")
 
 VARIABLES: Final[dict[str, Variable]] = {
@@ -123,6 +124,29 @@ VARIABLES: Final[dict[str, Variable]] = {
     "gain_pair_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_pair`"),
     "read_noise": Variable(_AMPLIFIER, "f", ("adu", "electron"), "read noise from the overscan"),
     "read_noise_error": Variable(_AMPLIFIER, "f", ("adu", "electron"), "standard error of `read_noise`"),
+    # Linearity (¶3, §2)
+    "linearity_level": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "measured signal above the bias (Sec. 2.3)"),
+    "linearity_correction": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "true less measured signal; Akima between"),
+    "linearity_error": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "standard error of `linearity_correction`"),
+    "linearity_ceiling": Variable(_AMPLIFIER, "f", ("adu",), "measured signal above which the curve is unreliable"),
+    "linearity_turnoff": Variable(
+        _AMPLIFIER, "f", ("electron", "adu"), "signal above which no curve follows the light (Sec. 2.3)"
+    ),
+    # Saturation (¶7, §4)
+    "well_bloom": Variable(_AMPLIFIER, "f", ("electron",), "lowest charge that spills to a neighbour (Sec. 2.5)"),
+    "well_serial": Variable(_AMPLIFIER, "f", ("electron",), "charge that a packet of the serial register holds"),
+    "well_adc": Variable(_AMPLIFIER, "f", ("electron",), "charge at which the converter reads its largest count"),
+    "ptc_turnoff": Variable(_AMPLIFIER, "f", ("electron", "adu"), "signal at which the variance of flats stops rising"),
+    **{
+        f"{name}_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), f"standard error of `{name}`")
+        for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
+    },
+    # Crosstalk (¶5, ¶10f, §5)
+    "source": Variable(("source",), "OUT", ("",), "amplifier of the camera, as R22_S11/C10"),
+    "crosstalk": Variable(_PAIR, "f", ("electron/electron",), "part of a source in a target; NaN unmeasured, 0 none"),
+    "crosstalk_error": Variable(_PAIR, "f", ("electron/electron",), "standard error of `crosstalk`, of zeros too"),
+    "crosstalk_quadratic": Variable(_PAIR, "f", ("1/electron",), "part of a source squared in a target"),
+    "crosstalk_quadratic_error": Variable(_PAIR, "f", ("1/electron",), "standard error of `crosstalk_quadratic`"),
 }
 
 
