@@ -102,7 +102,7 @@ def worst(difference: np.ndarray, sigma: np.ndarray) -> tuple[int, float]:
     off = np.abs(difference) / sigma
     place = int(np.argmax(off))
     chance = float(erfc(off[place] / np.sqrt(2)))
-    if len(off) == 1 or chance < 1e-290:  # so small that the number of numbers does not matter
+    if len(off) == 1 or chance in (0.0, 1.0):  # the number of numbers does not matter
         return place, float(off[place])
     return place, float(np.sqrt(2) * erfcinv(-np.expm1(len(off) * np.log1p(-chance))))
 

@@ -81,7 +81,7 @@ def _write(product: str, own: xr.Dataset, place: tuple[Camera, Detector], where:
         return write_defects(folder, own["mask"].values, own["defect_kind"].values, place, date, form)
     path = location(folder, {"gain": "ptc", "linearity": "linearizer"}.get(product, product), detector.name, date, form)
     if product == "gain":
-        names = [name for name, array in own.data_vars.items() if array.dims == ("amplifier",)]
+        names = sorted(str(name) for name, array in own.data_vars.items() if array.dims == ("amplifier",))
         count = len(detector.amplifiers)
         unknown = np.full(count, np.nan)
         nothing = np.full((count, 1, 1), np.nan)
@@ -101,7 +101,7 @@ def _write_channels(path: Path, dataset: xr.Dataset, camera: Camera, pointer: Po
         "detector": xr.DataArray([d for d, _ in places], dims="row"),
         "amplifier": xr.DataArray([a for _, a in places], dims="row"),
     }
-    for name in map(str, dataset.data_vars):
+    for name in sorted(map(str, dataset.data_vars)):
         table[name] = dataset[name].sel(at).values
         table[name].unit = dataset[name].attrs.get("units") or None
     table.meta = {"input": "¶7", "CALIBDATE": pointer.valid_from}

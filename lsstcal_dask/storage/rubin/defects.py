@@ -165,7 +165,7 @@ def _regions(file: RubinFile) -> np.ndarray:
             raise CalibrationError(f"{file.path}: a region of shape {shape}: only BOX and POINT are read")
         x, y = (float(np.ravel(row[name])[0]) - 1 for name in ("X", "Y"))
         width, height = (1.0, 1.0) if shape == "POINT" else (float(n) for n in np.ravel(row["R"])[:2])
-        found.append([x - (width - 1) // 2, y - (height - 1) // 2, width, height])
+        found.append([x - (width - 1) / 2, y - (height - 1) / 2, width, height])
     return np.array(found).reshape(-1, 4)
 
 

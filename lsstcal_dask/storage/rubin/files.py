@@ -59,7 +59,7 @@ class RubinFile:
         return None if found is None or str(found).strip() in ("", "None") else found
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader, and the containers of Rubin's software as plain ones."""
 
 
@@ -80,7 +80,7 @@ for _prefix in ("lsst.", "!lsst."):
     _Loader.add_multi_constructor(_prefix, _plain)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """The safe dumper, and ``meta`` under its tag."""
 
 

@@ -72,7 +72,7 @@ def _to_yaml(table: Table) -> dict[str, Any]:
         values |= {name: row[name] for name in _OWN}
         rows[str(row["AMPLIFIER_NAME"])] = {key: np.asarray(value).tolist() for key, value in values.items()}
     known = {"detectorName": "DET_NAME", "detectorSerial": "DET_SER", "detectorId": "DETECTOR"}
-    return {key: table.meta[name] for key, name in known.items()} | {"hasTable": False, "amplifiers": rows}
+    return {key: table.meta[name] for key, name in known.items()} | {"amplifiers": rows}
 
 
 def _stack(values: list[Any]) -> np.ndarray:

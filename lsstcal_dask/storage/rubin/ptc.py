@@ -147,8 +147,8 @@ def read_ptc(path: str | Path, camera: Camera) -> PhotonTransfer:
     gain = values("GAIN", "electron/adu", "electron/ADU")
     check_gains(gain, file.path, detector)
     found = {"gain": gain, "gain_error": values("GAIN_ERR", "electron/adu", "electron/ADU")}
-    found["read_noise"] = values("NOISE", "electron") / gain
-    found["read_noise_error"] = values("NOISE_ERR", "electron") / gain
+    noise = {"read_noise": values("NOISE", "electron"), "read_noise_error": values("NOISE_ERR", "electron")}
+    found |= {name: array / gain for name, array in noise.items() if np.isfinite(array).any()}
     turnoff, error = (values(name, "adu") for name in ("PTC_TURNOFF", "PTC_TURNOFF_SAMPLING_ERROR"))
     found |= _own(file, rows)
     return PhotonTransfer(detector.name, labelled(found, detector), turnoff, error, _matrices(file, rows), file)
