@@ -378,6 +378,7 @@ def show(
 
 
 _EXCHANGED = "gain, linearity, crosstalk, defects or saturation"
+RemeasuredOption = Annotated[str, typer.Option("--version", help="Remeasured version; the last by default.")]
 ExchangedArgument = Annotated[str, typer.Argument(metavar="PRODUCT", help=f"{_EXCHANGED[0].upper()}{_EXCHANGED[1:]}.")]
 
 
@@ -400,9 +401,8 @@ def import_(
 
     Files are those of Rubin's software, one for each CCD: a photon transfer curve (gain, saturation), a linearizer,
     crosstalk, or defects, as ECSV, FITS or YAML; or a plain table with the columns of STORE/inputs. If anything is
-    wrong with one of them, each problem is said in one line and nothing is imported.
-
-    What is imported is used instead of what was built here, until 'lsstcal accept' says otherwise.
+    wrong with one of them, nothing is imported. What is imported is used instead of what was built here, until
+    'lsstcal accept' says otherwise.
     """
     from lsstcal_dask.pipeline import exchange  # noqa: PLC0415
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
@@ -410,17 +410,10 @@ def import_(
 
     if inputs == bool(product or files):
         raise typer.BadParameter("name a PRODUCT and its FILEs, or give --inputs")
-    if product:
-        exchange.check_product(product)
-        if not files:
-            raise typer.BadParameter(f"name the FILEs that hold the {product}")
     validity, opened = Validity(_iso(valid_from), _iso(valid_until)), open_store(store)
+    settings: dict[str, Any] = {"validity": validity, "progress": _shows_progress()}
     with _compute(scheduler, workers, memory) as compute:
-        settings: dict[str, Any] = {"validity": validity, "progress": _shows_progress()}
-        if product:
-            made = iter([(product, exchange.import_files(opened, product, files or [], compute, **settings))])
-        else:
-            made = exchange.import_inputs(opened, compute, **settings)
+        made = exchange.import_all(opened, product, files or [], compute, **settings)
         _report(opened, made, as_json, verb="imported")
 
 
@@ -435,8 +428,7 @@ def export(
 ) -> None:
     """Write a product as files that Rubin's software reads.
 
-    There is one file for each CCD, as FOLDER/linearizer/r22_s11/20260701T120000.ecsv. Imported again they give the
-    same values, to the last bit.
+    One for each CCD, as FOLDER/linearizer/r22_s11/20260701T120000.ecsv; imported again they give the same values.
     """
     from lsstcal_dask.pipeline.export import export_product  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
@@ -446,15 +438,15 @@ def export(
     _say(f"{product} {done.pointer.version} ({done.pointer.origin}): {len(done.files)} files written to {output}")
     for remark in done.remarks:
         _say(f"  {remark}")
-    result = {"store": opened.url, "product": product, "version": done.pointer.version}
-    _finish({**result, "files": [str(path) for path in done.files]}, [], as_json)
+    files = [str(path) for path in done.files]
+    _finish({"store": opened.url, "product": product, "version": done.pointer.version, "files": files}, [], as_json)
 
 
 @app.command()
 def compare(
     store: StoreArgument,
     product: ExchangedArgument,
-    version: Annotated[str, typer.Option(help="Remeasured version; the one that was made last by default.")] = "",
+    version: RemeasuredOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Compare what was remeasured with what the camera team delivered.
@@ -467,20 +459,18 @@ def compare(
 
     opened = open_store(store)
     found = disagreement.compare(opened, product, version)
-    rows = disagreement.as_rows(found)
     if not as_json:
         disagreement.print_differences(found)
     beyond = sum(row.exceeds for row in found.rows)
-    _say(f"{product} {found.remeasured} against the camera team's {found.team}: {beyond} of {len(rows)} differ")
-    result = {"store": opened.url, "product": product, "camera_team": found.team, "remeasured": found.remeasured}
-    _finish({**result, "differences": rows}, [], as_json)
+    _say(f"{product} {found.remeasured} against the camera team's {found.team}: {beyond} of {len(found.rows)} differ")
+    _finish({"store": opened.url, **disagreement.as_dict(found)}, [], as_json)
 
 
 @app.command()
 def accept(
     store: StoreArgument,
     product: ExchangedArgument,
-    version: Annotated[str, typer.Option(help="Remeasured version; the one that was made last by default.")] = "",
+    version: RemeasuredOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Use what was remeasured instead of what the camera team delivered, for the CCDs that differ.
@@ -496,5 +486,4 @@ def accept(
         done = run(opened, product, compute, version)
     state = "accepted" if done.new else "was accepted before"
     _say(f"{product} {done.version} {state} over the camera team's {done.over} for {len(done.detectors)} CCDs")
-    result = {"store": opened.url, "product": product, "version": done.version, "over": done.over, "new": done.new}
-    _finish({**result, "detectors": sorted(done.detectors)}, [], as_json)
+    _finish({"store": opened.url, "product": product, **vars(done)}, [], as_json)

@@ -59,7 +59,7 @@ def test_there_and_back(store, tmp_path):
     ("arguments", "says"),
     [
         (["import", "{store}"], "name a PRODUCT and its FILEs, or give --inputs"),
-        (["import", "{store}", "gain"], "name the FILEs that hold the gain"),
+        (["import", "{store}", "gain"], "gain: name files to import"),
         (["import", "{store}", "gain", "x.fits", "--inputs"], "name a PRODUCT and its FILEs, or give --inputs"),
         (["import", "{store}", "flat", "x.fits"], "unknown product 'flat' to exchange: choose from gain, linearity"),
         (["import", "{store}", "gain", "x.fits", "--valid-from", "soon"], "'soon' is not a time"),
@@ -117,7 +117,7 @@ def test_compare_and_accept(store, tmp_path):
     assert {row["amplifier"] for row in rows} == {"C00", "C01", "C10", "C11"}
     assert all(row["exceeds"] and row["significance"] > 50 for row in rows)  # 10 % of 0.14 %
     code, out, err = run("accept", tmp_path / "s", "gain", "--json")
-    assert (code, json.loads(out)["new"], json.loads(out)["detectors"]) == (0, True, ["R22_S11"])
+    assert (code, json.loads(out)["new"], list(json.loads(out)["detectors"])) == (0, True, ["R22_S11"])
     assert re.search(r"^gain b{16} accepted over the camera team's [0-9a-f]{16} for 1 CCDs$", err, re.MULTILINE)
     assert "was accepted before" in run("accept", tmp_path / "s", "gain")[2]
 

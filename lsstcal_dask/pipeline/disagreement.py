@@ -35,7 +35,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "accept",
-    "as_rows",
+    "as_dict",
     "compare",
     "curve_difference",
     "print_differences",
@@ -346,13 +346,14 @@ def _merged(part: xr.Dataset, detector: Detector, url: str, versions: Sequence[s
         yield amplifier.name, xr.Dataset(variables, attrs={"remarks": [], "summary": summary})
 
 
-def as_rows(found: Comparison) -> list[dict[str, Any]]:
-    """Differences as JSON holds them: null where there is no number."""
+def as_dict(found: Comparison) -> dict[str, Any]:
+    """Comparison as JSON holds it: null where there is no number."""
     rows = []
     for row in found.rows:
         values = asdict(row)
         rows.append({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()})
-    return rows
+    names = {"product": found.product, "camera_team": found.team, "remeasured": found.remeasured}
+    return {**names, "differences": rows}
 
 
 def print_differences(found: Comparison, most: int = 40) -> None:

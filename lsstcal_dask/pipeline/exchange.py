@@ -31,7 +31,7 @@ from lsstcal_dask.storage.rubin.ptc import labelled, read_eo_summary, read_ptc
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import DEFECT_KINDS, NOTE
 
-__all__ = ["EXCHANGED", "check_product", "import_files", "import_inputs"]
+__all__ = ["EXCHANGED", "check_product", "import_all", "import_files", "import_inputs"]
 
 EXCHANGED: Final = tuple(DELIVERED)
 """Products that can be imported and exported."""
@@ -207,6 +207,16 @@ def import_inputs(
             yield name, _import_input(store, name, validity, (compute, progress))
         except CalibrationError as error:
             yield name, Built(None, errors=[str(error)])
+
+
+def import_all(
+    store: Store, product: str | None, files: Sequence[str], compute: Compute, **settings: Any
+) -> Iterator[tuple[str, Built]]:
+    """Import files of a product, or without one the inputs of the store; see there."""
+    if product is None:
+        yield from import_inputs(store, compute, **settings)
+    else:
+        yield product, import_files(store, product, files, compute, **settings)
 
 
 def _import_input(store: Store, name: str, validity: Validity, run: tuple[Compute, bool]) -> Built:

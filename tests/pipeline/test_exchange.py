@@ -18,7 +18,7 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.mapping import Output
 from lsstcal_dask.pipeline.build import Validity
 from lsstcal_dask.pipeline.config import Config
-from lsstcal_dask.pipeline.disagreement import LIMIT, accept, as_rows, compare, curve_difference, worst
+from lsstcal_dask.pipeline.disagreement import LIMIT, accept, as_dict, compare, curve_difference, worst
 from lsstcal_dask.pipeline.exchange import EXCHANGED, import_files, import_inputs
 from lsstcal_dask.pipeline.export import export_product
 from lsstcal_dask.pipeline.listing import list_contents
@@ -371,7 +371,7 @@ def test_gains_compared_by_hand(one_ccd, threads):
         assert rows[name].chi2 == pytest.approx(expected**2, abs=1e-9)
         assert rows[name].exceeds == (expected > LIMIT)
     assert list(found.exceeding) == ["R22_S11"]
-    assert as_rows(found)[0]["units"] == "electron/adu"
+    assert as_dict(found)["differences"][0]["units"] == "electron/adu"
 
 
 def test_what_agrees_cannot_be_accepted_and_changes_nothing(one_ccd, threads):
