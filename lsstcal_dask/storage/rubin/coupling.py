@@ -111,7 +111,7 @@ def _read_sources(file: RubinFile, names: list[str]) -> tuple[xr.Dataset, RubinF
 
 def _write_sources(path: Path, product: xr.Dataset, names: list[str]) -> None:
     """Write the sources of which anything is known."""
-    values = {k: product[k].sel(amplifier=names).transpose("source", "amplifier").values.astype(float) for k in _NAMES}
+    values = {k: product[k].transpose("source", "amplifier").values.astype(float) for k in _NAMES}
     known = np.any([np.isfinite(array).any(axis=1) for array in values.values()], axis=0)
     table = Table({"source": [str(name) for name in product["source"].values[known]]})
     for name, array in values.items():
@@ -131,8 +131,10 @@ def write_crosstalk(path: str | Path, product: xr.Dataset, place: tuple[Camera, 
     camera, detector = place
     path, form = Path(path), _format()
     names = _amplifiers(detector, camera)
-    own = product.sel(amplifier=names, source=[f"{detector.name}/{a}" for a in names])
-    others = _others(product, names, place)
+    product = product.sel(amplifier=names)
+    at = {str(name): i for i, name in enumerate(product["source"].values)}
+    own = product.isel(source=[at[f"{detector.name}/{a}"] for a in names])
+    others = _others(product["crosstalk"].values.astype(np.float64), at, place)
     matrices = form.RubinCrosstalk(**_matrices(own), meta=_meta(place, date, len(names)), others=others)
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in (_beside(path), path.with_suffix(".ic.ecsv")):
@@ -140,16 +142,16 @@ def write_crosstalk(path: str | Path, product: xr.Dataset, place: tuple[Camera, 
     form.write_rubin_crosstalk(path, matrices)
     said = zip(_NAMES, form.in_electrons(matrices), strict=True)
     everything = not others and all(np.array_equal(own[k].values, v, equal_nan=True) for k, v in said)
-    if everything and not _known_elsewhere(product, own):
+    if everything and not _known_elsewhere(product, detector):
         return [path]
     _write_sources(_beside(path), product, names)
     return [path, *([path.with_suffix(".ic.ecsv")] if others else []), _beside(path)]
 
 
-def _known_elsewhere(product: xr.Dataset, own: xr.Dataset) -> bool:
+def _known_elsewhere(product: xr.Dataset, detector: Detector) -> bool:
     """Whether anything is known of sources of other CCDs, if only that they do not couple."""
-    rest = product.drop_sel(source=own["source"].values)
-    return any(bool(np.isfinite(rest[name].values).any()) for name in _NAMES)
+    elsewhere = [str(name).partition("/")[0] != detector.name for name in product["source"].values]
+    return any(bool(np.isfinite(product[name].values[:, elsewhere]).any()) for name in _NAMES)
 
 
 def _matrices(own: xr.Dataset) -> dict[str, np.ndarray]:
@@ -181,16 +183,15 @@ def _meta(place: tuple[Camera, Detector], date: str, count: int) -> dict[str, An
     }
 
 
-def _others(product: xr.Dataset, names: list[str], place: tuple[Camera, Detector]) -> dict[str, np.ndarray]:
-    """Linear coefficients (target, source) by source CCD, of those that couple."""
+def _others(values: np.ndarray, at: dict[str, int], place: tuple[Camera, Detector]) -> dict[str, np.ndarray]:
+    """Linear coefficients (target, source) by source CCD, of those that couple; ``at`` is the place of a source."""
     camera, detector = place
     found = {}
-    there = set(map(str, product["source"].values))
     for other in camera.detectors:
         labels = [f"{other.name}/{a}" for a in _amplifiers(other, camera)]
-        if other.name == detector.name or not set(labels) <= there:
+        if other.name == detector.name or not all(label in at for label in labels):
             continue
-        values = product["crosstalk"].sel(amplifier=names, source=labels).values.astype(np.float64)
-        if np.isfinite(values).any() and np.nan_to_num(values).any():
-            found[other.name] = values
+        part = values[:, [at[label] for label in labels]]
+        if np.nan_to_num(part).any():
+            found[other.name] = part
     return found
