@@ -13,7 +13,7 @@ from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.storage.manifests import read_records, record_digests
-from lsstcal_dask.storage.products import Pointer, check_product, list_products, open_product, outdated
+from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, open_product, outdated
 from lsstcal_dask.storage.raw import check_frame, open_raw
 from lsstcal_dask.storage.tables import input_names
 from lsstcal_dask.verify.display import picture
@@ -71,6 +71,7 @@ def _product_row(pointer: Pointer, stale: str) -> dict[str, Any]:
         "valid_until": pointer.valid_until,
         "detectors": len(pointer.detectors),
         "verdict": pointer.verdict,
+        "origin": pointer.origin,
         "outdated": stale,
         "created": pointer.created,
         "remarks": pointer.remarks,
@@ -96,7 +97,8 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
         console.print(f"\nexternal inputs: {line}", highlight=False, markup=False, soft_wrap=True)
     table = _table("product", "version", "valid from", "until", "CCDs", "verdict", "remarks")
     for row in found["products"]:
-        name = f"{row['product']} {row['exposure']}".strip()
+        given = "(camera team)" if row["origin"] == CAMERA_TEAM else row["exposure"]
+        name = f"{row['product']} {given}".strip()
         until = row["valid_until"] or ("" if row["exposure"] else "open")
         row_remarks = str(len(row["remarks"]) or "")
         verdict = "OUTDATED" if row["outdated"] else row["verdict"]

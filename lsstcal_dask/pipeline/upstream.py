@@ -1,11 +1,13 @@
 """The products a step applies: valid at its time, made from the headers of now, with the overscan of the step."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from lsstcal_dask.errors import StaleCalibration
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.storage.manifests import read_records, record_digests
-from lsstcal_dask.storage.products import Pointer, list_products, lookup, outdated
+from lsstcal_dask.storage.products import Pointer, list_accepted, list_products, lookup, outdated
 
 __all__ = ["OverscanMismatch", "Upstream", "built", "find_upstream", "read_upstream"]
 
@@ -23,12 +25,13 @@ class Upstream:
 
     pointers: list[Pointer]
     outdated: dict[str, str]
+    accepted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see `lookup`
 
 
 def read_upstream(url: str) -> Upstream:
     """Everything published in a store as it is now."""
     pointers = list_products(url)
-    return Upstream(pointers, outdated(pointers, record_digests(read_records(url))))
+    return Upstream(pointers, outdated(pointers, record_digests(read_records(url))), list_accepted(url))
 
 
 def built(upstream: Upstream, name: str) -> bool:
@@ -50,7 +53,7 @@ def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step:
     OverscanMismatch
         It was made with another overscan setting.
     """
-    pointer = lookup(upstream.pointers, name, detector, time, upstream.outdated)
+    pointer = lookup(upstream.pointers, name, detector, time, upstream.outdated, upstream.accepted)
     table, overscan = step
     made, used = pointer.configuration.get("overscan", {}), overscan.model_dump(mode="json")
     for key in (key for key in used if name in _LEVELLED and made.get(key, used[key]) != used[key]):

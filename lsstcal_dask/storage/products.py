@@ -3,6 +3,7 @@
     products/<name>/<version>/data/           Zarr group of the whole product, one chunk per amplifier
     products/<name>/<version>/done/<det>.json a detector is whole: hashes of its values, its QA record
     products/<name>/published/<version>.json  the pointer: validity, provenance, verdict
+    products/<name>/accepted/<version>.json   a remeasured version that is used instead of the camera team's
 
 The version is a hash of everything that determines the bits (inputs,
 configuration, software), so a build that was killed finds its own half-finished
@@ -28,11 +29,14 @@ from lsstcal_dask.storage.provenance import digest, hash_arrays
 from lsstcal_dask.variables import MASK_BITS, NOTE, VARIABLES, attributes
 
 __all__ = [
+    "CAMERA_TEAM",
     "Pointer",
     "Template",
+    "accept_version",
     "check_product",
     "create_template",
     "finished",
+    "list_accepted",
     "list_products",
     "lookup",
     "open_product",
@@ -40,6 +44,9 @@ __all__ = [
     "publish",
     "write_detector",
 ]
+
+CAMERA_TEAM = "camera_team"
+"""Origin of a product that was delivered; all others are ``remeasured``."""
 
 _MAIN = ("image", "gain")
 """Variables without which an amplifier of a product that has them is of no use."""
@@ -71,7 +78,7 @@ class Pointer:
     detectors: dict[str, str] = field(default_factory=dict)  # name: hash of its values
     verdict: str = "PASS"  # PASS, WARN or FAIL
     created: str = ""
-    origin: str = "remeasured"
+    origin: str = "remeasured"  # or CAMERA_TEAM
 
     @property
     def hash(self) -> str:
@@ -280,15 +287,24 @@ def _upstream_versions(pointer: Pointer) -> set[str]:
 
 
 def lookup(
-    pointers: Sequence[Pointer], name: str, detector: str, time: str, stale: Mapping[str, str] = MappingProxyType({})
+    pointers: Sequence[Pointer],
+    name: str,
+    detector: str,
+    time: str,
+    stale: Mapping[str, str] = MappingProxyType({}),
+    accepted: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Pointer:
     """The product to use for a detector at a time: of those valid then, the one that starts and was made last.
+
+    Where the camera team delivered one that is valid then, that is used, unless a remeasured one was accepted for
+    this detector over it (§2-§5: identical to the inputs, unless updated).
 
     Parameters
     ----------
     pointers : what `list_products` found.
     time : ISO, UTC.
     stale : versions that must not be used, with the reason.
+    accepted : what `list_accepted` found.
 
     Raises
     ------
@@ -298,7 +314,7 @@ def lookup(
     candidates = [p for p in pointers if p.name == name and detector in p.detectors and p.verdict != "FAIL"]
     valid = [p for p in candidates if p.valid_from <= time and (not p.valid_until or time < p.valid_until)]
     if current := [p for p in valid if p.version not in stale]:
-        return current[-1]
+        return _preferred(current, detector, accepted)
     if valid:
         version = valid[-1].version
         raise StaleCalibration(f"{name} {version} was {stale[version]}: build {name} again")
@@ -308,6 +324,38 @@ def lookup(
     raise StaleCalibration(
         f"no {name} is valid at {time} (there is {spans}): build one for that time, or widen one with --valid-from"
     )
+
+
+def _preferred(current: Sequence[Pointer], detector: str, accepted: Mapping[str, Mapping[str, Any]]) -> Pointer:
+    """Of valid products the one whose turn it is."""
+    team = [p for p in current if p.origin == CAMERA_TEAM]
+    if not team:
+        return current[-1]
+    for pointer in reversed([p for p in current if p.origin != CAMERA_TEAM]):
+        record = accepted.get(pointer.version, {})
+        if record.get("over") == team[-1].version and detector in record.get("detectors", {}):
+            return pointer
+    return team[-1]
+
+
+def accept_version(url: str, name: str, version: str, record: Mapping[str, Any]) -> None:
+    """Let a remeasured version be used instead of the camera team's; atomic, over an earlier acceptance.
+
+    Parameters
+    ----------
+    record : ``over``, the camera team's version; ``detectors``, those for which it is used, with how much it differs.
+    """
+    objects.write_json(url, f"products/{name}/accepted/{version}.json", dict(record))
+
+
+def list_accepted(url: str) -> dict[str, dict[str, Any]]:
+    """What `accept_version` recorded, by version."""
+    found = {}
+    for product in objects.list_names(url, "products"):
+        names = objects.list_names(url, f"products/{product}/accepted")
+        for name in (name for name in names if name.endswith(".json")):
+            found[name.removesuffix(".json")] = objects.read_json(url, f"products/{product}/accepted/{name}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,327 @@
+"""Deliverables of the camera team become products: Rubin's files and plain tables (¶2, ¶3, ¶5-¶7; §2-§5).
+
+An import publishes a version of a product with ``origin`` camera_team, valid from the CALIBDATE of its files on; their
+names and hashes are its inputs. Nothing is published if anything is wrong with one of the files.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from scipy.interpolate import Akima1DInterpolator
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, WrongUse
+from lsstcal_dask.instrument import Camera, Detector
+from lsstcal_dask.mapping import AmplifierResults, Output
+from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.deliveries import DELIVERED, source_names
+from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template
+from lsstcal_dask.storage.provenance import hash_file, software
+from lsstcal_dask.storage.rubin.coupling import read_crosstalk
+from lsstcal_dask.storage.rubin.defects import DefectList, defect_masks, read_defects
+from lsstcal_dask.storage.rubin.files import RubinFile, read_file
+from lsstcal_dask.storage.rubin.linearizer import read_linearizer
+from lsstcal_dask.storage.rubin.ptc import labelled, read_eo_summary, read_ptc
+from lsstcal_dask.storage.tables import input_names, read_input
+from lsstcal_dask.variables import DEFECT_KINDS, NOTE
+
+__all__ = ["EXCHANGED", "check_product", "import_all", "import_files", "import_inputs"]
+
+EXCHANGED: Final = tuple(DELIVERED)
+"""Products that can be imported and exported."""
+
+_LEVELS: Final = tuple(
+    f"{name}{end}"
+    for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
+    for end in ("", "_error")
+)
+"""What the product `saturation` holds in any case."""
+
+_BESIDE: Final = (".ic.ecsv", ".sources.fits")
+"""Files of crosstalk that are read with the one they stand beside."""
+
+_ALWAYS: Final = "1970-01-01T00:00:00"
+"""Start of validity of the tables of a store, which name no date."""
+
+_SLOPE: Final = 1e-3
+"""Slope of a curve at zero beyond which a gain of another gauge is off by more than is allowed (0.1 %, ¶2)."""
+
+
+@dataclass
+class _Delivery:
+    """What files say, by CCD, and what tells these files from others."""
+
+    values: dict[str, Any] = field(default_factory=dict)  # Dataset over amplifiers, or lists of defects
+    files: list[dict[str, str]] = field(default_factory=list)
+    dates: set[str] = field(default_factory=set)
+
+    def add(self, name: str, value: Any, file: RubinFile) -> None:
+        """Take what a file says of a CCD; several lists of defects of a CCD add up."""
+        if isinstance(value, list) and name in self.values:
+            self.values[name] += value
+        elif name in self.values:
+            raise InconsistentGeometry(f"{file.path}: {name} is in another file too: name one of them")
+        else:
+            self.values[name] = value
+
+    def record(self, file: RubinFile) -> None:
+        """Remember a file: the end of its path, its hash, its date."""
+        self.files.append({"name": "/".join(Path(file.path).parts[-2:]), "hash": file.hash})
+        if date := file.entry("CALIBDATE"):
+            self.dates.add(_iso(str(date), file.path))
+
+
+def _iso(text: str, path: str) -> str:
+    try:
+        return str(np.datetime_as_string(np.datetime64(text.removesuffix("Z")), unit="s"))
+    except ValueError:
+        raise CalibrationError(f"{path}: CALIBDATE {text!r} is no time: correct it, or give --valid-from") from None
+
+
+def _read(product: str, path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
+    """What a file says of each of its CCDs."""
+    if product == "gain" and Path(path).suffix == ".parquet":
+        found, file = read_eo_summary(path, camera)
+        yield from ((name, value, file) for name, value in found.items())
+    elif (table := _plain_table(path)) is not None:
+        yield from ((name, value, table) for name, value in DELIVERED[product](table, camera).items())
+    else:
+        yield from _RUBIN[product](path, camera)
+
+
+def _plain_table(path: str) -> RubinFile | None:
+    """The file, if it is a table that is not one of Rubin's: those say what they are."""
+    if Path(path).suffix.lower() == ".yaml":
+        return None
+    file = read_file(path)
+    return file if file.entry("OBSTYPE") is None else None
+
+
+def _rubin_gain(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
+    found = read_ptc(path, camera)
+    assert found.file is not None
+    yield found.detector, found.gains, found.file
+
+
+def _rubin_saturation(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
+    """Turnoff of the photon transfer curve, electron: that of the file times its gain."""
+    found = read_ptc(path, camera)
+    assert found.file is not None
+    gain = found.gains["gain"].values
+    values = {"ptc_turnoff": found.turnoff * gain, "ptc_turnoff_error": found.turnoff_error * gain}
+    yield found.detector, labelled(values, camera.detector(found.detector)), found.file
+
+
+def _rubin_defects(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
+    found = read_defects(path, camera)
+    assert found.file is not None
+    yield found.detector, [found], found.file
+
+
+def _one(read: Callable[[str, Camera], Any]) -> Callable[[str, Camera], Iterator[tuple[str, Any, RubinFile]]]:
+    def reads(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
+        yield read(path, camera)
+
+    return reads
+
+
+_RUBIN: Final = {
+    "gain": _rubin_gain,
+    "linearity": _one(read_linearizer),
+    "crosstalk": _one(read_crosstalk),
+    "defects": _rubin_defects,
+    "saturation": _rubin_saturation,
+}
+
+
+def check_product(product: str) -> None:
+    """Refuse a product that cannot be imported or exported; raises WrongUse."""
+    if product not in EXCHANGED:
+        raise WrongUse(f"unknown product {product!r} to exchange: choose from {', '.join(EXCHANGED)}")
+
+
+def import_files(
+    store: Store,
+    product: str,
+    files: Sequence[str],
+    compute: Compute,
+    *,
+    validity: Validity = Validity(),
+    progress: bool = False,
+) -> Built:
+    """Publish what files of the camera team say as a version of a product.
+
+    Parameters
+    ----------
+    product : of `EXCHANGED`.
+    files : Rubin's files, one for each CCD, or plain tables; see `lsstcal_dask.storage`.
+    validity : from the latest CALIBDATE of the files on, unless said otherwise.
+
+    Raises
+    ------
+    WrongUse
+        No such product, or no file.
+    """
+    check_product(product)
+    if not files:
+        raise WrongUse(f"{product}: name files to import")
+    delivery, errors = _Delivery(), []
+    for path in (path for path in map(str, files) if not path.endswith(_BESIDE)):
+        try:
+            file = None
+            for name, value, file in _read(product, path, store.camera):
+                delivery.add(name, value, file)
+            if file is not None:
+                delivery.record(file)
+        except CalibrationError as error:
+            errors.append(str(error))
+    if errors:
+        return Built(None, errors=errors)
+    start = validity.valid_from or max(delivery.dates, default="")
+    if not start:
+        return Built(None, errors=[f"{product}: the files have no CALIBDATE: give --valid-from"])
+    return _publish(store, product, delivery, Validity(start, validity.valid_until), (compute, progress))
+
+
+def import_inputs(
+    store: Store, compute: Compute, *, validity: Validity = Validity(), progress: bool = False
+) -> Iterator[tuple[str, Built]]:
+    """Publish what the tables ``inputs/`` of a store say of the products, those that are there.
+
+    Raises
+    ------
+    CalibrationError
+        There is none.
+    """
+    names = [name for name in EXCHANGED if name in input_names(store.url)]
+    if not names:
+        raise CalibrationError(f"{store.url} has no tables {', '.join(EXCHANGED)} among its inputs: import files")
+    for name in names:
+        try:
+            yield name, _import_input(store, name, validity, (compute, progress))
+        except CalibrationError as error:
+            yield name, Built(None, errors=[str(error)])
+
+
+def import_all(
+    store: Store, product: str | None, files: Sequence[str], compute: Compute, **settings: Any
+) -> Iterator[tuple[str, Built]]:
+    """Import files of a product, or without one the inputs of the store; see there."""
+    if product is None:
+        yield from import_inputs(store, compute, **settings)
+    else:
+        yield product, import_files(store, product, files, compute, **settings)
+
+
+def _import_input(store: Store, name: str, validity: Validity, run: tuple[Compute, bool]) -> Built:
+    data = objects.read_bytes(store.url, f"inputs/{name}.ecsv")
+    file = RubinFile(f"inputs/{name}.ecsv", [read_input(store.url, name)], hash_file(data))
+    delivery = _Delivery()
+    for detector, value in DELIVERED[name](file, store.camera).items():
+        delivery.add(detector, value, file)
+    delivery.record(file)
+    start = validity.valid_from or max(delivery.dates, default=_ALWAYS)
+    return _publish(store, name, delivery, Validity(start, validity.valid_until), run)
+
+
+def _publish(store: Store, product: str, delivery: _Delivery, validity: Validity, run: tuple[Compute, bool]) -> Built:
+    if validity.valid_until and validity.valid_until <= validity.valid_from:
+        raise WrongUse(f"{product}: --valid-until {validity.valid_until} is not later than {validity.valid_from}")
+    values = {d.name: delivery.values[d.name] for d in store.camera.detectors if d.name in delivery.values}
+    template = _template(store, product, values)
+    pointer = Pointer(
+        name=product,
+        valid_from=validity.valid_from,
+        valid_until=validity.valid_until,
+        inputs={"files": sorted(delivery.files, key=lambda row: (row["name"], row["hash"]))},
+        configuration={},
+        software=software(),
+        failed={},
+        remarks=[f"{NOTE}of the camera team: {len(delivery.files)} {'file' if len(delivery.files) == 1 else 'files'}"],
+        origin=CAMERA_TEAM,
+    )
+    source = xr.Dataset(coords={"detector": list(values), "amplifier": list(store.camera.amplifier_names)})
+    make = _defects if product == "defects" else _numbers
+    work = {
+        name: (make, (store.camera.detector(name), store.camera, value, template)) for name, value in values.items()
+    }
+    compute, progress = run
+    return run_version(store.url, pointer, template, source, work, compute, progress)
+
+
+def _template(store: Store, product: str, values: Mapping[str, Any]) -> Template:
+    camera = store.camera
+    sizes = {"detector": len(values), "amplifier": len(camera.amplifier_names)}
+    coords: dict[str, tuple[tuple[str, ...], Any]] = {
+        "detector": (("detector",), list(values)),
+        "amplifier": (("amplifier",), list(camera.amplifier_names)),
+    }
+    if product == "defects":
+        outputs = {"mask": Output("uint16"), "defect_kind": Output("uint16")}
+        sizes |= dict(zip(("y", "x"), camera.image_shape, strict=True))
+        return Template(outputs, sizes, coords, {"product": product})
+    found = {str(name): array for value in values.values() for name, array in value.data_vars.items()}
+    outputs = {name: Output("float64", array.attrs.get("units", "")) for name, array in found.items()}
+    if product == "saturation":
+        outputs = {name: Output("float64", "electron") for name in _LEVELS} | outputs
+    if product == "linearity":
+        sizes["node"] = max(value.sizes["node"] for value in values.values())
+    if product == "crosstalk":
+        coords["source"] = (("source",), np.array(source_names(camera), object))
+        sizes["source"] = len(source_names(camera))
+    return Template(outputs, sizes, coords, {"product": product})
+
+
+def _numbers(
+    part: xr.Dataset, detector: Detector, camera: Camera, value: xr.Dataset, template: Template
+) -> AmplifierResults:
+    """Numbers of each amplifier: as they were delivered, padded with NaN; sources that are not listed as said."""
+    if "source" in template.sizes:
+        value = _all_sources(value, np.asarray(template.coords["source"][1], object))
+    if "node" in template.sizes:
+        value = value.pad(node=(0, template.sizes["node"] - value.sizes["node"]))
+    for amplifier in detector.amplifiers:
+        own = value.sel(amplifier=amplifier.name, drop=True).drop_vars("source", errors="ignore")
+        missing = {n: np.nan for n in template.outputs if n not in own}
+        result = own.assign(missing)
+        result.attrs = {"remarks": _gauge(own) if "linearity_level" in own else [], "summary": {}}
+        yield amplifier.name, result
+
+
+def _all_sources(value: xr.Dataset, sources: np.ndarray) -> xr.Dataset:
+    full = value.reindex(source=list(sources))
+    unlisted = ~np.isin(sources.astype(str), [str(name) for name in value["source"].values])
+    fill = float(value.attrs["unlisted"])
+    for name in map(str, full.data_vars):
+        if not name.endswith("error"):
+            full[name] = full[name].where(~xr.DataArray(unlisted, dims="source"), fill)
+    return full
+
+
+def _gauge(own: xr.Dataset) -> list[str]:
+    """Remark on a curve that is not level at zero: its gauge is another than L'(0) = 1."""
+    level, correction = own["linearity_level"].values, own["linearity_correction"].values
+    known = np.isfinite(level)
+    if not known.any():
+        return [f"{NOTE}it has no curve"]
+    slope = float(Akima1DInterpolator(level[known], correction[known])(0.0, nu=1))
+    if abs(slope) <= _SLOPE:
+        return []
+    return [f"its curve has the slope {slope:.2g} at 0 adu, not 0: use it with a gain that was measured with it"]
+
+
+def _defects(
+    part: xr.Dataset, detector: Detector, camera: Camera, value: list[DefectList], template: Template
+) -> AmplifierResults:
+    mask, kinds = defect_masks(value, detector, camera)
+    for amplifier in detector.amplifiers:
+        i = camera.amplifier_names.index(amplifier.name)
+        summary = {name.lower(): int(np.sum(kinds[i] & bit > 0)) for name, bit in DEFECT_KINDS.items()}
+        variables = {"mask": (("y", "x"), mask[i]), "defect_kind": (("y", "x"), kinds[i])}
+        yield amplifier.name, xr.Dataset(variables, attrs={"remarks": [], "summary": summary})
