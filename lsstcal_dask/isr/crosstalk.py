@@ -129,11 +129,13 @@ def _sweep(seen, signal, out, targets, sources, linear, quadratic):  # type: ign
 
 @njit(nogil=True, cache=True)
 def _source(given, kept, ceiling):  # type: ignore[no-untyped-def]
-    """Signal with which the pixels of a row disturb others."""
-    high, zero = np.float32(ceiling), np.float32(0)
+    """Signal with which the pixels of a row disturb others; how many of them are above the ceiling."""
+    high, zero, over = np.float32(ceiling), np.float32(0), np.int32(0)
     for x in range(len(given)):
         v = given[x] if given[x] == given[x] else zero
+        over += np.int32(v >= high)
         kept[x] = v if v < high else high
+    return over
 
 
 @njit(nogil=True, cache=True)
@@ -171,17 +173,19 @@ def crosstalk_rows(  # type: ignore[no-untyped-def]
     if n == 0:
         return
     signal, new, extra = scratch[0], scratch[1], scratch[2]
+    over = np.zeros(len(values), np.int32)
     new[:] = values
     for turn in range(2):
         for a in range(len(values)):
-            _source(values[a] if turn == 0 else new[a], signal[a], np.inf if ceiling is None else ceiling[a])
+            high = np.inf if ceiling is None else ceiling[a]
+            over[a] = _source(values[a] if turn == 0 else new[a], signal[a], high)
         _sweep(values, signal, new, targets, sources, linear, quadratic)
     for e in range(n):
         t, s = targets[e], sources[e]
         if e == 0 or targets[e - 1] != t:
             extra[t] = 0
         _add_noise(extra[t], variance[s], linear[e] * linear[e])
-        if mask is not None and ceiling is not None:
+        if mask is not None and ceiling is not None and over[s] > 0:
             _mark(mask[t], signal[s], ceiling[s], bit)
     for e in range(n):
         t = targets[e]

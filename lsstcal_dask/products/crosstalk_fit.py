@@ -11,18 +11,19 @@ They add up over exposures in any order: `merge` is associative.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-__all__ = ["Normal", "Patch", "Solution", "Stamp", "Target", "add_patch", "merge", "patches", "solve"]
+__all__ = ["Normal", "Patch", "Solution", "Stamp", "Target", "add_patch", "enlarged", "merge", "patches", "solve"]
 
 SCALE: Final = 1e5  # electron; matrices hold signals in this unit, so that Q and Q**2 are alike
 _HEART: Final = 0.5  # of its level: spots whose parts above it overlap are fitted together
 _HUBER: Final = 3.0  # sigma, from which on a pixel counts less
 _CUT: Final = 6.0  # sigma, from which on it does not count
 _ROUNDS: Final = 3
+_ROUGH: Final = 1.3  # mean square of the pulls from which on, beyond its own scatter, a fit is refused
 _LOST: Final = 0.5  # of a source's squared signal that must be left in the target
 _RIDGE: Final = 1e-9  # of the diagonal: decides between nuisances that cannot be told apart, and moves no fitted value
 _LEAK: Final = 1e-6  # squared part of an undetermined combination that makes a coefficient unmeasured
@@ -186,7 +187,8 @@ def add_patch(normal: Normal, patch: Patch, target: Target, repeats: int = 1) ->
 
     Returns
     -------
-    Coefficient of the source that was not there, and its error; None where too little of the patch is left.
+    Coefficient of the source that was not there, and its error; None where too little of the patch is left,
+    NaN where the fit does not describe it (streaks, edges of ghosts): such patches are not added.
     """
     ny, nx = target.electrons.shape
     rows, columns = (
@@ -213,7 +215,9 @@ def add_patch(normal: Normal, patch: Patch, target: Target, repeats: int = 1) ->
     starts = np.flatnonzero(np.diff(y, prepend=-1))
     wanted, data = 2 * len(kept), target.electrons[ours][good].astype(float)
     noise = target.noise**2 + target.common, target.noise**2 + repeats * target.common
-    matrix, vector = _robust(design, data, starts, (*noise, target.row_variance), wanted)
+    matrix, vector, chi2 = _robust(design, data, starts, (*noise, target.row_variance), wanted)
+    if chi2 > _ROUGH + 6 * np.sqrt(2 / len(data)):
+        return np.nan, np.nan
     reduced, right = _eliminate(matrix[:-1, :-1], vector[:-1], np.arange(wanted))
     key = tuple(patch.sources[i] for i in kept)
     _add(normal, key, reduced, right)
@@ -232,8 +236,10 @@ def _wings(dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
 
 def _robust(
     design: np.ndarray, data: np.ndarray, starts: np.ndarray, noise: tuple[float, float, float], wanted: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Normal equations of generalised least squares after iterated reweighting.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Normal equations of generalised least squares after iterated reweighting, and mean square of the pulls.
+
+    Pulls beyond the Huber limit count as the limit: the few pixels that were hit do not make a fit bad.
 
     Parameters
     ----------
@@ -262,7 +268,7 @@ def _robust(
         background = np.maximum(smooth, 0.0)
         pull = np.abs(residual) / np.sqrt(true + background)
         share = np.where(pull > _CUT, 0.0, np.minimum(1.0, _HUBER / np.maximum(pull, 1e-9)))
-    return matrix, vector
+    return matrix, vector, float(np.mean(np.minimum(pull, _HUBER) ** 2))
 
 
 def _eliminate(matrix: np.ndarray, vector: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -341,6 +347,25 @@ def solve(normal: Normal, number: int, quadratic: np.ndarray, limit: float) -> S
         out["e"][place], out["e2"][place] = np.split(error / unit, 2)
         out["chi2"][place] = _evidence(result, covariance, active, k)
     return Solution(out["c"], out["e"], out["c2"], out["e2"], out["chi2"], freedom, worst)
+
+
+def enlarged(solution: Solution, nulls: Sequence[tuple[float, float]]) -> tuple[Solution, float]:
+    """Errors times the scatter, over their own errors, of sources that were not there, where that exceeds 1 by 6 sigma.
+
+    Parameters
+    ----------
+    nulls : coefficients and errors that `add_patch` gave.
+
+    Returns
+    -------
+    The solution, and the factor; 1 if nothing was to be done.
+    """
+    pulls = np.array([value / error for value, error in nulls])
+    if not len(pulls) or not np.mean(pulls**2) > 1 + 6 * np.sqrt(2 / len(pulls)):
+        return solution, 1.0
+    factor = float(np.sqrt(np.mean(pulls**2)))
+    errors = {name: getattr(solution, name) * factor for name in ("linear_error", "quadratic_error")}
+    return replace(solution, chi2=solution.chi2 / factor**2, **errors), factor
 
 
 def _evidence(result: np.ndarray, covariance: np.ndarray, active: np.ndarray, k: int) -> np.ndarray:

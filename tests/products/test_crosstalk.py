@@ -19,7 +19,7 @@ from lsstcal_dask.products.crosstalk import (
     source_names,
 )
 from lsstcal_dask.products.crosstalk_check import crosstalk_slope
-from lsstcal_dask.products.crosstalk_fit import Stamp, Target, add_patch, merge, patches, solve
+from lsstcal_dask.products.crosstalk_fit import Stamp, Target, add_patch, enlarged, merge, patches, solve
 from lsstcal_dask.products.spots import SpotConfig, find_spot, find_spots, spot_amplifiers, stamp_size
 from lsstcal_dask.simulate import Observatory, Settings
 from lsstcal_dask.simulate.crosstalk import Crosstalk
@@ -106,7 +106,7 @@ def test_rows_that_jitter_are_weighed_and_pixels_that_were_hit_left_out():
         pulls.append(one)
     aware, blind = np.sqrt(np.mean(np.square(pulls), 0))
     assert 0.65 < aware < 1.35  # 3.8 / sqrt(2 * 60)
-    assert blind > 1.35
+    assert np.isnan(blind)  # (25 + 64) / 25 of the variance that is allowed for: refused
 
 
 def test_bias_noise_does_not_average_down():
@@ -382,3 +382,33 @@ def test_slope_of_bleed_trails_tells_right_coefficients_from_wrong_ones():
     assert wrong.pull < -10
     with pytest.raises(InsufficientInputs, match="no bright pixel is read while a coupled amplifier is dark"):
         crosstalk_slope(frame[:, 95:], np.full(4, 6.0), Entries(t, s, c, zero), 1e5)
+
+
+def test_a_streak_across_the_patch_is_refused_not_fitted():
+    """A satellite's trail three pixels wide and 60 e- bright is 12 sigma: the patch is left out, a clean one is not."""
+    stamp = _stamp(1, 30, 28)
+    random = np.random.default_rng(10)
+    (patch,) = patches([stamp], SHAPE)
+    image = random.normal(0, 5, SHAPE)
+    normal = {}
+    assert np.isfinite(add_patch(normal, patch, _target(image))[0])
+    for i in range(60):
+        image[i, max(i - 6, 0) : i + 2] += 60 + 20 * np.sin(i)
+    assert np.isnan(add_patch(normal, patch, _target(image))[0])
+    assert len(normal) == 1
+    assert np.isfinite(solve(normal, 2, np.zeros(2, bool), 1e4).linear[1])
+
+
+def test_errors_that_sources_not_there_disprove_are_enlarged():
+    """Forty pulls of 2 and -1 in turn have a mean square of 2.5: errors grow by its root."""
+    stamp = _stamp(1, 30, 28)
+    solution = _solved([stamp], 1e-3 * _full(stamp) + np.random.default_rng(11).normal(0, 5, SHAPE))
+    wide, factor = enlarged(solution, [(2e-6, 1e-6), (-1e-6, 1e-6)] * 20)
+    assert factor == pytest.approx(np.sqrt(2.5))
+    assert wide.linear_error[1] == pytest.approx(solution.linear_error[1] * factor)
+    assert wide.chi2[1] == pytest.approx(solution.chi2[1] / 2.5)
+    assert wide.linear[1] == solution.linear[1]
+    for nulls in ([], [(1e-6, 1e-6), (-1e-6, 1e-6)] * 20):
+        same, factor = enlarged(solution, nulls)
+        assert factor == 1
+        assert same is solution
