@@ -29,7 +29,7 @@ from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate
 from lsstcal_dask.isr.linearity import tables
 from lsstcal_dask.isr.overscan import OverscanConfig
 
-__all__ = ["NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "correct", "electrons"]
+__all__ = ["IN_ELECTRONS", "NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "correct", "electrons"]
 
 _AFTER: Final = ("saturation", "defects", "edges", "cosmics", "interpolation")
 
@@ -46,7 +46,8 @@ NEEDED: Final = {step: step for step in ("bias", "linearity", "gain", "crosstalk
 OPTIONAL: Final = frozenset({"linearity", "crosstalk", "saturation", "defects"})
 """Corrections that are left out, with a remark, where their product was never built."""
 
-_IN_ELECTRONS: Final = ("crosstalk", "dark", "saturation")
+IN_ELECTRONS: Final = frozenset({"crosstalk", "dark", "saturation"})
+"""Corrections that cannot be without the gain."""
 
 
 class IsrConfig(BaseModel):
@@ -71,7 +72,7 @@ class Site:
 
 
 def check_steps(skip: frozenset[str]) -> None:
-    """Refuse to leave out what others need.
+    """Refuse to leave out what others need; optional corrections of electrons go with the gain.
 
     Raises
     ------
@@ -80,9 +81,8 @@ def check_steps(skip: frozenset[str]) -> None:
     """
     if unknown := sorted(skip - set(NEEDED)):
         raise WrongUse(f"unknown correction {unknown[0]!r} to skip: choose from {', '.join(NEEDED)}")
-    left = [step for step in _IN_ELECTRONS if step not in skip]
-    if "gain" in skip and left:
-        raise WrongUse(f"without gain there are no electrons: skip {', '.join(left)} too")
+    if "gain" in skip and "dark" not in skip:
+        raise WrongUse("without gain there are no electrons to subtract a dark from: skip dark too")
 
 
 def correct(

@@ -12,7 +12,17 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.crosstalk import Entries, coupled, from_others, raw_frame
 from lsstcal_dask.isr.frame import Frame, RawFrame
-from lsstcal_dask.isr.sequence import NEEDED, OPTIONAL, ORDERS, IsrConfig, Site, check_steps, correct, electrons
+from lsstcal_dask.isr.sequence import (
+    IN_ELECTRONS,
+    NEEDED,
+    OPTIONAL,
+    ORDERS,
+    IsrConfig,
+    Site,
+    check_steps,
+    correct,
+    electrons,
+)
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
 from lsstcal_dask.pipeline.store import Store
@@ -50,6 +60,7 @@ def calibrate(
         An unknown correction or exposure.
     """
     check_steps(frozenset(skip))
+    skip = sorted(IN_ELECTRONS.union(skip)) if "gain" in skip else skip
     chosen = {"exposures": exposures} if exposures else {"exposure_type": "science"}
     raw = open_raw(store.url, store.camera, chunked=False, **chosen)
     if not raw.sizes["exposure"]:
