@@ -22,7 +22,7 @@ CROWDED = Settings(hot_pixels=HotPixels(density=1e-3), stars=Stars(density=4e4))
 SETTINGS = CROWDED.without(MISSING)
 START = np.datetime64("2026-07-01T20:00:00", "ms")
 LAMP = Lamp(1.26e5)  # in band r 1e4 electron/s
-FIELD = Pointing(ra=150.0, dec=-30.0, altitude=70.0, azimuth=60.0)
+FIELD = Pointing(ra=149.996, dec=-30.0, altitude=70.0, azimuth=60.0)
 
 
 @lru_cache

@@ -296,11 +296,11 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
     name = small_day()[0].name
     code, _, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "dark")
     assert (code, err.count("--correct")) == (1, 1)
-    code, out, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "spot", "--correct", "--json")
+    code, out, err = run("ingest", tmp_path / "s", raw_files[0], "--type", "ppump", "--correct", "--json")
     assert (code, json.loads(out)["corrected"]) == (0, 1)
     assert "0 frames ingested, 1 corrected, 0 already there" in err
     found = json.loads(run("ls", tmp_path / "s", "--json")[1])
-    assert found["exposures"][0]["exposure_type"] == "spot"
+    assert found["exposures"][0]["exposure_type"] == "ppump"
     why = {row["product"]: row["outdated"] for row in found["products"]}
     assert why["bias"] == f"made from exposure {name}, whose header has changed since"
     assert all(why[product].startswith("made with ") for product in ("gain", "dark", "defects", "calibrated"))
