@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from scipy.interpolate import Akima1DInterpolator
 
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier
+from lsstcal_dask.isr.linearity import Curve
+from lsstcal_dask.isr.linearity import curve as linearity_curve
 from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
 
 __all__ = ["Channel", "Signal", "channel", "signal"]
@@ -25,7 +26,7 @@ class Channel:
     gain: float  # electron/adu
     plane: np.ndarray | None = None  # (y, x) bias, adu
     plane_variance: float = 0.0  # electron**2, of a typical pixel of the bias
-    curve: tuple[np.ndarray, np.ndarray] | None = None  # adu: measured signal, what is added to it
+    curve: Curve | None = None  # adu: measured signal, what is added to it
     bad: np.ndarray | None = None  # (y, x) bool, pixels not to be used
     ceiling: float = np.inf  # electron, above which a pixel is not to be trusted
 
@@ -66,10 +67,9 @@ def channel(amplifier: Amplifier, products: Mapping[str, xr.Dataset]) -> Channel
         plane = np.nan_to_num(plane)
     curve = None
     if "linearity" in own:
-        level, add = (own["linearity"][f"linearity_{name}"].values.astype(float) for name in ("level", "correction"))
-        known = np.isfinite(level) & np.isfinite(add)
-        if known.sum() > 1:
-            curve = level[known], add[known]
+        level, add = (own["linearity"][f"linearity_{name}"].values for name in ("level", "correction"))
+        if np.isfinite(level).any():
+            curve = linearity_curve(level, add, amplifier.name)
             ceilings.append(float(own["linearity"]["linearity_ceiling"]) * gain)
     if "saturation" in own:
         ceilings += [float(own["saturation"][name]) for name in ("well_bloom", "well_serial", "well_adc")]
@@ -90,14 +90,8 @@ def signal(counts: np.ndarray, channel: Channel, overscan: OverscanConfig) -> Si
     if channel.plane is not None:
         values -= channel.plane
     if channel.curve is not None:
-        values += _correction(values, *channel.curve)
+        values += channel.curve(values).astype(np.float32)
     noise = float(found.read_noise[0])
     noise = noise * channel.gain if np.isfinite(noise) else amplifier.read_noise
     rows = float(np.nanmedian(found.variance)) * channel.gain**2
     return Signal((values * np.float32(channel.gain)).astype(np.float32), noise, rows)
-
-
-def _correction(measured: np.ndarray, level: np.ndarray, add: np.ndarray) -> np.ndarray:
-    """S of a (y, x) signal: linear between 4096 values of the Akima spline."""
-    fine = np.linspace(level[0], level[-1], 4096)
-    return np.interp(measured, fine, Akima1DInterpolator(level, add)(fine)).astype(np.float32)

@@ -173,24 +173,34 @@ def with_filters(
 
 
 def sparse_sequence(
-    camera: Camera, *, number: int = 4, reach: float = 0.2, wavelength: float = 700.0, rate: float = 1e7
+    camera: Camera, *, number: int = 2, moves: int = 5, reach: float = 0.2, wavelength: float = 700.0, rate: float = 1e7
 ) -> list[Projection]:
     """¶10f with the sparse mask: a spot in every amplifier at once, in a few places that differ a little.
+
+    Every readout board has its spots at the same moments, so that sources of two boards are always lit together: the
+    whole pattern is moved by rows of CCDs too, which lights an amplifier with the hole of another.
 
     Parameters
     ----------
     camera : the mask is made for.
-    number : of pointings.
+    number : of pointings that differ a little.
+    moves : by 0, 1, -1, 2, -2 ... rows of CCDs; no more than the camera has.
     reach : farthest pointing from the axis in each coordinate, diameters of a spot. Where readout is mirrored
         the spots move against each other, and at 0.33 the first would be read at the same time.
     wavelength : nm.
     rate : photons/s in a spot.
     """
-    if number < 1 or not 0 <= reach < 0.33:
-        raise WrongUse(f"{number} pointings of the sparse mask within {reach} spots: use 1 or more, within 0 to 0.33")
+    if min(number, moves) < 1 or not 0 <= reach < 0.33:
+        raise WrongUse(
+            f"{number} pointings of the sparse mask, {moves} moves, within {reach} spots: use 1 or more, and 0 to 0.33"
+        )
     _, _, diameter = MASKS["sparse"](camera)
     shift = np.linspace(-1, 1, number) * reach * diameter[0] * camera.detectors[0].pixel_mm if number > 1 else 0.0
-    u, v = (np.atleast_1d(np.rad2deg(a)) for a in focal_to_field(camera, shift, np.negative(shift)))
+    rows = np.unique([detector.center_mm[1] for detector in camera.detectors])
+    pitch = float(np.median(np.diff(rows))) if len(rows) > 1 else 0.0
+    far = pitch * np.array([(-1) ** (k + 1) * ((k + 1) // 2) for k in range(min(moves, len(rows)))])
+    away = np.atleast_1d(shift) + 0 * far[:, None], far[:, None] - np.atleast_1d(shift)
+    u, v = (np.rad2deg(a).ravel() for a in focal_to_field(camera, *away))
     base = scan_wavelength(Spectrum(wavelength, wavelength, rate=rate), mask="sparse")[0]
     return [replace(base, azimuth=float(x), elevation=float(y)) for x, y in zip(u, v, strict=True)]
 

@@ -3,6 +3,7 @@ import pytest
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.instrument.geometry import focal_to_field
 from lsstcal_dask.simulate.exposure import Exposure
 from lsstcal_dask.simulate.filters import wavelength_range
 from lsstcal_dask.simulate.observatory import Observatory
@@ -106,8 +107,12 @@ def test_10f_lights_every_amplifier():
         assert spot["detector"] == detector.name
         np.testing.assert_allclose([spot["x"], spot["y"]], [x + (nx - 1) / 2, y + (ny - 1) / 2], atol=1e-6)
     assert len(each_amplifier(LSST)) == 3024 + 8 * 16 + 8 * 8
-    assert len({(s.azimuth, s.elevation) for s in sparse_sequence(MINI)}) == 4
-    assert sparse_sequence(MINI, number=1)[0].azimuth == 0
+    assert len({(s.azimuth, s.elevation) for s in sparse_sequence(MINI)}) == 6  # two in each of three rows of CCDs
+    moved = [s.elevation for s in sparse_sequence(MINI, number=1)]
+    assert sparse_sequence(MINI, number=1)[0].azimuth == moved[0] == 0
+    up = next(d for d in MINI.detectors if d.center_mm[0] == 0 and d.center_mm[1] > 0)
+    row = float(np.rad2deg(focal_to_field(MINI, *up.center_mm)[1]))
+    np.testing.assert_allclose(moved, [0, row, -row], atol=1e-12)
 
 
 def test_scans_that_cannot_be_are_refused():
