@@ -197,6 +197,8 @@ def write_report(found: Acceptance, store: Store, path: Path) -> Path:
     CalibrationError
         It cannot be written there.
     """
+    if not path.parent.is_dir():  # said before pictures are drawn for nothing
+        raise CalibrationError(f"{path}: cannot write a report there (no such folder)")
     try:
         path.write_text(report(found, store.camera), encoding="utf-8")
     except OSError as error:

@@ -56,6 +56,7 @@ def _corners(detector: Detector, amplifier: Amplifier) -> np.ndarray:
 
 def _draw_map(axes: "Axes", beside: "Axes", result: Result, camera: Camera) -> None:
     from matplotlib.collections import PolyCollection  # noqa: PLC0415
+    from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
     values = dict(zip(result.places, result.values, strict=True))
     shapes, colours, edges, widths = [], [], [], []
@@ -82,8 +83,8 @@ def _draw_map(axes: "Axes", beside: "Axes", result: Result, camera: Camera) -> N
     axes.set_aspect("equal")
     if len(camera.detectors) <= _NAMED:
         for detector in camera.detectors:
-            top = detector.center_mm[1] + detector.shape[0] * detector.pixel_mm / 2
-            axes.text(detector.center_mm[0], top, detector.name, ha="center", va="bottom", fontsize=6)
+            text = axes.text(*detector.center_mm, detector.name, ha="center", va="center", fontsize=6, color="white")
+            text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
     axes.set_xlabel("focal plane x, mm", fontsize=8)
     axes.set_ylabel("y, mm", fontsize=8)
     axes.tick_params(labelsize=7)

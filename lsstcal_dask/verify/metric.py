@@ -96,8 +96,9 @@ class Result:
     @property
     def unmeasured(self) -> list[str]:
         """Amplifiers that should have a value and have none."""
-        lost = [] if self.metric.sparse else np.flatnonzero(~np.isfinite(self.values))
-        return [" ".join(self.places[i]) for i in lost]
+        if self.metric.sparse:
+            return []
+        return [" ".join(self.places[i]) for i in np.flatnonzero(~np.isfinite(self.values))]
 
     @property
     def failing(self) -> int:

@@ -16,7 +16,6 @@ __all__ = [
     "boundary_offsets",
     "chi2_sigma",
     "neighbour_scatter",
-    "plane",
     "planes",
     "row_steps",
     "scatter",
