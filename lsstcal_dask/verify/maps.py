@@ -103,12 +103,17 @@ def _outline(value: float, metric: Metric) -> str:
 
 
 def _draw_histogram(axes: "Axes", result: Result) -> None:
-    """Histogram over everything that was measured; limits that are far off are said in the legend and not drawn."""
+    """Histogram over everything that was measured; limits that nothing comes near are said and not drawn."""
     values = result.measured
     if values.size:
         low, high = float(values.min()), float(values.max())
         margin = 0.25 * (high - low) or max(abs(low) * 0.1, 1e-12)
-        near = [e for e in (*result.metric.limits, *result.metric.aim) if low - 4 * margin < e < high + 4 * margin]
+        near = [
+            edge
+            for bottom, top in (result.metric.limits, result.metric.aim)
+            for edge, broken in ((bottom, low < bottom), (top, high > top))
+            if broken or low - 4 * margin < edge < high + 4 * margin
+        ]
         left, right = min([low - margin, *near]), max([high + margin, *near])
         rim = 0.03 * (right - left)
         axes.hist(values, bins=np.linspace(left, right, _BINS + 1), color="#3b6ea5")  # type: ignore[arg-type]

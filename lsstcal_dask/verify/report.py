@@ -142,7 +142,8 @@ def _remarks(product: Product) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in lines) or "<li>none</li>"
     return (
         f"<details{opened}><summary>{_badge(product.verdict)} <strong>{escape(product.name)}</strong> "
-        f'{escape(product.version)} <span class="what">{len(lines)} remarks</span></summary><ul>{items}</ul></details>'
+        f'{escape(product.version)} <span class="what">remarks: {len(lines)}</span></summary>'
+        f"<ul>{items}</ul></details>"
     )
 
 
