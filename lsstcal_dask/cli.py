@@ -349,6 +349,40 @@ def list_store(
 
 
 @app.command()
+def verify(
+    store: StoreArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="HTML report to write, with pictures; one file.")
+    ] = None,
+    product: Annotated[str, typer.Option(help="Judge only this product, or 'calibrated'; everything by default.")] = "",
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge products by acceptance metrics, each with limits and their source.
+
+    The newest product of each name, and the newest corrected frame. Exit status 1 if a metric fails; what is not in the
+    store is not measured, which is no failure.
+    """
+    from lsstcal_dask.pipeline import verify as module  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+    from lsstcal_dask.verify.acceptance import as_json as plain  # noqa: PLC0415
+
+    opened = open_store(store)
+    with _compute(scheduler, workers, memory) as compute:
+        found = module.verify(opened, compute, product=product, progress=_shows_progress())
+    if not as_json:
+        module.print_acceptance(found)
+    if output:
+        _say(f"report: {module.write_report(found, opened, output)}")
+    if as_json:
+        print(json.dumps(plain(found), indent=1))
+    if found.verdict == "FAIL":
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(
     store: StoreArgument,
     what: Annotated[str, typer.Argument(metavar="WHAT", help="A product (bias, gain, dark) or an exposure id.")],

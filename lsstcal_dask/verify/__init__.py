@@ -1,1 +1,1 @@
-"""Looking at what was made: pictures now, acceptance metrics to come."""
+"""Looking at what was made: pictures, acceptance metrics and their report."""

@@ -1,0 +1,206 @@
+"""Acceptance of what is in a store: reads the newest product of each name, measures, judges, prints, reports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.errors import CalibrationError, WrongUse
+from lsstcal_dask.instrument import Detector
+from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.storage.products import Pointer, finished, open_product
+from lsstcal_dask.storage.provenance import software
+from lsstcal_dask.verify.acceptance import METRICS, Acceptance, Product, judge, measure
+from lsstcal_dask.verify.metric import Case, Result, number, span
+from lsstcal_dask.verify.report import report
+
+__all__ = ["print_acceptance", "verify", "write_report"]
+
+_ROWS = 32
+"""Lines of the table in a terminal; of the metrics that pass, only as many are shown as there is room for."""
+
+
+def verify(store: Store, compute: Compute, *, product: str = "", progress: bool = False) -> Acceptance:
+    """Measure every acceptance metric that the products of a store allow.
+
+    Parameters
+    ----------
+    product : judge only this one; those it is compared with are read all the same.
+
+    Raises
+    ------
+    WrongUse
+        No metric is defined for ``product``.
+    CalibrationError
+        There is no product, or what is stored of one cannot be read.
+    """
+    wanted = list(dict.fromkeys(metric.product for metric in METRICS))
+    if product and product not in wanted:
+        raise WrongUse(f"there are no metrics of {product!r}: choose from {', '.join(wanted)}")
+    upstream = read_upstream(store.url)
+    newest = _newest(upstream, wanted)
+    names = [product] if product else wanted
+    if not set(names) & set(newest):
+        what = f"{store.url} has no {product}" if product else f"{store.url} has no products"
+        step = f"lsstcal calibrate {store.url}" if product == "calibrated" else f"lsstcal build {store.url}"
+        raise CalibrationError(f"{what} to verify: make some with '{step}'")
+    detectors = [d for d in store.camera.detectors if any(d.name in pointer.detectors for pointer in newest.values())]
+    measured = _measure_all(store, newest, detectors, names, compute, progress)
+    amplifiers = {detector.name: [a.name for a in detector.amplifiers] for detector in detectors}
+    results, without = judge(measured, amplifiers, names)
+    return Acceptance(
+        store=store.url,
+        camera=store.camera.name,
+        products=tuple(_product(newest[name], upstream) for name in names if name in newest),
+        results=results,
+        not_measured=without,
+        software=software(),
+    )
+
+
+def _newest(upstream: Upstream, names: Sequence[str]) -> dict[str, Pointer]:
+    """Of each product the one made last, of frames that of the last exposure; outdated ones where there is no other."""
+    found = {}
+    for name in names:
+        there = [pointer for pointer in upstream.pointers if pointer.name == name]
+        current = [pointer for pointer in there if pointer.version not in upstream.outdated]
+        if current or there:
+            key = "valid_from" if name == "calibrated" else "created"
+            found[name] = max(current or there, key=lambda pointer: (getattr(pointer, key), pointer.created))
+    return found
+
+
+def _measure_all(
+    store: Store,
+    newest: dict[str, Pointer],
+    detectors: list[Detector],
+    names: list[str],
+    compute: Compute,
+    progress: bool,
+) -> dict[str, dict[str, list[float] | None]]:
+    """What `measure` finds, by detector, one task for each."""
+    needed = {need for metric in METRICS if metric.product in names for need in (metric.product, *metric.needs)}
+    needed |= {"gain"}  # which turns adu into electrons wherever it is there
+    read = {name: pointer for name, pointer in newest.items() if name in needed}
+    summary = {name: _summaries(store.url, pointer) for name, pointer in read.items()}
+    task = dask.delayed(_measure_one, pure=False)
+    tasks = []
+    for detector in detectors:
+        here = {name: pointer.version for name, pointer in read.items() if detector.name in pointer.detectors}
+        noted = {name: summary[name].get(detector.name, {}) for name in here}
+        tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names))
+    labels = [detector.name for detector in detectors]
+    found: dict[str, dict[str, list[float] | None]] = {}
+    for label, result in compute.run(tasks, labels=labels, describe="verify", progress=progress):
+        if isinstance(result, Exception):
+            raise CalibrationError(f"verify: {label}: {result}") from result
+        found[str(label)] = result
+    return {label: found[label] for label in labels}
+
+
+def _summaries(url: str, pointer: Pointer) -> dict[str, dict[str, dict[str, Any]]]:
+    """Numbers noted when a product was made, by detector and amplifier."""
+    markers = finished(url, pointer.name, pointer.version)
+    return {detector: marker.get("summary", {}) for detector, marker in markers.items()}
+
+
+def _measure_one(
+    url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str]
+) -> dict[str, list[float] | None]:
+    """What a worker does for one detector."""
+    one: Detector = detector.value
+    amplifiers = [a.name for a in one.amplifiers]
+    products = {
+        name: open_product(url, name, version, chunked=False).sel(detector=one.name, amplifier=amplifiers)
+        for name, version in versions.items()
+    }
+    return measure(Case(one, products, noted.value), names)
+
+
+def _product(pointer: Pointer, upstream: Upstream) -> Product:
+    uses = pointer.inputs.get("upstream", {}).values()
+    pairs = {f"{name} {text.partition('/')[0]}" for use in uses for name, text in use.items()}
+    headers = pointer.inputs.get("headers", {})
+    return Product(
+        name=pointer.name,
+        version=pointer.version,
+        verdict=pointer.verdict,
+        created=pointer.created,
+        valid_from=pointer.valid_from,
+        valid_until=pointer.valid_until,
+        detectors=tuple(pointer.detectors),
+        failed=pointer.failed,
+        remarks=tuple(pointer.remarks),
+        outdated=upstream.outdated.get(pointer.version, ""),
+        exposures=tuple(sorted(headers)),
+        made_with=tuple(sorted(pairs)),
+        configuration=pointer.configuration,
+        software=pointer.software,
+    )
+
+
+def print_acceptance(found: Acceptance) -> None:
+    """Print the metrics as a table, worst first, in about forty lines."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
+
+    console = Console()
+    console = Console(width=max(console.width, 130))
+    counts = ", ".join(f"{found.count(v)} {v}" for v in ("FAIL", "WARN", "PASS"))
+    console.print(f"{found.store}  camera {found.camera}: {found.verdict} ({counts})", soft_wrap=True, highlight=False)
+    names = ("verdict", "product", "metric", "median", "worst", "fails beyond", "warns beyond", "out", "where")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
+    bad = sum(result.verdict != "PASS" for result in found.results)
+    shown = found.results[: max(_ROWS, bad)]
+    for result in shown:
+        table.add_row(*_cells(result), style={"FAIL": "bold red", "WARN": "yellow"}.get(result.verdict, ""))
+    console.print(table)
+    if hidden := len(found.results) - len(shown):
+        console.print(f"... and {hidden} more that pass: see --output or --json", highlight=False)
+    if found.not_measured:
+        lines = "; ".join(f"{what} ({why})" for what, why in found.not_measured.items())
+        console.print(f"not measured: {lines}", highlight=False, markup=False, soft_wrap=True)
+    for product in found.products:
+        if product.outdated:
+            line = f"{product.name} {product.version} was {product.outdated}: build it again"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _cells(result: Result) -> list[str]:
+    metric, worst = result.metric, result.worst(1)
+    where = f"{worst[0][0]}" if worst else ""
+    if not where and result.unmeasured:
+        where = f"{len(result.unmeasured)} unmeasured: {result.unmeasured[0]}"
+    value = worst[0][1] if worst else float("nan")
+    return [
+        result.verdict,
+        metric.product,
+        f"{metric.name}{f' [{metric.unit}]' if metric.unit else ''}",
+        number(result.median),
+        number(value),
+        span(metric.limits),
+        span(metric.aim),
+        str(result.off_aim or ""),
+        where,
+    ]
+
+
+def write_report(found: Acceptance, store: Store, path: Path) -> Path:
+    """Write the HTML report.
+
+    Raises
+    ------
+    CalibrationError
+        It cannot be written there.
+    """
+    if not path.parent.is_dir():  # said before pictures are drawn for nothing
+        raise CalibrationError(f"{path}: cannot write a report there (no such folder)")
+    try:
+        path.write_text(report(found, store.camera), encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot write a report there ({error.strerror})") from error
+    return path

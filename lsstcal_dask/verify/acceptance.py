@@ -1,0 +1,166 @@
+"""The acceptance of a store: every metric, measured sensor by sensor and judged together (after DMTN-101)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from lsstcal_dask.verify import amplifiers, frames, stacks
+from lsstcal_dask.verify.metric import VERDICTS, Case, Metric, Result, each, worst_of
+
+__all__ = ["METRICS", "Acceptance", "Product", "as_json", "judge", "measure"]
+
+METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *frames.METRICS)
+"""Every metric; a product's stand together."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is to be known of a product that was looked at."""
+
+    name: str
+    version: str
+    verdict: str
+    created: str
+    valid_from: str
+    valid_until: str
+    detectors: tuple[str, ...]
+    failed: Mapping[str, str]  # detectors that could not be made, with the reason
+    remarks: tuple[str, ...]
+    outdated: str  # why it is not used any more; empty
+    exposures: tuple[str, ...]
+    made_with: tuple[str, ...]  # name and version of other products
+    configuration: Mapping[str, Any]
+    software: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Everything that is judged of a store."""
+
+    store: str
+    camera: str
+    products: tuple[Product, ...]
+    results: tuple[Result, ...]  # worst first
+    not_measured: Mapping[str, str]  # key of a metric, or name of a product: why
+    software: Mapping[str, str]
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict of a metric; a product with remarks, outdated, or without some of its sensors warns."""
+        doubts = [
+            "WARN" if product.outdated or product.failed or product.verdict == "WARN" else product.verdict
+            for product in self.products
+        ]
+        return worst_of([result.verdict for result in self.results] + doubts)
+
+    def count(self, verdict: str) -> int:
+        """Number of metrics with a verdict."""
+        return sum(result.verdict == verdict for result in self.results)
+
+
+def measure(case: Case, products: Sequence[str]) -> dict[str, list[float] | None]:
+    """Every metric of ``products`` that what there is of a detector allows, by key; None of one that does not apply."""
+    found: dict[str, list[float] | None] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for metric in METRICS:
+            if metric.product not in case.kept:
+                case.kept.clear()  # pixels of one product at a time
+            if metric.product in products and {metric.product, *metric.needs} <= set(case.products):
+                values = metric.measure(case)
+                found[metric.key] = None if values is None else [float(value) for value in values]
+    return found
+
+
+def judge(
+    measured: Mapping[str, Mapping[str, list[float] | None]], names: Mapping[str, list[str]], products: Sequence[str]
+) -> tuple[tuple[Result, ...], dict[str, str]]:
+    """Judge what was measured.
+
+    Parameters
+    ----------
+    measured : by detector, what `measure` found.
+    names : by detector, names of its amplifiers.
+    products : those that were looked for.
+
+    Returns
+    -------
+    Results, worst first, and what was not measured, with the reason: products that are not there, once, and metrics.
+    """
+    results, without = [], {}
+    there = {key.partition(": ")[0] for found in measured.values() for key in found}
+    for metric in METRICS:
+        if metric.product not in products:
+            continue
+        if metric.product not in there:
+            without[metric.product] = "not in the store"
+            continue
+        values = {det: found[metric.key] for det, found in measured.items() if metric.key in found}
+        result = each(metric, values, names)
+        if result is not None:
+            results.append(result)
+        elif values:
+            without[metric.key] = "does not apply to what was measured"
+        else:
+            without[metric.key] = f"needs {' and '.join(metric.needs)}"
+    order = sorted(results, key=lambda result: VERDICTS.index(result.verdict))
+    return tuple(order), without
+
+
+def as_json(found: Acceptance) -> dict[str, Any]:
+    """All of it as JSON holds it; a value that is not there, or a limit that nothing breaks, is null."""
+    return {
+        "store": found.store,
+        "camera": found.camera,
+        "verdict": found.verdict,
+        "software": dict(found.software),
+        "products": [_product(product) for product in found.products],
+        "metrics": [_result(result) for result in found.results],
+        "not_measured": dict(found.not_measured),
+    }
+
+
+def _product(product: Product) -> dict[str, Any]:
+    return {
+        "product": product.name,
+        "version": product.version,
+        "verdict": product.verdict,
+        "created": product.created,
+        "valid_from": product.valid_from,
+        "valid_until": product.valid_until,
+        "outdated": product.outdated,
+        "detectors": list(product.detectors),
+        "failed": dict(product.failed),
+        "remarks": list(product.remarks),
+        "exposures": list(product.exposures),
+    }
+
+
+def _result(result: Result) -> dict[str, Any]:
+    metric, values = result.metric, result.measured
+    by_detector: dict[str, dict[str, float | None]] = {}
+    for (detector, amplifier), value in zip(result.places, result.values, strict=True):
+        by_detector.setdefault(detector, {})[amplifier] = _finite(value)
+    return {
+        "product": metric.product,
+        "metric": metric.name,
+        "verdict": result.verdict,
+        "prose": metric.prose,
+        "unit": metric.unit,
+        "limits": [_finite(value) for value in metric.limits],
+        "aim": [_finite(value) for value in metric.aim],
+        "source": metric.source,
+        "median": _finite(result.median),
+        "minimum": _finite(values.min()) if values.size else None,
+        "maximum": _finite(values.max()) if values.size else None,
+        "outside_limits": result.failing,
+        "outside_aim": result.off_aim,
+        "unmeasured": result.unmeasured,
+        "worst": [{"where": where, "value": _finite(value)} for where, value in result.worst()],
+        "values": by_detector,
+    }
+
+
+def _finite(value: Any) -> float | None:
+    return float(f"{value:.6g}") if np.isfinite(value) else None

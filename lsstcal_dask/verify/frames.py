@@ -1,0 +1,58 @@
+"""Acceptance of corrected frames: sky noise, rows, boundaries of amplifiers (Lupton 2016, Secs. 3.1 to 3.5)."""
+
+from typing import Final
+
+import numpy as np
+
+from lsstcal_dask.verify.metric import OURS, Case, Metric
+from lsstcal_dask.verify.pixels import boundary_offsets, neighbour_scatter, planes, row_steps, scatter, sky
+
+__all__ = ["METRICS"]
+
+
+def _sky_noise(case: Case) -> np.ndarray:
+    return np.array([neighbour_scatter(sky(one), one.variance) for one in planes(case, "calibrated")])
+
+
+def _rows(case: Case) -> np.ndarray:
+    """One number for a sensor: the rows of a small amplifier are too few to tell a tenth."""
+    steps = [row_steps(one) for one in planes(case, "calibrated")]
+    whole = scatter(np.concatenate(steps))
+    return np.array([whole if np.isfinite(one).any() else np.nan for one in steps])
+
+
+def _offsets(case: Case) -> np.ndarray | None:
+    if len(case.detector.amplifiers) < 2:
+        return None
+    return boundary_offsets(planes(case, "calibrated"), case.detector)
+
+
+METRICS: Final = (
+    Metric(
+        "calibrated",
+        "sky noise over model",
+        _sky_noise,
+        f"{OURS}; after DMTN-101, whose test has one side",
+        "scatter of neighbouring pixels of sky over what the variance says",
+        limits=(0.8, 1.25),
+        aim=(0.95, 1.05),
+    ),
+    Metric(
+        "calibrated",
+        "steps of rows over model",
+        _rows,
+        f"{OURS}: a tenth more than an optimal smoother leaves",
+        "scatter of the steps from row to row over what pixels and overscan say",
+        limits=(0.5, 1.5),
+        aim=(0.5, 1.1),
+    ),
+    Metric(
+        "calibrated",
+        "offsets of amplifiers",
+        _offsets,
+        OURS,
+        "level at boundaries against the neighbours, in units of the noise of a pixel",
+        limits=(-1, 1),
+        aim=(-0.25, 0.25),
+    ),
+)
