@@ -159,6 +159,15 @@ VARIABLES: Final[dict[str, Variable]] = {
         f"{name}_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), f"standard error of `{name}`")
         for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
     },
+    # Charge that is read late (¶2; Sec. 3.1)
+    "serial_cti": Variable(_AMPLIFIER, "f", ("",), "share of a packet that a serial transfer leaves behind"),
+    "serial_cti_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `serial_cti`"),
+    "parallel_cti": Variable(_AMPLIFIER, "f", ("",), "share of a packet that a parallel transfer leaves behind"),
+    "parallel_cti_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `parallel_cti`"),
+    "offset_amplitude": Variable(_AMPLIFIER, "f", ("",), "offset that a pixel leaves at the output, of its signal"),
+    "offset_amplitude_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `offset_amplitude`"),
+    "offset_decay": Variable(_AMPLIFIER, "f", ("pixel",), "pixels after which that offset has fallen by e"),
+    "offset_decay_error": Variable(_AMPLIFIER, "f", ("pixel",), "standard error of `offset_decay`"),
     # Crosstalk (¶5, ¶10f, §5)
     "source": Variable(("source",), "OUT", ("",), "amplifier of the camera, as R22_S11/C10"),
     "mask_id": Variable(("exposure",), "OUT", ("",), "mask of the projector (¶10)"),

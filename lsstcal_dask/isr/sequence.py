@@ -22,6 +22,7 @@ from lsstcal_dask.isr.cosmics import CosmicConfig, flag_cosmics
 from lsstcal_dask.isr.crosstalk import own_entries
 from lsstcal_dask.isr.dark import dark_seconds
 from lsstcal_dask.isr.defects import flag_defects
+from lsstcal_dask.isr.deferred import Registers, registers
 from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.gain import gains_of
@@ -34,16 +35,18 @@ __all__ = ["NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "
 _AFTER: Final = ("saturation", "defects", "edges", "cosmics", "interpolation")
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
-    "lupton2016": ("overscan", "bias", "linearity", "gain", "crosstalk", "dark", *_AFTER),
-    "physical": ("overscan", "bias", "linearity", "gain", "crosstalk", "dark", *_AFTER),
-    "rubin": ("overscan", "gain", "crosstalk", "linearity", "bias", "dark", *_AFTER),
+    "lupton2016": ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark", *_AFTER),
+    "physical": ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark", *_AFTER),
+    "rubin": ("overscan", "gain", "crosstalk", "linearity", "deferred", "bias", "dark", *_AFTER),
 }
 """Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 
-NEEDED: Final = {step: step for step in ("bias", "linearity", "gain", "crosstalk", "dark", "saturation", "defects")}
+NEEDED: Final = {
+    step: step for step in ("bias", "linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects")
+}
 """The product that a correction applies."""
 
-OPTIONAL: Final = frozenset({"linearity", "crosstalk", "saturation", "defects"})
+OPTIONAL: Final = frozenset({"linearity", "crosstalk", "deferred", "saturation", "defects"})
 """Corrections that are left out, with a remark, where their product was never built."""
 
 _IN_ELECTRONS: Final = ("crosstalk", "dark", "saturation")
@@ -146,6 +149,7 @@ def _correct_rows(
         bias=_plane(raw, products["bias"]) if "bias" in steps else rows.Plane(),
         curves=_curves(raw, products["linearity"]) if "linearity" in steps else rows.Curves(),
         coupling=_coupling(raw, products, others) if "crosstalk" in steps else rows.Coupling(),
+        registers=registers(products["deferred"], raw.detector) if "deferred" in steps else Registers(),
         dark=_plane(raw, products["dark"]) if "dark" in steps else rows.Plane(),
     )
     image, variance, mask = rows.correct_rows(raw, site.shape, steps, terms)
