@@ -89,6 +89,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "filter": Variable(("exposure",), "OUT", ("",), "filter in the beam; 'none' without one"),
     "wavelength": Variable(("exposure",), "f", ("nm",), "vacuum wavelength of a monochromatic source (¶9)"),
     "photodiode": Variable(("exposure",), "f", ("C",), "charge of the monitoring photodiode (¶3)"),
+    "sequencer": Variable(("exposure", "detector"), "OUT", ("",), "program by which the detector was read"),
     "present": Variable(("exposure", "detector"), "b", ("",), "the frame of this detector was ingested"),
     "pixels": Variable(("exposure", "detector"), "S", ("",), "hash of the raw counts; empty if missing"),
     # Images

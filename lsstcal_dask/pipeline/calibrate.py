@@ -73,9 +73,10 @@ def _calibrate_one(
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     for det in (str(name) for name in raw["detector"].values):
+        program = str(raw["sequencer"].sel(detector=det).values) if "sequencer" in raw.coords else ""
         try:
             setting = ("calibrate", config.overscan)
-            found[det] = {step: find_upstream(upstream, NEEDED[step], det, time, setting) for step in steps}
+            found[det] = {step: find_upstream(upstream, NEEDED[step], det, time, setting, program) for step in steps}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
     if not found:
