@@ -111,6 +111,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "frames": Variable(
         ("detector", *_PIXELS), "iu", ("",), "exposures that entered a pixel: its degrees of freedom + 1"
     ),
+    "column_level": Variable(("detector", "amplifier", "x"), "f", ("adu",), "parallel overscan above the serial one"),
     "defect_kind": Variable(("detector", *_PIXELS), "u", ("",), "bit flags, see DEFECT_KINDS (Sec. 2.4)"),
     "overscan": Variable(("exposure", "detector", "amplifier", "y"), "f", ("adu",), "overscan level of a row"),
     "level": Variable(("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"),

@@ -18,6 +18,7 @@ from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.isr import rows
 from lsstcal_dask.isr.bias import bias_jitter, overscan_levels
 from lsstcal_dask.isr.bleed import flag_bleeding
+from lsstcal_dask.isr.columns import column_changes
 from lsstcal_dask.isr.cosmics import CosmicConfig, flag_cosmics
 from lsstcal_dask.isr.crosstalk import own_entries
 from lsstcal_dask.isr.dark import dark_seconds
@@ -59,6 +60,7 @@ class IsrConfig(BaseModel):
 
     order: Literal["lupton2016", "physical", "rubin"] = "lupton2016"
     overscan: OverscanConfig = OverscanConfig()
+    parallel_overscan: bool = Field(False, description="follow changes of the columns since the bias")
     edge: int = Field(5, ge=0, description="outer pixels of a sensor that are flagged EDGE")
     find_cosmics: bool = Field(False, description="look for cosmic rays in the frame by itself")
     cosmics: CosmicConfig = CosmicConfig()
@@ -140,13 +142,14 @@ def _correct_rows(
     config: IsrConfig,
     others: np.ndarray | None,
 ) -> Frame:
+    bias, remarks = _bias(raw, products, config) if "bias" in steps else (rows.Plane(), ())
     level, row_variance, noise = overscan_levels(raw, site.shape, config.overscan)
     terms = rows.Terms(
         level=level,
         noise=noise,
         gain=_gain(raw, products.get("gain")),
         seconds=dark_seconds(raw, site.shape[0]) if "dark" in steps else np.zeros(site.shape[0], np.float32),
-        bias=_plane(raw, products["bias"]) if "bias" in steps else rows.Plane(),
+        bias=bias,
         curves=_curves(raw, products["linearity"]) if "linearity" in steps else rows.Curves(),
         coupling=_coupling(raw, products, others) if "crosstalk" in steps else rows.Coupling(),
         registers=registers(products["deferred"], raw.detector) if "deferred" in steps else Registers(),
@@ -155,7 +158,7 @@ def _correct_rows(
     image, variance, mask = rows.correct_rows(raw, site.shape, steps, terms)
     row_variance = _row_variance(raw, row_variance, steps, products, terms)
     units = "electron" if "gain" in steps else "adu"
-    return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, units)
+    return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, units, remarks)
 
 
 def _saturation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
@@ -191,6 +194,19 @@ def _plane(raw: RawFrame, product: xr.Dataset) -> rows.Plane:
     """Image, variance and mask of a product, in the order of the amplifiers."""
     part = product.sel(amplifier=[a.name for a in raw.detector.amplifiers])
     return rows.Plane(*(part[name].values for name in rows.Plane._fields))
+
+
+def _bias(
+    raw: RawFrame, products: Mapping[str, xr.Dataset], config: IsrConfig
+) -> tuple[rows.Plane, tuple[tuple[str, str], ...]]:
+    """The bias, with the change of each column since, if that is wanted; remarks where it cannot be told."""
+    plane = _plane(raw, products["bias"])
+    if not config.parallel_overscan:
+        return plane, ()
+    change, variance, remarks = column_changes(raw, products["bias"], config.overscan)
+    nx = plane.image.shape[2]
+    image, own = plane.image + change[:, None, :nx], plane.variance + variance[:, None, :nx]
+    return plane._replace(image=image, variance=own), remarks
 
 
 def _curves(raw: RawFrame, product: xr.Dataset) -> rows.Curves:

@@ -148,6 +148,7 @@ def _results(
     )
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
+        result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
         if not result.attrs["summary"]["median"] and "gain" in products:
             gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
             result.attrs["remarks"] += [] if gain > 0 else ["its gain could not be measured"]

@@ -85,7 +85,9 @@ def test_a_product_of_another_sequencer_is_not_applied(tmp_path, threads):
     assert (
         f"bias {made.pointer.version} was made from exposures read by sequencer a.seq, but these were read by" in error
     )
-    assert "b.seq: take exposures for bias with that one, and build it again, or leave it out with --skip" in error
+    assert (
+        "read by b.seq: take exposures for bias with that one, and build it again, or leave it out with --skip" in error
+    )
     assert not list_products(store.url, "calibrated")
 
 
