@@ -152,6 +152,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "linearity_turnoff": Variable(
         _AMPLIFIER, "f", ("electron", "adu"), "signal above which no curve follows the light (Sec. 2.3)"
     ),
+    "amplifier_offset": Variable(_AMPLIFIER, "f", ("electron", "adu"), "sky of an amplifier above that of its CCD"),
+    "amplifier_offset_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), "standard error of `amplifier_offset`"),
     # Saturation (¶7, §4)
     "well_bloom": Variable(_AMPLIFIER, "f", ("electron",), "lowest charge that spills to a neighbour (Sec. 2.5)"),
     "well_serial": Variable(_AMPLIFIER, "f", ("electron",), "charge that a packet of the serial register holds"),

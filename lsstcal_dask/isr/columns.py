@@ -43,9 +43,7 @@ def column_changes(
     for i, amplifier in enumerate(amplifiers):
         nx = amplifier.data.shape[1]
         if "column_level" not in bias:
-            remarks.append(
-                (amplifier.name, "parallel overscan not used: its bias has no levels of it: build bias again")
-            )
+            remarks.append((amplifier.name, "parallel overscan not used: build bias again, it has no levels of it"))
             continue
         known = bias["column_level"].sel(amplifier=amplifier.name).values[:nx]
         found = _change(parallel_pixels(raw.counts[i][None], amplifier, config)[0] - known[:, None], config)

@@ -114,7 +114,7 @@ def test_a_frame_that_is_flooded_is_left_alone(bias):
 def test_what_cannot_be_told_is_remarked(bias):
     counts = frame(99)
     old = bias.drop_vars("column_level")
-    assert "its bias has no levels of it: build bias again" in image(counts, old).remarks[0][1]
+    assert "build bias again, it has no levels of it" in image(counts, old).remarks[0][1]
     without = replace(DETECTOR, amplifiers=(replace(SMALL, parallel_overscan=Box(0, 0, 0, 0)),))
     change, variance, remarks = column_changes(RawFrame("e", without, 0.0, counts), bias, OverscanConfig())
     assert not change.any()
