@@ -89,6 +89,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "filter": Variable(("exposure",), "OUT", ("",), "filter in the beam; 'none' without one"),
     "wavelength": Variable(("exposure",), "f", ("nm",), "vacuum wavelength of a monochromatic source (¶9)"),
     "photodiode": Variable(("exposure",), "f", ("C",), "charge of the monitoring photodiode (¶3)"),
+    "sequencer": Variable(("exposure", "detector"), "OUT", ("",), "program by which the detector was read"),
     "present": Variable(("exposure", "detector"), "b", ("",), "the frame of this detector was ingested"),
     "pixels": Variable(("exposure", "detector"), "S", ("",), "hash of the raw counts; empty if missing"),
     # Images
@@ -110,6 +111,7 @@ VARIABLES: Final[dict[str, Variable]] = {
     "frames": Variable(
         ("detector", *_PIXELS), "iu", ("",), "exposures that entered a pixel: its degrees of freedom + 1"
     ),
+    "column_level": Variable(("detector", "amplifier", "x"), "f", ("adu",), "parallel overscan above the serial one"),
     "defect_kind": Variable(("detector", *_PIXELS), "u", ("",), "bit flags, see DEFECT_KINDS (Sec. 2.4)"),
     "overscan": Variable(("exposure", "detector", "amplifier", "y"), "f", ("adu",), "overscan level of a row"),
     "level": Variable(("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"),
@@ -150,6 +152,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "linearity_turnoff": Variable(
         _AMPLIFIER, "f", ("electron", "adu"), "signal above which no curve follows the light (Sec. 2.3)"
     ),
+    "amplifier_offset": Variable(_AMPLIFIER, "f", ("electron", "adu"), "sky of an amplifier above that of its CCD"),
+    "amplifier_offset_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), "standard error of `amplifier_offset`"),
     # Saturation (¶7, §4)
     "well_bloom": Variable(_AMPLIFIER, "f", ("electron",), "lowest charge that spills to a neighbour (Sec. 2.5)"),
     "well_serial": Variable(_AMPLIFIER, "f", ("electron",), "charge that a packet of the serial register holds"),
@@ -159,6 +163,15 @@ VARIABLES: Final[dict[str, Variable]] = {
         f"{name}_error": Variable(_AMPLIFIER, "f", ("electron", "adu"), f"standard error of `{name}`")
         for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
     },
+    # Charge that is read late (¶2; Sec. 3.1)
+    "serial_cti": Variable(_AMPLIFIER, "f", ("",), "share of a packet that a serial transfer leaves behind"),
+    "serial_cti_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `serial_cti`"),
+    "parallel_cti": Variable(_AMPLIFIER, "f", ("",), "share of a packet that a parallel transfer leaves behind"),
+    "parallel_cti_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `parallel_cti`"),
+    "offset_amplitude": Variable(_AMPLIFIER, "f", ("",), "offset that a pixel leaves at the output, of its signal"),
+    "offset_amplitude_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `offset_amplitude`"),
+    "offset_decay": Variable(_AMPLIFIER, "f", ("pixel",), "pixels after which that offset has fallen by e"),
+    "offset_decay_error": Variable(_AMPLIFIER, "f", ("pixel",), "standard error of `offset_decay`"),
     # Crosstalk (¶5, ¶10f, §5)
     "source": Variable(("source",), "OUT", ("",), "amplifier of the camera, as R22_S11/C10"),
     "mask_id": Variable(("exposure",), "OUT", ("",), "mask of the projector (¶10)"),

@@ -8,7 +8,7 @@ from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.variables import MASK_BITS
 
 NO_DATA = MASK_BITS["NO_DATA"]
-STEPS = ("overscan", "bias", "linearity", "gain", "crosstalk", "dark")
+STEPS = ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark")
 
 
 def correct(raw, shape, products, config, steps):
@@ -33,6 +33,8 @@ def correct(raw, shape, products, config, steps):
             image, variance, mask = linearize(image, variance, mask, products["linearity"], scale)
         elif step == "crosstalk":
             image, variance = without_crosstalk(image, variance, products["crosstalk"])
+        elif step == "deferred":
+            image = without_late_charge(image, products["deferred"], raw.detector)
         elif step == "gain":
             scale = products["gain"]["gain"].values[:, None, None]
             image = image * scale
@@ -73,6 +75,22 @@ def without_crosstalk(image, variance, product):
         signal = np.nan_to_num(found)
         found = image - np.tensordot(linear, signal, 1) - np.tensordot(quadratic, signal**2, 1)
     return found, variance + np.tensordot(linear**2, np.nan_to_num(variance), 1)
+
+
+def without_late_charge(image, product, detector):
+    """The forward law, pixel by pixel, solved for the packet; see `isr.deferred`."""
+    found = np.full_like(image, np.nan)
+    for i, amplifier in enumerate(detector.amplifiers):
+        b, a, decay = (float(product[k][i]) for k in ("serial_cti", "offset_amplitude", "offset_decay"))
+        for y, x in np.ndindex(amplifier.data.shape):
+            earlier = [a * image[i, y, j] * np.exp((j - x) / decay) for j in range(x) if np.isfinite(image[i, y, j])]
+            offset = max([0.0, *earlier])
+            here = image[i, y, x]
+            charge = here if a * here >= offset else (here - offset) / (1 - a)
+            before = np.nan_to_num(found[i, y, x - 1]) if x else 0.0
+            n = amplifier.data.x0 + x + 1
+            found[i, y, x] = (charge - (n - 1) * b * before) * (1 + n * b)
+    return found
 
 
 def trim(raw, shape):

@@ -49,8 +49,11 @@ class HeaderRules(_Strict):
     filter: list[_Source] = []
     wavelength: list[_Source] = []
     photodiode: list[_Source] = []
+    sequencer: list[_Source] = []
 
-    @field_validator("time", "exposure_time", "dark_time", "filter", "wavelength", "photodiode", mode="before")
+    @field_validator(
+        "time", "exposure_time", "dark_time", "filter", "wavelength", "photodiode", "sequencer", mode="before"
+    )
     @classmethod
     def _names(cls, value: Any) -> Any:
         """Let a bare keyword stand for a source."""
@@ -110,7 +113,8 @@ def _template_cards(template: str, text: str, where: str) -> Cards:
 def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: str | None) -> dict[str, Any]:
     """Exposure-level header: exposure_type, time, exposure_time, dark_time, filter, wavelength, photodiode.
 
-    Times in s, wavelength in nm, photodiode in C; ``time`` is ISO text, UTC.
+    Times in s, wavelength in nm, photodiode in C; ``time`` is ISO text, UTC. With a ``sequencer``, the program by which
+    the detector was read, where a card tells it.
 
     Raises
     ------
@@ -123,7 +127,8 @@ def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: 
     dark = _first(rules.dark_time, cards)
     label = _first(rules.filter, cards)
     wavelength = _number(rules.wavelength, cards, seconds)
-    return {
+    program = _first(rules.sequencer, cards)
+    table = {
         "exposure_type": exposure_type or _type(rules.exposure_type, cards, where),
         "time": _time(rules.time, cards, where),
         "exposure_time": seconds,
@@ -132,6 +137,7 @@ def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: 
         "wavelength": wavelength if wavelength > 0 else math.nan,
         "photodiode": _number(rules.photodiode, cards, seconds),
     }
+    return table if program is None else {**table, "sequencer": str(program[1])}
 
 
 def _first(sources: list[_Source], cards: Cards) -> tuple[_Source, CardValue] | None:
@@ -223,6 +229,8 @@ def table_cards(rules: HeaderRules, exposure: str, detector: str, header: dict[s
     cards[rules.time[0].card] = header["time"]
     if header["filter"] != "none" and rules.filter:
         cards[rules.filter[0].card] = header["filter"]
+    if rules.sequencer and header.get("sequencer"):
+        cards[rules.sequencer[0].card] = header["sequencer"]
     for key in ("exposure_time", "dark_time", "wavelength", "photodiode"):
         sources, value = getattr(rules, key), header[key]
         if sources and math.isfinite(value):

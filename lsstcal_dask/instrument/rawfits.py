@@ -41,7 +41,7 @@ class FrameHeader:
 
     exposure: str
     detector: str
-    header: dict[str, Any]  # exposure_type, time, exposure_time, dark_time, filter, wavelength, photodiode
+    header: dict[str, Any]  # as `headers.exposure_table` makes it
     cards: dict[str, CardValue]  # of the primary header
 
 

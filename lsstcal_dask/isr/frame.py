@@ -30,6 +30,7 @@ class Frame:
     row_variance: np.ndarray  # (amplifier, y) float32
     mask: np.ndarray  # (amplifier, y, x) uint16
     units: str  # of image
+    remarks: tuple[tuple[str, str], ...] = ()  # amplifier and what a person should know of it
 
     def with_(self, **changes: object) -> "Frame":
         """A copy with some fields replaced."""

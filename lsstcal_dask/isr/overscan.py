@@ -18,7 +18,7 @@ from scipy.interpolate import BSpline
 from lsstcal_dask.instrument.camera import Amplifier
 from lsstcal_dask.statistics.stacks import lines
 
-__all__ = ["OverscanConfig", "RowLevels", "reference_pixels", "row_levels"]
+__all__ = ["OverscanConfig", "RowLevels", "parallel_pixels", "reference_pixels", "row_levels"]
 
 
 class OverscanConfig(BaseModel):
@@ -239,6 +239,27 @@ def reference_pixels(counts: np.ndarray, amplifier: Amplifier) -> np.ndarray:
     """Serial reference pixels (..., y, x) beside the data rows of raw counts (..., y, x); no columns if it has none."""
     box = amplifier.overscan
     return counts[..., amplifier.data.y0 : amplifier.data.y1, box.x0 : box.x1]
+
+
+def parallel_pixels(counts: np.ndarray, amplifier: Amplifier, config: OverscanConfig) -> np.ndarray:
+    """Pixels read after the last row, of each data column, above the serial overscan of their rows.
+
+    Parameters
+    ----------
+    counts : (n, raw y, raw x), adu.
+    config : its ``skip`` rows, which hold charge that came late, are left out, as of the columns.
+
+    Returns
+    -------
+    (n, x, row) float32, adu: to be levelled as rows are; NaN in one row where there is no parallel overscan.
+    """
+    data, box, beside = amplifier.data, amplifier.parallel_overscan, amplifier.overscan
+    if box.shape[0] <= config.skip or beside.shape[1] <= config.skip:
+        return np.full((len(counts), data.shape[1], 1), np.nan, np.float32)
+    rows = slice(box.y0 + config.skip, box.y1)
+    level = counts[:, rows, beside.x0 + config.skip : beside.x1].mean(axis=2, dtype=float)
+    pixels = counts[:, rows, data.x0 : data.x1] - level[:, :, None]
+    return np.ascontiguousarray(np.swapaxes(pixels, 1, 2), np.float32)
 
 
 def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) -> RowLevels:

@@ -5,9 +5,9 @@ All amplifiers of a CCD read their pixels in step, so the rows of one number, of
 correction up to the dark wants to see at once. They stay in the nearest cache while one correction after the other
 goes over them in the order given, and memory is read and written once, whatever their number.
 
-With the bias subtracted, L the linearity, g the gain, C the crosstalk and D the dark:
+With the bias subtracted, L the linearity, g the gain, C the crosstalk, R what brings late charge back, D the dark:
 
-    image = (1 + C)**-1 g L(counts - level - bias) - D t(y)
+    image = R (1 + C)**-1 g L(counts - level - bias) - D t(y)
 
 The variance begins with the read noise, takes the photon noise where the gain makes electrons, and the square of
 each slope on the way; those of bias and dark are added.
@@ -20,16 +20,17 @@ import numpy as np
 from numba import njit
 
 from lsstcal_dask.isr.crosstalk import crosstalk_rows
+from lsstcal_dask.isr.deferred import Registers, restore_row
 from lsstcal_dask.isr.frame import RawFrame
 from lsstcal_dask.isr.linearity import linearize_row
 from lsstcal_dask.variables import MASK_BITS
 
 __all__ = ["STEPS", "Coupling", "Curves", "Plane", "Terms", "correct_rows"]
 
-STEPS: Final = ("bias", "linearity", "gain", "crosstalk", "dark")
+STEPS: Final = ("bias", "linearity", "gain", "crosstalk", "deferred", "dark")
 """Corrections that act on rows; the place of each is its number in the kernel."""
 
-_BIAS, _LINEARITY, _GAIN, _CROSSTALK, _DARK = range(len(STEPS))
+_BIAS, _LINEARITY, _GAIN, _CROSSTALK, _DEFERRED, _DARK = range(len(STEPS))
 _NO_DATA: Final = np.uint16(MASK_BITS["NO_DATA"])
 _SUSPECT: Final = np.uint16(MASK_BITS["SUSPECT"])
 _REACHED: Final = np.uint16(MASK_BITS["CROSSTALK"])
@@ -74,6 +75,7 @@ class Terms(NamedTuple):
     bias: Plane = Plane()  # adu
     curves: Curves = Curves()
     coupling: Coupling = Coupling()
+    registers: Registers = Registers()
     dark: Plane = Plane()  # electron/s
 
 
@@ -165,6 +167,9 @@ def _one_row(step, terms, scale, a, y, values, variance, mask):
             _multiply(values, scale)
     elif step == _GAIN:
         _to_electrons(values, variance, terms.gain[a])
+    elif step == _DEFERRED:
+        own = terms.registers
+        restore_row(values, own.loss[a], own.first[a], own.offset[a], own.fade[a])
     elif step == _DARK:
         _subtract(values, variance, mask, terms.dark, a, y, terms.seconds[y])
 

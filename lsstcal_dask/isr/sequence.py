@@ -18,10 +18,12 @@ from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.isr import rows
 from lsstcal_dask.isr.bias import bias_jitter, overscan_levels
 from lsstcal_dask.isr.bleed import flag_bleeding
+from lsstcal_dask.isr.columns import column_changes
 from lsstcal_dask.isr.cosmics import CosmicConfig, flag_cosmics
 from lsstcal_dask.isr.crosstalk import own_entries
 from lsstcal_dask.isr.dark import dark_seconds
 from lsstcal_dask.isr.defects import flag_defects
+from lsstcal_dask.isr.deferred import Registers, registers
 from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.gain import gains_of
@@ -34,16 +36,18 @@ __all__ = ["IN_ELECTRONS", "NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", 
 _AFTER: Final = ("saturation", "defects", "edges", "cosmics", "interpolation")
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
-    "lupton2016": ("overscan", "bias", "linearity", "gain", "crosstalk", "dark", *_AFTER),
-    "physical": ("overscan", "bias", "linearity", "gain", "crosstalk", "dark", *_AFTER),
-    "rubin": ("overscan", "gain", "crosstalk", "linearity", "bias", "dark", *_AFTER),
+    "lupton2016": ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark", *_AFTER),
+    "physical": ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark", *_AFTER),
+    "rubin": ("overscan", "gain", "crosstalk", "linearity", "deferred", "bias", "dark", *_AFTER),
 }
 """Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 
-NEEDED: Final = {step: step for step in ("bias", "linearity", "gain", "crosstalk", "dark", "saturation", "defects")}
+NEEDED: Final = {
+    step: step for step in ("bias", "linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects")
+}
 """The product that a correction applies."""
 
-OPTIONAL: Final = frozenset({"linearity", "crosstalk", "saturation", "defects"})
+OPTIONAL: Final = frozenset({"linearity", "crosstalk", "deferred", "saturation", "defects"})
 """Corrections that are left out, with a remark, where their product was never built."""
 
 IN_ELECTRONS: Final = frozenset({"crosstalk", "dark", "saturation"})
@@ -57,6 +61,7 @@ class IsrConfig(BaseModel):
 
     order: Literal["lupton2016", "physical", "rubin"] = "lupton2016"
     overscan: OverscanConfig = OverscanConfig()
+    parallel_overscan: bool = Field(False, description="follow changes of the columns since the bias")
     edge: int = Field(5, ge=0, description="outer pixels of a sensor that are flagged EDGE")
     find_cosmics: bool = Field(False, description="look for cosmic rays in the frame by itself")
     cosmics: CosmicConfig = CosmicConfig()
@@ -137,21 +142,23 @@ def _correct_rows(
     config: IsrConfig,
     others: np.ndarray | None,
 ) -> Frame:
+    bias, remarks = _bias(raw, products, config) if "bias" in steps else (rows.Plane(), ())
     level, row_variance, noise = overscan_levels(raw, site.shape, config.overscan)
     terms = rows.Terms(
         level=level,
         noise=noise,
         gain=_gain(raw, products.get("gain")),
         seconds=dark_seconds(raw, site.shape[0]) if "dark" in steps else np.zeros(site.shape[0], np.float32),
-        bias=_plane(raw, products["bias"]) if "bias" in steps else rows.Plane(),
+        bias=bias,
         curves=_curves(raw, products["linearity"]) if "linearity" in steps else rows.Curves(),
         coupling=_coupling(raw, products, others) if "crosstalk" in steps else rows.Coupling(),
+        registers=registers(products["deferred"], raw.detector) if "deferred" in steps else Registers(),
         dark=_plane(raw, products["dark"]) if "dark" in steps else rows.Plane(),
     )
     image, variance, mask = rows.correct_rows(raw, site.shape, steps, terms)
     row_variance = _row_variance(raw, row_variance, steps, products, terms)
     units = "electron" if "gain" in steps else "adu"
-    return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, units)
+    return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, units, remarks)
 
 
 def _saturation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
@@ -190,6 +197,19 @@ def _plane(raw: RawFrame, product: xr.Dataset) -> rows.Plane:
         raise KeyError(f"{raw.detector.name} {missing[0]}: is not in the product to subtract")
     places = np.array([known.index(a.name) for a in raw.detector.amplifiers])
     return rows.Plane(product["image"].values, product["variance"].values, product["mask"].values, places)
+
+
+def _bias(
+    raw: RawFrame, products: Mapping[str, xr.Dataset], config: IsrConfig
+) -> tuple[rows.Plane, tuple[tuple[str, str], ...]]:
+    """The bias, with the change of each column since, if that is wanted; remarks where it cannot be told."""
+    plane = _plane(raw, products["bias"])
+    if not config.parallel_overscan:
+        return plane, ()
+    change, variance, remarks = column_changes(raw, products["bias"], config.overscan)
+    nx = plane.image.shape[2]
+    image, own = plane.image + change[:, None, :nx], plane.variance + variance[:, None, :nx]
+    return plane._replace(image=image, variance=own), remarks
 
 
 def _curves(raw: RawFrame, product: xr.Dataset) -> rows.Curves:

@@ -23,7 +23,7 @@ from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.pipeline.upstream import OverscanMismatch, find_upstream, read_upstream
+from lsstcal_dask.pipeline.upstream import Mismatch, find_upstream, read_upstream
 from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.objects import write_json
 from lsstcal_dask.storage.products import (
@@ -131,6 +131,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
     recipe.check(raw, settings)
+    read_by = _sequencers(recipe.name, raw)
     upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     pointer = Pointer(
         name=recipe.name,
@@ -138,7 +139,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
         valid_until=run.validity.valid_until,
         failed=failed,
         remarks=remarks,
-        inputs=_inputs(raw, upstream),
+        inputs={**_inputs(raw, upstream), **({"sequencers": read_by} if read_by else {})},
         configuration=settings.model_dump(mode="json"),
         software=software(),
     )
@@ -166,6 +167,32 @@ def _inputs(raw: xr.Dataset, upstream: Mapping[str, Mapping[str, Pointer]]) -> d
         "pixels": _pixel_digests(raw),
         "upstream": {det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()},
     }
+
+
+def _sequencers(product: str, raw: xr.Dataset) -> dict[str, str]:
+    """Program by which each detector was read, where that is known.
+
+    Raises
+    ------
+    CalibrationError
+        Exposures of a detector were read by different ones: levels, noise, and overscan are not the same.
+    """
+    found: dict[str, str] = {}
+    if "sequencer" not in raw.coords:
+        return found
+    for j, det in enumerate(str(name) for name in raw["detector"].values):
+        first: dict[str, str] = {}
+        for name, program in zip(raw["exposure"].values, raw["sequencer"].values[:, j], strict=True):
+            if program:
+                first.setdefault(str(program), str(name))
+        if len(first) > 1:
+            (one, a), (other, b) = list(first.items())[:2]
+            raise CalibrationError(
+                f"{product}: {det}: exposure {a} was read by sequencer {one}, but {b} by {other}: build from those of "
+                f"one sequencer (--exposure)"
+            )
+        found |= dict.fromkeys([det], *first) if first else {}
+    return found
 
 
 def _template(store: Store, recipe: Recipe, raw: xr.Dataset) -> Template:
@@ -211,6 +238,7 @@ def _upstream(
     if not (recipe.needs or recipe.uses):
         return {str(name): {} for name in raw["detector"].values}, {}, []
     known = read_upstream(store.url)
+    read_by = _sequencers(recipe.name, raw)
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     without: dict[str, list[str]] = {}
@@ -218,9 +246,11 @@ def _upstream(
         found[det] = {}
         for name in (*recipe.needs, *recipe.uses):
             try:
-                found[det][name] = find_upstream(known, name, det, time, (recipe.name, settings.overscan))
-            except OverscanMismatch as error:  # never made without it instead
-                raise OverscanMismatch(f"{recipe.name}: {det}: {error}") from None
+                found[det][name] = find_upstream(
+                    known, name, det, time, (recipe.name, settings.overscan), read_by.get(det, "")
+                )
+            except Mismatch as error:  # never made without it instead
+                raise type(error)(f"{recipe.name}: {det}: {error}") from None
             except CalibrationError as error:
                 if name in recipe.needs:
                     failed[det] = str(error)

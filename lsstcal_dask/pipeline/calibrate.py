@@ -86,9 +86,10 @@ def _calibrate_one(
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     for det in (str(name) for name in raw["detector"].values):
+        program = str(raw["sequencer"].sel(detector=det).values) if "sequencer" in raw.coords else ""
         try:
             setting = ("calibrate", config.overscan)
-            found[det] = {step: find_upstream(upstream, NEEDED[step], det, time, setting) for step in steps}
+            found[det] = {step: find_upstream(upstream, NEEDED[step], det, time, setting, program) for step in steps}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
     if not found:
@@ -191,6 +192,7 @@ def _results(
     frame = correct(_raw_frame(raw, detector), site, products, config, others)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
+        result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
         if not result.attrs["summary"]["median"] and "gain" in products:
             gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
             result.attrs["remarks"] += [] if gain > 0 else ["its gain could not be measured"]

@@ -14,6 +14,7 @@ from lsstcal_dask.products.continuity import ContinuityConfig
 from lsstcal_dask.products.crosstalk import CrosstalkConfig
 from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
+from lsstcal_dask.products.deferred import DeferredConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
 from lsstcal_dask.products.saturation import SaturationConfig
@@ -37,6 +38,7 @@ class Config(BaseModel):
     ptc: TransferConfig = TransferConfig()
     continuity: ContinuityConfig = ContinuityConfig()
     linearity: LinearityConfig = LinearityConfig()
+    deferred: DeferredConfig = DeferredConfig()
     saturation: SaturationConfig = SaturationConfig()
     spots: SpotConfig = SpotConfig()
     crosstalk: CrosstalkConfig = CrosstalkConfig()

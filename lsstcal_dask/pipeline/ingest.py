@@ -23,6 +23,10 @@ _CLOSE = {"time": 60.0, "dark_time": 5.0}
 """Seconds by which the detectors of an exposure may differ, which are read by their own clocks; else they agree."""
 
 
+_BY_DETECTOR = "sequencer"
+"""The entry that each detector of an exposure has for itself: CCDs of other makers are read by other programs."""
+
+
 @dataclass(frozen=True)
 class IngestReport:
     """What an ingest did."""
@@ -165,13 +169,14 @@ def _corrections(
 def _changes(given: FrameRecord, stored: FrameRecord) -> dict[str, Any]:
     """Header entries of a stored frame that its file now gives otherwise."""
     if stored.own is None:  # what this detector's own file said is not known
-        return {key: new for key, new in given.header.items() if not _agree(key, stored.header[key], new)}
-    return {key: new for key, new in given.header.items() if not same_entry(stored.own[key], new)}
+        return {key: new for key, new in given.header.items() if not _agree(key, stored.header.get(key, new), new)}
+    # a store made before an entry was known does not have it, and its frames are none the worse
+    return {k: new for k, new in given.header.items() if k in stored.own and not same_entry(stored.own[k], new)}
 
 
 def _agree(key: str, one: Any, other: Any) -> bool:
     """Whether two detectors of an exposure may have these entries; what one lacks the other may tell."""
-    if one == other or is_absent(one) or is_absent(other):
+    if one == other or is_absent(one) or is_absent(other) or key == _BY_DETECTOR:
         return True
     if key == "time":
         return bool(abs(np.datetime64(one) - np.datetime64(other)) <= np.timedelta64(int(_CLOSE[key]), "s"))
@@ -188,7 +193,7 @@ def _told(sibling: FrameRecord | None, record: FrameRecord) -> FrameRecord:
 
 def _disagreement(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Name of the first entry in which two headers of an exposure disagree; empty if they agree."""
-    return next((key for key in one if not _agree(key, one[key], other[key])), "")
+    return next((key for key in one if not _agree(key, one[key], other.get(key))), "")
 
 
 def _conflict(record: FrameRecord, same: FrameRecord | None, sibling: FrameRecord | None, correct: bool) -> str:

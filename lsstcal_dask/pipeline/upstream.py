@@ -9,14 +9,22 @@ from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, list_accepted, list_products, lookup, outdated
 
-__all__ = ["OverscanMismatch", "Upstream", "built", "find_upstream", "read_upstream"]
+__all__ = ["Mismatch", "OverscanMismatch", "SequencerMismatch", "Upstream", "built", "find_upstream", "read_upstream"]
 
 _LEVELLED = ("bias", "dark")
 """Products of pixels above the overscan: they hold what its setting left, and only frames with the same have it."""
 
 
-class OverscanMismatch(StaleCalibration):
+class Mismatch(StaleCalibration):
+    """There is a valid product, but not one for these frames: nothing is made without it instead."""
+
+
+class OverscanMismatch(Mismatch):
     """A product was made with another overscan setting than the frames it would be applied to."""
+
+
+class SequencerMismatch(Mismatch):
+    """A product was made from exposures that another program read than the frames it would be applied to."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,15 @@ def built(upstream: Upstream, name: str) -> bool:
     return any(pointer.name == name for pointer in upstream.pointers)
 
 
-def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step: tuple[str, OverscanConfig]) -> Pointer:
+def find_upstream(
+    upstream: Upstream, name: str, detector: str, time: str, step: tuple[str, OverscanConfig], sequencer: str = ""
+) -> Pointer:
     """The product for a detector at a time (ISO, UTC), fit for the frames of a step.
 
     Parameters
     ----------
     step : table of the configuration that the step reads, and the overscan setting it says.
+    sequencer : program by which the frames were read; empty where it is not known.
 
     Raises
     ------
@@ -52,6 +63,8 @@ def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step:
         None is valid, or what is was made from headers that have changed since.
     OverscanMismatch
         It was made with another overscan setting.
+    SequencerMismatch
+        It was made from exposures that another program read.
     """
     pointer = lookup(upstream.pointers, name, detector, time, upstream.outdated, upstream.accepted)
     table, overscan = step
@@ -60,5 +73,11 @@ def find_upstream(upstream: Upstream, name: str, detector: str, time: str, step:
         raise OverscanMismatch(
             f"{name} {pointer.version} was made with overscan {key} = {made[key]!r}, but {table} is to use "
             f"{used[key]!r}: write one of them in [overscan] for both, and build {name} again if it is not its own"
+        )
+    other = pointer.inputs.get("sequencers", {}).get(detector, "")
+    if sequencer and other and other != sequencer:
+        raise SequencerMismatch(
+            f"{name} {pointer.version} was made from exposures read by sequencer {other}, but these were read by "
+            f"{sequencer}: take exposures for {name} with that one, and build it again"
         )
     return pointer

@@ -8,6 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.errors import InsufficientInputs, UnitsError
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
+from lsstcal_dask.isr.overscan import parallel_pixels
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
 from lsstcal_dask.products.combined import combine_detector, stack_outputs, stack_sizes
 from lsstcal_dask.products.exposures import Transform
@@ -19,6 +20,7 @@ __all__ = ["OUTPUTS", "bias_amplifiers", "check_biases", "master_bias"]
 OUTPUTS = stack_outputs("adu") | {
     "read_noise": Output("float64", "adu"),
     "read_noise_error": Output("float64", "adu"),
+    "column_level": Output("float32", "adu"),
 }
 
 
@@ -70,7 +72,11 @@ def bias_amplifiers(
             remarks.append(f"{NOTE}noise too low for a median of integers: median of sums instead")
         return stack, remarks, {"read_noise": stack.read_noise, "method": stack.method}
 
-    return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish)
+    def columns(counts: np.ndarray, amplifier: Amplifier, stack: Stack) -> dict[str, tuple[str, np.ndarray]]:
+        pixels = parallel_pixels(counts[stack.accepted], amplifier, config.overscan)
+        return {"column_level": ("x", pixels.mean(axis=(0, 2), dtype=float).astype(np.float32))}
+
+    return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish, columns)
 
 
 def _drift(night_of: np.ndarray, level: np.ndarray, error: np.ndarray) -> list[str]:
@@ -105,7 +111,8 @@ def master_bias(raw: xr.Dataset, camera: Camera, config: StackConfig = StackConf
     -------
     Dataset with `OUTPUTS`: ``image`` (detector, amplifier, y, x), adu above the overscan,
     readout orientation, and its ``variance``, ``mask``, ``frames`` and ``row_variance``;
-    the ``level`` of each exposure and whether it was ``accepted``; ``read_noise``.
+    the ``level`` of each exposure and whether it was ``accepted``; ``read_noise``; ``column_level`` (detector,
+    amplifier, x), adu, of the parallel overscan, NaN where there is none.
 
     Raises
     ------

@@ -24,6 +24,7 @@ def combine_detector(
     config: StackConfig,
     transform: Callable[[Amplifier], Transform],
     finish: Callable[[Amplifier, Transform, Stack], tuple[Stack, list[str], dict[str, Any]]],
+    more: Callable[[np.ndarray, Amplifier, Stack], dict[str, tuple[str, np.ndarray]]] = lambda counts, amp, stack: {},
 ) -> AmplifierResults:
     """Combine each amplifier of one detector, one after the other.
 
@@ -33,6 +34,7 @@ def combine_detector(
     shape : (ny, nx) of the padded image.
     transform : gives what turns the counts of an amplifier into the product; may raise InsufficientInputs.
     finish : gives the final Stack, remarks and summary of an amplifier.
+    more : gives further variables, each a dim and values, from the raw counts (n, y, x) of an amplifier.
 
     Yields
     ------
@@ -45,7 +47,8 @@ def combine_detector(
     for amplifier in detector.amplifiers:
         try:
             terms = transform(amplifier)
-            stack = combine_amplifier(counts.sel(amplifier=amplifier.name).values, amplifier, terms, config)
+            own = counts.sel(amplifier=amplifier.name).values
+            stack = combine_amplifier(own, amplifier, terms, config)
             stack, remarks, summary = finish(amplifier, terms, stack)
         except InsufficientInputs as error:
             yield amplifier.name, _dead_amplifier(outputs, stack_sizes(raw, shape), str(error))
@@ -53,6 +56,8 @@ def combine_detector(
         result = _stack_dataset(stack, present, shape, names)
         result.attrs["remarks"] += remarks
         result.attrs["summary"] = summary
+        for key, (dim, values) in more(own, amplifier, stack).items():
+            result[key] = (dim, _padded(values, (result.sizes[dim],), np.nan))
         yield amplifier.name, result[list(outputs)]
 
 

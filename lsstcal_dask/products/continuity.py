@@ -5,6 +5,7 @@ of their gains. The steps of all boundaries, 22 of them for 16 amplifiers, give 
 so their product is set to one. From CCD to CCD nothing is learnt.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +27,9 @@ __all__ = [
     "check_continuity",
     "continuity_amplifiers",
     "edge_step",
+    "edge_steps",
     "find_edges",
+    "fit_step",
     "gain_changes",
     "gain_ratios",
     "mean_flats",
@@ -112,11 +115,17 @@ def edge_step(low: np.ndarray, high: np.ndarray, config: ContinuityConfig = Cont
     side = np.repeat([-1.0, 1.0], len(distance))
     scaled = side * np.tile(distance, 2) / reach
     terms = np.stack([side / 2, *(scaled**power for power in range(config.order + 1))], axis=1)
-    return _fit_step(terms, np.log(level), error)
+    return fit_step(terms, np.log(level), error)
 
 
-def _fit_step(terms: np.ndarray, target: np.ndarray, error: np.ndarray) -> tuple[float, float]:
-    """First coefficient of a least-squares fit and its error; columns that miss it, as bad ones do, count less."""
+def fit_step(terms: np.ndarray, target: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """First coefficient of a least-squares fit and its error; columns that miss it, as bad ones do, count less.
+
+    Parameters
+    ----------
+    terms : (column, term).
+    target, error : (column,) what is fitted, and the standard error of each.
+    """
     weight = np.ones(len(target))
     for _ in range(20):
         scaled = terms * (np.sqrt(weight) / error)[:, None]
@@ -191,6 +200,21 @@ def gain_ratios(
     ----------
     images : (y, x) of each amplifier, readout orientation, adu above the bias; empty where there is none.
     """
+    edges, measured, remarks = edge_steps(images, detector, lambda low, high: edge_step(low, high, config))
+    value, error = solve_steps(len(images), edges, measured[:, 0], measured[:, 1])
+    return np.exp(value), np.exp(value) * error, remarks
+
+
+def edge_steps(
+    images: list[np.ndarray], detector: Detector, measure: Callable[[np.ndarray, np.ndarray], tuple[float, float]]
+) -> tuple[list[Edge], np.ndarray, list[str]]:
+    """Boundaries of a CCD, their steps with errors (edge, 2), and remarks about those that gave nothing: NaN.
+
+    Parameters
+    ----------
+    images : (y, x) of each amplifier, readout orientation; empty where there is none.
+    measure : step and error from the images of both sides, (along, across), ``low[:, -1]`` and ``high[:, 0]`` touch.
+    """
     pairs = zip(images, detector.amplifiers, strict=True)
     turned = [image[:: -1 if a.flip_y else 1, :: -1 if a.flip_x else 1] for image, a in pairs]
     edges, remarks = find_edges(detector), []
@@ -200,12 +224,11 @@ def gain_ratios(
         try:
             if not (low.size and high.size):
                 raise InsufficientInputs("no flat of one of them")
-            measured[i] = edge_step(low, high, config)
+            measured[i] = measure(low, high)
         except InsufficientInputs as reason:
             names = (detector.amplifiers[k].name for k in (edge.low, edge.high))
             remarks.append(f"boundary of {' and '.join(names)} not used: {reason}")
-    value, error = solve_steps(len(images), edges, measured[:, 0], measured[:, 1])
-    return np.exp(value), np.exp(value) * error, remarks
+    return edges, measured, remarks
 
 
 def gain_changes(

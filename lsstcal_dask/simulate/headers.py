@@ -13,6 +13,9 @@ from lsstcal_dask.simulate.settings import RANGE
 
 __all__ = ["cards", "header"]
 
+_SEQUENCER: Final = "simulated.seq"
+"""The program by which every CCD is read."""
+
 _DIODE: Final = 1e5
 """Pixels that would together receive as much light from the screen as the photodiode beside it."""
 
@@ -20,6 +23,7 @@ _DIODE: Final = 1e5
 def header(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     """Header table of an exposure: what was asked for, and what the photodiode measured."""
     source = exposure.source
+    read_by = {"sequencer": _SEQUENCER} if site.camera.headers.get("sequencer") else {}
     return {
         "exposure_type": exposure.kind,
         "time": str(np.datetime_as_string(exposure.time, unit="us")),
@@ -28,6 +32,7 @@ def header(site: Observatory, exposure: Exposure) -> dict[str, Any]:
         "filter": exposure.filter,
         "wavelength": float(getattr(source, "wavelength", np.nan)),
         "photodiode": _charge(site.seed, site.settings, exposure),
+        **read_by,
     }
 
 

@@ -189,10 +189,24 @@ def _dataset(
                 attributes("amplifier"),
             ),
             **_header_coordinates(names, headers),
+            **_sequencers(names, detectors, records),
         },
         attrs={"camera": camera.name},
     )
     return validate(dataset)
+
+
+def _sequencers(
+    names: list[str], detectors: list[str], records: dict[tuple[str, str], FrameRecord]
+) -> dict[str, xr.Variable]:
+    """Program by which each frame was read, as its own file said; nothing where no file says so."""
+    found = np.full((len(names), len(detectors)), "", dtype=object)
+    for i, name in enumerate(names):
+        for j, detector in enumerate(detectors):
+            if record := records.get((name, detector)):
+                found[i, j] = str((record.own or record.header).get("sequencer", ""))
+    known = bool((found != "").any())
+    return {"sequencer": xr.Variable(("exposure", "detector"), found, attributes("sequencer"))} if known else {}
 
 
 def _header_coordinates(names: list[str], headers: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:

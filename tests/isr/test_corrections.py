@@ -325,6 +325,9 @@ def test_rows_at_once_equal_step_by_step(order, dtype):
         },
         coords={"amplifier": list(names), "source": [f"R22_S11/{name}" for name in names], "detector": "R22_S11"},
     )
+    late = {"serial_cti": [1e-4, 0.0, 1e-4], "offset_amplitude": [0.0, 0.01, 0.01], "offset_decay": [3.0, 2.0, 4.0]}
+    values = {name: ("amplifier", value) for name, value in late.items()}
+    products["deferred"] = xr.Dataset(values, coords={"amplifier": list(names)})
     raw = raw_frame(*three, counts=counts)
     raw = replace(raw, detector=replace(raw.detector, row_time=0.3))
     found, wanted = (
