@@ -38,10 +38,13 @@ def present_pairs(raw: xr.Dataset) -> Iterator[tuple[int, int, tuple[str, str]]]
 
 
 class ReadNoise:
-    """Collects the read noise seen in the reference pixels of every frame that is read."""
+    """Read noise of an amplifier: that of the bias; without one, what the reference pixels of bright frames show.
 
-    def __init__(self, known: float) -> None:
-        self._known = known  # adu, used where no frame has reference pixels
+    These hold what came late of the charge of the last pixels, and of a trap of the serial register that is noise.
+    """
+
+    def __init__(self, known: float, error: float = np.nan) -> None:
+        self._known = known, error  # adu
         self._squares: list[float] = []
         self._pixels = 0
 
@@ -49,7 +52,11 @@ class ReadNoise:
     def known(cls, products: dict[str, xr.Dataset], amplifier: Amplifier) -> "ReadNoise":
         """Begin with the one of the bias, if there is a bias."""
         bias = products.get("bias")
-        return cls(np.nan if bias is None else float(bias["read_noise"].sel(amplifier=amplifier.name)))
+        if bias is None:
+            return cls(np.nan)
+        own = bias.sel(amplifier=amplifier.name)
+        error = float(own["read_noise_error"]) if "read_noise_error" in own else np.nan
+        return cls(float(own["read_noise"]), error)
 
     def add(self, noise: np.ndarray, pixels: int) -> None:
         """Add frames (n,), adu, each measured in so many pixels."""
@@ -58,8 +65,8 @@ class ReadNoise:
 
     def result(self) -> tuple[float, float]:
         """Read noise and its error, adu; NaN where nothing is known."""
-        if not self._squares:
-            return self._known, float("nan")
+        if self._known[0] > 0 or not self._squares:
+            return self._known
         value = float(np.sqrt(np.mean(self._squares)))
         return value, value / np.sqrt(2 * max(self._pixels, 1))
 

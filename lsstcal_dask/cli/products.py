@@ -1,0 +1,218 @@
+"""Commands that make, apply, list and judge products: build, calibrate, ls, verify, show."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lsstcal_dask.cli.app import (
+    ConfigOption,
+    JsonOption,
+    MemoryOption,
+    SchedulerOption,
+    StoreArgument,
+    WorkersOption,
+    app,
+    compute_with,
+    finish,
+    iso,
+    report,
+    say,
+    shows_progress,
+)
+
+__all__: list[str] = []
+
+
+@app.command()
+def build(
+    store: StoreArgument,
+    products: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PRODUCT", help="bias, gain, dark; all of them by default."),
+    ] = None,
+    exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
+    by_night: Annotated[bool, typer.Option("--by-night", help="One product for each night of exposures.")] = False,
+    valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the first exposure.")] = "",
+    valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build products in dependency order.
+
+    A build that was killed goes on where it stopped.
+    """
+    from lsstcal_dask.pipeline import build as module  # noqa: PLC0415
+    from lsstcal_dask.pipeline.recipes import RECIPES  # noqa: PLC0415
+
+    names = products or []
+    if unknown := sorted(set(names) - set(RECIPES)):
+        raise typer.BadParameter(f"unknown product {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+    validity = module.Validity(iso(valid_from), iso(valid_until))
+    if validity.valid_until and validity.valid_until <= validity.valid_from:
+        raise typer.BadParameter("--valid-until must be later than --valid-from")
+
+    def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
+        return module.build(
+            opened,
+            names,
+            settings,
+            compute,
+            exposures=exposure,
+            validity=validity,
+            by_night=by_night,
+            progress=shows_progress(),
+        )
+
+    _make(make, store, config, (scheduler, workers, memory), as_json)
+
+
+def _make(
+    make: Callable[[Any, Any, Any], Iterator[tuple[str, Any]]],
+    store: str,
+    config: Path | None,
+    where: tuple[str, int | None, str | None],
+    as_json: bool,
+) -> None:
+    """Run what makes products in a store, given configuration and workers, and report each."""
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config), open_store(store)
+    with compute_with(*where) as compute:
+        report(opened, make(opened, settings, compute), as_json)
+
+
+@app.command()
+def calibrate(
+    store: StoreArgument,
+    exposures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPOSURE", help="Exposure ids; all science exposures by default."),
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave out a correction: bias, gain or dark.")] = None,
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Correct exposures: image in electrons, variance, mask."""
+    from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
+
+    def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
+        chosen = exposures or []
+        return run(opened, chosen, settings.calibrate, compute, skip=skip or [], progress=shows_progress())
+
+    _make(make, store, config, (scheduler, workers, memory), as_json)
+
+
+@app.command("ls")
+def list_store(
+    store: StoreArgument,
+    remarks: Annotated[bool, typer.Option("--remarks", help="Show every remark of every product.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every product again and compare with its hashes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List exposures, external inputs and products."""
+    from lsstcal_dask.pipeline.listing import list_contents, print_contents  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    found = list_contents(open_store(store), check=check)
+    if not as_json:
+        print_contents(found, remarks=remarks)
+    finish(found, found.pop("damaged"), as_json)
+
+
+@app.command()
+def verify(
+    store: StoreArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="HTML report to write, with pictures; one file.")
+    ] = None,
+    product: Annotated[str, typer.Option(help="Judge only this product, or 'calibrated'; everything by default.")] = "",
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge products by acceptance metrics, each with limits and their source.
+
+    The newest product of each name, and the newest corrected frame. Exit status 1 if a metric fails; what is not in the
+    store is not measured, which is no failure.
+    """
+    from lsstcal_dask.pipeline import verify as module  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+    from lsstcal_dask.verify.acceptance import as_json as plain  # noqa: PLC0415
+
+    opened = open_store(store)
+    with compute_with(scheduler, workers, memory) as compute:
+        found = module.verify(opened, compute, product=product, progress=shows_progress())
+    if not as_json:
+        module.print_acceptance(found)
+    if output:
+        say(f"report: {module.write_report(found, opened, output)}")
+    if as_json:
+        print(json.dumps(plain(found), indent=1))
+    if found.verdict == "FAIL":
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    store: StoreArgument,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A product (bias, gain, dark) or an exposure id.")],
+    variable: Annotated[
+        str | None, typer.Option(help="Variable, as variance or gain_pair; the main one by default.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Version of a product; the latest by default.")] = None,
+    detector: Annotated[str | None, typer.Option(help="One CCD; the focal plane by default.")] = None,
+    amplifier: Annotated[str | None, typer.Option(help="One amplifier of the CCD.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Of an exposure, the raw counts, not the calibrated image.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write.")] = None,
+) -> None:
+    """Write a picture (PNG) of a product or an exposure."""
+    from lsstcal_dask.pipeline.listing import show_picture  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    if amplifier and not detector:
+        raise typer.BadParameter("--amplifier needs --detector")
+    choice = {
+        "variable": variable,
+        "version": version,
+        "detector": detector,
+        "amplifier": amplifier,
+        "raw": raw,
+    }
+    print(show_picture(open_store(store), what, output, choice))
+
+
+@app.command()
+def history(
+    store: StoreArgument,
+    product: Annotated[str, typer.Option(help="gain, ptc or continuity.")] = "gain",
+    sigma: Annotated[float, typer.Option(help="Significance from which a change is told.")] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how gains changed from epoch to epoch: jumps and drifts of every amplifier."""
+    from lsstcal_dask.pipeline.history import gain_history  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    variable = {"continuity": "gain_relative"}.get(product, "gain")
+    found = gain_history(open_store(store), product=product, variable=variable, threshold=sigma)
+    for one in found:
+        say(
+            f"{one.detector} {one.amplifier}: {one.kind} of {one.size:+.2%} +- {one.error:.2%} "
+            f"({abs(one.sigma):.1f} sigma) since {one.since}"
+        )
+    say(f"{len(found)} changes of {product} of {sigma:g} sigma or more")
+    finish({"changes": [vars(one) | {"sigma": one.sigma} for one in found]}, [], as_json)
