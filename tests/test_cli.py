@@ -18,7 +18,7 @@ from lsstcal_dask import cli
 from lsstcal_dask.errors import CalibrationError, WrongUse
 
 SCIENCE = small_day()[-1].name
-COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "show"]
+COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "show", "verify"]
 
 
 def run(*arguments):

@@ -152,7 +152,7 @@ def print_acceptance(found: Acceptance) -> None:
     console = Console(width=max(console.width, 130))
     counts = ", ".join(f"{found.count(v)} {v}" for v in ("FAIL", "WARN", "PASS"))
     console.print(f"{found.store}  camera {found.camera}: {found.verdict} ({counts})", soft_wrap=True, highlight=False)
-    names = ("verdict", "product", "metric", "median", "worst", "fails beyond", "warns beyond", "out", "where")
+    names = ("verdict", "product", "metric", "median", "worst", "limits", "out", "where")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
     bad = sum(result.verdict != "PASS" for result in found.results)
     shown = found.results[: max(_ROWS, bad)]
@@ -182,8 +182,7 @@ def _cells(result: Result) -> list[str]:
         f"{metric.name}{f' [{metric.unit}]' if metric.unit else ''}",
         number(result.median),
         number(value),
-        span(metric.limits),
-        span(metric.aim),
+        span(metric.limits if result.failing else metric.aim) or span(metric.limits),
         str(result.off_aim or ""),
         where,
     ]

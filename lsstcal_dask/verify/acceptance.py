@@ -100,6 +100,8 @@ def judge(
         result = each(metric, values, names)
         if result is not None:
             results.append(result)
+        elif any(found is not None for found in values.values()):
+            without[metric.key] = "no amplifier has a value"
         elif values:
             without[metric.key] = "does not apply to what was measured"
         else:

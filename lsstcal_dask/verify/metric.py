@@ -173,14 +173,14 @@ def number(value: float) -> str:
 
 
 def span(limits: tuple[float, float]) -> str:
-    """Two limits as a person reads them; one of them may be missing.
+    """Range between two limits as a person reads it; one of them may be missing.
 
     Examples
     --------
     >>> span((-0.05, 0.05)), span((8e4, np.inf)), span((-np.inf, 0.5)), span(ANY)
-    ('-0.05 .. 0.05', 'below 8e+04', 'above 0.5', '')
+    ('-0.05 .. 0.05', '>= 8e+04', '<= 0.5', '')
     """
     low, high = (number(value) for value in limits)
     if low and high:
         return f"{low} .. {high}"
-    return f"below {low}" if low else f"above {high}" if high else ""
+    return f">= {low}" if low else f"<= {high}" if high else ""

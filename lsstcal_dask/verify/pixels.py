@@ -149,7 +149,7 @@ def chi2_sigma(chi2: np.ndarray, dof: np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> chi2_sigma(np.array([10.0, 40.0]), np.array([10.0, 10.0])).round(1)
-    array([0.1, 4.2])
+    array([0.1, 4.1])
     """
     chi2, dof = np.asarray(chi2, np.float64), np.asarray(dof, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -77,7 +77,19 @@ def _header(found: Acceptance) -> str:
 
 
 def _overview(found: Acceptance) -> str:
-    head = ("", "product", "metric", "median", "from", "to", "fails", "warns", "out", "worst amplifiers", "threshold")
+    head = (
+        "",
+        "product",
+        "metric",
+        "median",
+        "from",
+        "to",
+        "fails outside",
+        "warns outside",
+        "out",
+        "worst amplifiers",
+        "threshold",
+    )
     rows = [_row([_cell(c) for c in head], "th")]
     for result in found.results:
         metric, values = result.metric, result.measured
@@ -88,7 +100,7 @@ def _overview(found: Acceptance) -> str:
             "<tr>"
             + f"<td>{_badge(result.verdict)}</td><td>{escape(metric.product)}</td><td>{link}{unit}</td>"
             + "".join(f'<td class="n">{escape(text)}</td>' for text in limits)
-            + f'<td class="n">{span(metric.limits)}</td><td class="n">{span(metric.aim)}</td>'
+            + f'<td class="n">{escape(span(metric.limits))}</td><td class="n">{escape(span(metric.aim))}</td>'
             + f'<td class="n">{result.off_aim or ""}</td><td>{escape(_where(result, 3))}</td>'
             + f"<td><small>{escape(metric.source)}</small></td></tr>"
         )
@@ -116,8 +128,8 @@ def _section(result: Result, camera: Camera) -> str:
     opened = "" if result.verdict == "PASS" else " open"
     unit = f", {metric.unit}" if metric.unit else ""
     limits = "".join(
-        f"<li>{word}: {span(pair)}</li>"
-        for word, pair in (("fails", metric.limits), ("warns", metric.aim))
+        f"<li>{word}: {escape(span(pair))}</li>"
+        for word, pair in (("fails outside", metric.limits), ("warns outside", metric.aim))
         if span(pair)
     )
     where = _where(result, 20)

@@ -199,7 +199,7 @@ METRICS: Final = (
         _hits,
         OURS,
         "pixels of a sensor left out for cosmic rays, whose tracks are 1 a minute and cm2",
-        aim=(1, 100),
+        aim=(1, 300),
         unit="1/(cm2 min)",
     ),
     Metric("defects", "bad, of a sensor", _bad, "OSS PixFrac", "part of the pixels that are BAD", limits=(0, 0.01)),

@@ -11,6 +11,7 @@ from making_spots import expose, gains, true_matrix
 from lsstcal_dask.pipeline.build import build
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.verify import verify
 from lsstcal_dask.simulate.crosstalk import Crosstalk
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.storage.manifests import FrameRecord, publish_frames
@@ -90,6 +91,20 @@ def test_coefficients_of_the_store_are_true(store, built, site):
     expected = (true + true2 * 6e4) * of_gains  # of one level: the slope at that level
     assert np.abs((c - expected)[real] / error[real]).max() < 4
     assert (np.abs(expected) < 9 * error)[~itself & (c == 0)].all()
+
+
+def test_coefficients_are_accepted(store, built, threads):
+    """Every pair of the four amplifiers was lit, neighbours have 5e-4, and sources that are not there show nothing."""
+    found = {result.metric.name: result for result in verify(store, threads, product="crosstalk").results}
+    assert {name: result.verdict for name, result in found.items()} == {
+        "largest": "PASS",
+        "absent sources": "PASS",
+        "unmeasured in the sensor": "PASS",
+        "unmeasured in the camera": "PASS",
+        "asymmetry": "PASS",
+    }
+    assert 3e-4 < found["largest"].median < 9e-4  # 25 % scatter
+    assert np.isfinite(found["absent sources"].values).all()
 
 
 def test_a_stamp_that_is_lost_is_noticed(store, built, threads):

@@ -182,7 +182,7 @@ def test_scatter_of_few_or_no_values():
     assert scatter(np.append(np.random.default_rng(1).standard_normal(20_000), 1e9)) == pytest.approx(1, abs=0.025)
 
 
-@pytest.mark.parametrize(("hits", "verdict"), [(30.0, "PASS"), (0.5, "WARN"), (200.0, "WARN")])
+@pytest.mark.parametrize(("hits", "verdict"), [(30.0, "PASS"), (0.5, "WARN"), (400.0, "WARN")])
 def test_pixels_hit(hits, verdict):
     found, says = value("dark: pixels hit", {"dark": stack(0, 1)}, {"dark": {"hit_pixels": hits}})
     np.testing.assert_allclose(found, hits)
@@ -548,3 +548,5 @@ def test_judging_several_detectors():
     assert without["ptc"] == "not in the store"
     assert without[other] == "does not apply to what was measured"
     assert without["gain: read noise over bias"] == "needs bias"
+    _, without = judge({"R22_S00": {"ptc: turnoff": [np.nan]}}, {"R22_S00": ["A"]}, ["ptc"])
+    assert without["ptc: turnoff"] == "no amplifier has a value"
