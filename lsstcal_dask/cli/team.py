@@ -54,7 +54,7 @@ def import_(
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
-    if inputs == bool(product or files):
+    if inputs == bool(files) or not (inputs or product):
         raise typer.BadParameter("name a PRODUCT and its FILEs, or give --inputs")
     validity, opened = Validity(iso(valid_from), iso(valid_until)), open_store(store)
     settings: dict[str, Any] = {"validity": validity, "progress": shows_progress()}

@@ -106,16 +106,18 @@ def measured_signal(curve: Curve, true: Any) -> np.ndarray:
 class Tables:
     """Curves of the amplifiers of a CCD at the levels ``0, 1 / per_adu, 2 / per_adu ...``; NaN without a curve.
 
+    The last node, where a curve breaks off to stay what it is, lies on the edge of a cell.
+
     Straight between them it is within `ACCURACY` of the spline, of which float32 takes 1e-4 adu.
     """
 
     table: np.ndarray  # (amplifier, cell + 1) float32, adu
-    per_adu: float  # cells per adu
+    per_adu: np.ndarray  # (amplifier,) float32, cells per adu
     ceiling: np.ndarray  # (amplifier,) float32, adu of measured signal; NaN without a curve
 
 
 def tables(product: xr.Dataset, accuracy: float = ACCURACY) -> Tables:
-    """Tables of the curves of one CCD, their cells as wide as ``accuracy`` allows, the same for every amplifier.
+    """Tables of the curves of one CCD, their cells as wide as ``accuracy`` allows, as many for every amplifier.
 
     Parameters
     ----------
@@ -129,15 +131,16 @@ def tables(product: xr.Dataset, accuracy: float = ACCURACY) -> Tables:
     """
     curves = _curves(product)
     top = max((one.level[-1] for one in curves if one is not None), default=0.0)
-    width = _WIDEST
-    while any(one is not None and _worst(one, width) > 0.9 * accuracy for one in curves):
-        width /= 2
-        if width < _NARROWEST:
+    cells = max(int(np.ceil(top / _WIDEST)), 1)
+    while any(one is not None and _worst(one, cells) > 0.9 * accuracy for one in curves):
+        cells *= 2
+        if cells * _NARROWEST > top:
             raise CalibrationError("a linearity curve bends too sharply: its nodes nearly coincide: build it again")
-    level = width * np.arange(np.ceil(top / width) + 2)  # the last cell is level: the slope there is zero
-    rows = [np.full(len(level), np.nan) if one is None else one(level) for one in curves]
+    ends = np.array([top if one is None else one.level[-1] for one in curves])
+    level = ends[:, None] / cells * np.arange(cells + 2)  # the last cell is level: the slope there is zero
+    rows = [np.full(cells + 2, np.nan) if one is None else one(at) for one, at in zip(curves, level, strict=True)]
     ceiling = product["linearity_ceiling"].values.astype(np.float32)
-    return Tables(np.array(rows, np.float32).reshape(len(curves), -1), 1 / width, ceiling)
+    return Tables(np.array(rows, np.float32).reshape(len(curves), -1), (cells / ends).astype(np.float32), ceiling)
 
 
 def _curves(product: xr.Dataset) -> list[Curve | None]:
@@ -150,10 +153,10 @@ def _curves(product: xr.Dataset) -> list[Curve | None]:
     ]
 
 
-def _worst(one: Curve, width: float) -> float:
-    """Greatest distance of straight lines between every ``width`` from the spline, adu."""
-    edges = width * np.arange(np.ceil(one.level[-1] / width) + 1)
-    fine = (edges[:-1, None] + width * np.arange(1, _PROBES) / _PROBES).ravel()
+def _worst(one: Curve, cells: int) -> float:
+    """Greatest distance of straight lines over so many cells from the spline, adu."""
+    edges = np.linspace(0, one.level[-1], cells + 1)
+    fine = (edges[:-1, None] + edges[1] * np.arange(1, _PROBES) / _PROBES).ravel()
     fine = np.concatenate([fine, one.level])
     return float(np.abs(np.interp(fine, edges, one(edges)) - one(fine)).max())
 

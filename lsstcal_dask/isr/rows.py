@@ -50,7 +50,7 @@ class Curves(NamedTuple):
     """Linearity: see `isr.linearity.Tables`."""
 
     table: np.ndarray = np.empty((0, 0), np.float32)  # (amplifier, cell + 1) float32, adu
-    per_adu: float = 1.0
+    per_adu: np.ndarray = np.empty(0, np.float32)  # (amplifier,), cells per adu
     ceiling: np.ndarray = np.empty(0, np.float32)  # (amplifier,), adu
 
 
@@ -162,7 +162,7 @@ def _one_row(step, terms, scale, a, y, values, variance, mask):
         curves, one = terms.curves, np.float32(1)
         if scale != one:
             _multiply(values, one / scale)
-        linearize_row(values, variance, mask, curves.table[a], np.float32(curves.per_adu), curves.ceiling[a], _SUSPECT)
+        linearize_row(values, variance, mask, curves.table[a], curves.per_adu[a], curves.ceiling[a], _SUSPECT)
         if scale != one:
             _multiply(values, scale)
     elif step == _GAIN:

@@ -190,19 +190,25 @@ def import_files(
 
 
 def import_inputs(
-    store: Store, compute: Compute, *, validity: Validity = Validity(), progress: bool = False
+    store: Store,
+    compute: Compute,
+    *,
+    names: Sequence[str] = EXCHANGED,
+    validity: Validity = Validity(),
+    progress: bool = False,
 ) -> Iterator[tuple[str, Built]]:
-    """Publish what the tables ``inputs/`` of a store say of the products, those that are there.
+    """Publish what the tables ``inputs/`` of a store say of products, of those named that are there.
 
     Raises
     ------
     CalibrationError
         There is none.
     """
-    names = [name for name in EXCHANGED if name in input_names(store.url)]
-    if not names:
-        raise CalibrationError(f"{store.url} has no tables {', '.join(EXCHANGED)} among its inputs: import files")
-    for name in names:
+    wanted = [name for name in EXCHANGED if name in names]
+    there = [name for name in wanted if name in input_names(store.url)]
+    if not there:
+        raise CalibrationError(f"{store.url} has no tables {', '.join(wanted)} among its inputs: import files")
+    for name in there:
         try:
             yield name, _import_input(store, name, validity, (compute, progress))
         except CalibrationError as error:
@@ -212,9 +218,9 @@ def import_inputs(
 def import_all(
     store: Store, product: str | None, files: Sequence[str], compute: Compute, **settings: Any
 ) -> Iterator[tuple[str, Built]]:
-    """Import files of a product, or without one the inputs of the store; see there."""
-    if product is None:
-        yield from import_inputs(store, compute, **settings)
+    """Import files of a product, or without files the inputs of the store, all or of that product; see there."""
+    if product is None or not files:
+        yield from import_inputs(store, compute, names=(product,) if product else EXCHANGED, **settings)
     else:
         yield product, import_files(store, product, files, compute, **settings)
 

@@ -10,7 +10,7 @@ configuration, software), so a build that was killed finds its own half-finished
 version again and completes it. Nothing is visible before the pointer is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -47,9 +47,6 @@ __all__ = [
 
 CAMERA_TEAM = "camera_team"
 """Origin of a product that was delivered; all others are ``remeasured``."""
-
-_IMAGE = {"y", "x"}
-"""Dims of the variables that are stored a chunk for each amplifier."""
 
 _MAIN = ("image", "gain")
 """Variables without which an amplifier of a product that has them is of no use."""
@@ -128,7 +125,7 @@ def _coordinate_attributes(coord: str, values: np.ndarray) -> dict[str, Any]:
 
 def _create_variable(place: tuple[str, str], var: str, output: Output, sizes: Mapping[str, int]) -> None:
     dims = output_dims(var, output, sizes)
-    single = {"exposure", "detector", "amplifier"} if set(dims) >= _IMAGE else {"detector"}
+    single = {"exposure", "detector", "amplifier"} if _is_image(dims) else {"detector"}
     objects.create_or_open(
         *place,
         name=var,
@@ -136,7 +133,7 @@ def _create_variable(place: tuple[str, str], var: str, output: Output, sizes: Ma
         chunks=tuple(1 if dim in single else max(sizes[dim], 1) for dim in dims),
         dtype=output.dtype,
         fill_value=empty_values(var, output, ()).item(),
-        compressors=PRODUCT.compressors if set(dims) >= _IMAGE else "auto",
+        compressors=PRODUCT.compressors if _is_image(dims) else "auto",
         dimension_names=dims,
         attributes=output_attributes(var, output),
     )
@@ -207,7 +204,7 @@ class _Writer:
         """Take the values of a variable of an amplifier; gives them as they are stored."""
         target, at = self.arrays[var], self.amplifiers.index(amplifier)
         values, dims = np.asarray(values, dtype=target.dtype), _dims(target)
-        if set(dims) >= _IMAGE:
+        if _is_image(dims):
             planes = enumerate(values) if "exposure" in dims else [(0, values)]
             for exposure, plane in planes:
                 if "exposure" in dims and not np.isfinite(plane).any():
@@ -404,8 +401,13 @@ def open_product(url: str, name: str, version: str, *, chunked: bool = True) -> 
     if not chunked:
         return found
     single = {"detector": 1, "amplifier": 1}
-    pixels = {v: found[v].variable.chunk(single) for v in found.data_vars if set(found[v].dims) >= _IMAGE}
+    pixels = {v: found[v].variable.chunk(single) for v in found.data_vars if _is_image(found[v].dims)}
     return found.assign(pixels)
+
+
+def _is_image(dims: Iterable[Hashable]) -> bool:
+    """Whether a variable has pixels, which are stored in chunks of their own."""
+    return {"y", "x"} <= set(dims)
 
 
 @lru_cache(maxsize=64)
@@ -415,7 +417,7 @@ def _open(url: str, name: str, version: str) -> xr.Dataset:
     store = objects.zarr_store(url, f"{_base(name, version)}/data", read_only=True)
     fills = {var: array.fill_value for var, array in zarr.open_group(store, mode="r").arrays()}
     found = xr.open_zarr(store, consolidated=False, chunks=None)
-    pixels = {str(v) for v in found.data_vars if set(found[v].dims) >= _IMAGE}
+    pixels = {str(v) for v in found.data_vars if _is_image(found[v].dims)}
     made = [str(det) if det in pointer["detectors"] else "" for det in found["detector"].values]
     for var in sorted(pixels):
         old = found[var].variable
@@ -423,7 +425,7 @@ def _open(url: str, name: str, version: str) -> xr.Dataset:
         like = np.broadcast_to(np.zeros((), old.dtype), old.shape)
         lazy = indexing.LazilyIndexedArray(ChunkArray(url, PRODUCT, source, like, fills[var]))
         found[var] = xr.Variable(old.dims, lazy, old.attrs)
-    for var in (str(v) for v in found.data_vars if str(v) not in pixels and "source" not in found[v].dims):
+    for var in (str(v) for v in found.data_vars if not (_is_image(found[v].dims) or "source" in found[v].dims)):
         found[var].load()  # small, and read again and again
         found[var].values.flags.writeable = False
     found = found.set_coords([name for name, var in found.data_vars.items() if "detector" not in var.dims])

@@ -38,7 +38,7 @@ def row(values, one, i=0, variance=4.0):
     found = tables(one)
     values = np.array(values, np.float32)
     spread, mask = np.full(len(values), variance, np.float32), np.zeros(len(values), np.uint16)
-    linearize_row(values, spread, mask, found.table[i], np.float32(found.per_adu), found.ceiling[i], SUSPECT)
+    linearize_row(values, spread, mask, found.table[i], found.per_adu[i], found.ceiling[i], SUSPECT)
     return values, spread, mask
 
 
@@ -90,7 +90,7 @@ def test_every_cell_of_the_table_keeps_the_bound():
     level = np.linspace(0, LEVEL[-1], 400_001)
     for i in range(3):
         exact = curve(LEVEL, one["linearity_correction"].values[i, :-1])(level)
-        near = np.interp(level * found.per_adu, np.arange(found.table.shape[1]), found.table[i])
+        near = np.interp(level * found.per_adu[i], np.arange(found.table.shape[1]), found.table[i])
         assert np.abs(near - exact).max() <= ACCURACY
     assert found.table.dtype == found.ceiling.dtype == np.float32
 
