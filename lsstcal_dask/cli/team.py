@@ -19,6 +19,7 @@ from lsstcal_dask.cli.app import (
     say,
     shows_progress,
 )
+from lsstcal_dask.errors import WrongUse
 
 __all__: list[str] = []
 
@@ -54,8 +55,10 @@ def import_(
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
-    if inputs == bool(files) or not (inputs or product):
+    if (inputs and files) or not (inputs or product):
         raise typer.BadParameter("name a PRODUCT and its FILEs, or give --inputs")
+    if not inputs and not files:
+        raise WrongUse(f"{product}: name files to import, or give --inputs")
     validity, opened = Validity(iso(valid_from), iso(valid_until)), open_store(store)
     settings: dict[str, Any] = {"validity": validity, "progress": shows_progress()}
     with compute_with(scheduler, workers, memory) as compute:

@@ -97,7 +97,7 @@ def worst(difference: np.ndarray, sigma: np.ndarray) -> tuple[int, float]:
     --------
     >>> place, significance = worst(np.array([1.0, -5.0, 0.0]), np.ones(3))
     >>> place, round(significance, 3)
-    (1, 4.786)
+    (1, 4.784)
     """
     off = np.abs(difference) / sigma
     place = int(np.argmax(off))

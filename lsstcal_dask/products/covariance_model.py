@@ -126,8 +126,8 @@ def model_covariances(mean: Floats, model: Model) -> Floats:
     Examples
     --------
     >>> nothing = np.zeros((2, 2))
-    >>> model_covariances(np.array([100.0]), Model(2.0, nothing, nothing, nothing)).round(9).tolist()
-    [[[50.0, 0.0], [0.0, 0.0]]]
+    >>> model_covariances(np.array([100.0]), Model(2.0, nothing, nothing, nothing)).round(9)[0, 0].tolist()
+    [50.0, 0.0]
     """
     lags = len(model.area)
     there, _ = _transforms(lags)

@@ -4,8 +4,12 @@ from typing import Final
 
 import numpy as np
 
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.isr.frame import Frame
+from lsstcal_dask.products.offsets import amplifier_offsets
+from lsstcal_dask.variables import MASK_BITS
 from lsstcal_dask.verify.metric import OURS, Case, Metric
-from lsstcal_dask.verify.pixels import boundary_offsets, neighbour_scatter, planes, row_steps, scatter, sky
+from lsstcal_dask.verify.pixels import neighbour_scatter, planes, row_steps, scatter, sky
 
 __all__ = ["METRICS"]
 
@@ -24,7 +28,19 @@ def _rows(case: Case) -> np.ndarray:
 def _offsets(case: Case) -> np.ndarray | None:
     if len(case.detector.amplifiers) < 2:
         return None
-    return boundary_offsets(planes(case, "calibrated"), case.detector)
+    pixels, shape = planes(case, "calibrated"), (max(one.image.shape for one in planes(case, "calibrated")))
+    images, variances = np.full((2, len(pixels), *shape), np.nan, np.float32)
+    for image, variance, one in zip(images, variances, pixels, strict=True):
+        ny, nx = one.image.shape
+        image[:ny, :nx], variance[:ny, :nx] = one.image, one.variance
+    mask = np.where(np.isfinite(images), 0, MASK_BITS["NO_DATA"]).astype(np.uint16)
+    rows = np.zeros(images.shape[:2], np.float32)
+    frame = Frame("", case.detector, images, variances, rows, mask, "electron")
+    try:
+        found = amplifier_offsets(frame)["amplifier_offset"].values
+    except CalibrationError:  # no boundary with sky on both sides
+        return np.full(len(pixels), np.nan)
+    return np.asarray(found / np.sqrt([np.nanmedian(v) if np.isfinite(v).any() else np.nan for v in variances]))
 
 
 METRICS: Final = (
@@ -51,7 +67,7 @@ METRICS: Final = (
         "offsets of amplifiers",
         _offsets,
         OURS,
-        "level at boundaries against the neighbours, in units of the noise of a pixel",
+        "level of the sky against the mean of the sensor, from the boundaries, over the noise of a pixel",
         limits=(-1, 1),
         aim=(-0.25, 0.25),
     ),

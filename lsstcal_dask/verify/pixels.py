@@ -6,14 +6,12 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from lsstcal_dask.instrument.camera import Amplifier, Detector
-from lsstcal_dask.products.continuity import find_edges
+from lsstcal_dask.instrument.camera import Amplifier
 from lsstcal_dask.statistics import clip_variance_factor, robust_sigma
 from lsstcal_dask.verify.metric import Case
 
 __all__ = [
     "Plane",
-    "boundary_offsets",
     "chi2_sigma",
     "neighbour_scatter",
     "planes",
@@ -25,8 +23,6 @@ __all__ = [
 _CLIP: Final = 4.0  # sigma: what is left out of a scatter
 _PIXELS: Final = 1 << 18  # of an amplifier, that tell a scatter to 0.2 %: more are not sorted
 _BRIGHT: Final = 1.2  # of the median variance: what is brighter is not sky
-_STRIP: Final = 32  # pixels beside a boundary, at most a quarter of an amplifier
-_SKIP: Final = 3  # pixels at a boundary left out: their sizes differ
 _LEAST: Final = 20  # values that make a scatter
 
 
@@ -115,32 +111,6 @@ def row_steps(pixels: Plane) -> np.ndarray:
         mean = np.nanmean(np.where(np.isfinite(image[use]), pixels.variance[use], np.nan), axis=1)
         error[use] = np.pi / 2 * mean / count[use] + pixels.rows[use]
     return np.diff(level) / np.sqrt(error[1:] + error[:-1])
-
-
-def boundary_offsets(pixels_of: list[Plane], detector: Detector) -> np.ndarray:
-    """(amplifier,) level of each beside its boundaries less that of its neighbours, over the noise of a pixel.
-
-    The median over its boundaries: one bad neighbour does not make an amplifier bad. NaN without a boundary.
-    """
-    images, noise = [], np.full(len(pixels_of), np.nan)
-    for i, (pixels, amplifier) in enumerate(zip(pixels_of, detector.amplifiers, strict=True)):
-        image = sky(pixels)
-        images.append(image[:: -1 if amplifier.flip_y else 1, :: -1 if amplifier.flip_x else 1])
-        if np.isfinite(image).any():
-            noise[i] = np.sqrt(np.median(pixels.variance[np.isfinite(image)]))
-    steps: list[list[float]] = [[] for _ in pixels_of]
-    for edge in find_edges(detector):
-        low, high = images[edge.low], images[edge.high]
-        if not edge.along_x:
-            low, high = low.T, high.T
-        wide = min(_STRIP, len(low) // 4, len(high) // 4)
-        below, above = low[-_SKIP - wide : -_SKIP], high[_SKIP : _SKIP + wide]
-        if min(np.isfinite(below).sum(), np.isfinite(above).sum()) < _LEAST:
-            continue
-        step = float(np.nanmedian(above) - np.nanmedian(below))
-        steps[edge.high].append(step)
-        steps[edge.low].append(-step)
-    return np.array([np.median(s) if s else np.nan for s in steps]) / noise
 
 
 def chi2_sigma(chi2: np.ndarray, dof: np.ndarray) -> np.ndarray:

@@ -65,10 +65,11 @@ def test_the_small_day_is_judged(found):
     """
     by_key = {result.metric.key: result for result in found.results}
     failing = {key for key, result in by_key.items() if result.verdict == "FAIL"}
-    assert failing == {"bias: noise it adds", "gain: relative error", "gain: read noise over bias"}
+    assert failing == {"bias: noise it adds", "gain: relative error"}
     np.testing.assert_allclose(by_key["bias: noise it adds"].values, np.sqrt(1.2) - 1, rtol=0.03)
-    trapped = [name for _, name in by_key["gain: value"].places if len(truth("serial_traps", name))]
-    assert [where.split()[1] for where, _ in by_key["gain: read noise over bias"].worst()] == trapped
+    # a trap of the register makes the overscan of flats noisy: the read noise is that of the bias all the same
+    assert any(len(truth("serial_traps", name)) for _, name in by_key["gain: value"].places)
+    assert by_key["gain: read noise over bias"].verdict == "PASS"
     assert found.verdict == "FAIL"
     assert by_key["gain: value"].verdict == "PASS"
     assert abs(by_key["calibrated: sky noise over model"].median - 1) < 0.05
@@ -130,7 +131,7 @@ def test_table_names_what_is_wrong(store):
     assert code == 1
     lines = out.splitlines()
     assert len(lines) <= 40
-    assert "FAIL (3 FAIL, " in lines[0]
+    assert "FAIL (2 FAIL, " in lines[0]
     assert lines[1].split()[:3] == ["verdict", "product", "metric"]
     assert lines[2].split()[0] == "FAIL"
     assert "noise it adds" in lines[2]
