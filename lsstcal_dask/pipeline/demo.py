@@ -20,6 +20,7 @@ from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.listing import show_picture
 from lsstcal_dask.pipeline.observatory import SimulateConfig, open_observatory, simulate
 from lsstcal_dask.pipeline.store import Store, create_store
+from lsstcal_dask.pipeline.verify import verify, write_report
 from lsstcal_dask.simulate import truth
 from lsstcal_dask.simulate.cosmics import cosmic_rays
 from lsstcal_dask.simulate.dark import ROW_TIME
@@ -34,7 +35,7 @@ __all__ = ["Comparison", "compare", "run_demo"]
 
 _CAMERA = "mini9"
 _PLAN = Plan(
-    calibration_day=CalibrationDay(biases=8, darks=6, xrays=6, pairs=4, faintest=5e3, brightest=45e3, flats=0),
+    calibration_day=CalibrationDay(biases=20, darks=6, xrays=6, pairs=4, faintest=5e3, brightest=45e3, flats=0),
     night=Night(visits=1, filters="r"),
 )
 _DELIVERED = ("linearity", "crosstalk")
@@ -116,12 +117,16 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     say(f"$ lsstcal calibrate {url} {science.name}")
     for name, built in calibrate(store, [science.name], Config().calibrate, compute):
         say(f"  {name} {_pointer(built).version}: {_pointer(built).verdict}")
+    say(f"$ lsstcal verify {url} -o {folder / 'report.html'}")
+    judged = verify(store, compute)
+    write_report(judged, store, folder / "report.html")
+    say(f"  {judged.verdict}: " + ", ".join(f"{judged.count(v)} {v}" for v in ("FAIL", "WARN", "PASS")))
     pictures = [_show(store, folder, what, say) for what in ("bias", "gain", "dark", science.name)]
     found = compare(store, science)
     say("how well the truth was recovered:")
     for one in found:
         say(one.line())
-    say(f"everything is in {folder}: raw/ the FITS files, store/ what was made of them, *.png the pictures")
+    say(f"everything is in {folder}: raw/ the FITS files, store/ what was made of them, report.html, *.png the pictures")
     return {
         "folder": str(folder),
         "store": url,
