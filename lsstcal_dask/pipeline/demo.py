@@ -126,7 +126,9 @@ def run_demo(folder: Path, seed: int, compute: Compute, say: Callable[[str], Non
     say("how well the truth was recovered:")
     for one in found:
         say(one.line())
-    say(f"everything is in {folder}: raw/ the FITS files, store/ what was made of them, report.html, *.png the pictures")
+    say(
+        f"everything is in {folder}: raw/ the FITS files, store/ what was made, report.html the verdict, *.png pictures"
+    )
     return {
         "folder": str(folder),
         "store": url,
