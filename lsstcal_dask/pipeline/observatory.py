@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
-from lsstcal_dask.instrument import Camera, load_camera, write_frame
+from lsstcal_dask.instrument import Camera, load_camera, to_mapping, write_frame
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.simulate.boards import boards
@@ -92,6 +92,13 @@ def open_observatory(store: Store) -> Observatory:
         ) from error
 
 
+def _open_folder(fits: Path) -> None:
+    """Make the folder of raw files; WrongUse if something else has its name."""
+    if fits.exists() and not fits.is_dir():
+        raise WrongUse(f"{fits}: is no folder: give one to --fits for the raw files")
+    fits.mkdir(parents=True, exist_ok=True)
+
+
 def check(camera: str, recipe: str, config: SimulateConfig, seed: int, detectors: Sequence[str]) -> None:
     """Refuse what cannot be simulated before anything is made; raises as `simulate`."""
     found = load_camera(camera)
@@ -142,13 +149,13 @@ def simulate(
     taken = {name: exposures(name, config.recipe, config.effects, store.camera) for name in members(recipe)}
     planned = [exposure for one in taken.values() for exposure in one]
     chosen = _boards(store.camera, detectors)
+    if fits:
+        _open_folder(fits)
     claims = _claims(site, recipe, config.recipe)
     _agree(store.url, claims)
     folder = None if fits is None else _Folder(str(fits), compress)
     missing, there = _missing(store, site, planned, chosen, folder)
     _claim(store.url, claims)
-    if fits:
-        fits.mkdir(parents=True, exist_ok=True)
     report = Simulated([e.name for e in planned], unchanged=there)
     made = 0
     shared = dask.delayed(Opaque(site), pure=False)
@@ -306,7 +313,8 @@ def _origin(site: Observatory, exposure: Exposure) -> str:
 
 @lru_cache(maxsize=8)
 def _site_digest(site: Observatory) -> str:
-    return digest({"seed": site.seed, "camera": site.camera.name, "effects": site.settings.model_dump(mode="json")})
+    effects = site.settings.model_dump(mode="json")
+    return digest({"seed": site.seed, "camera": to_mapping(site.camera), "effects": effects})
 
 
 def _make(url: str, site: Opaque, job: Opaque, folder: _Folder | None) -> list[FrameRecord] | list[str]:

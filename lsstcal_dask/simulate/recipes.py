@@ -45,8 +45,10 @@ _PLACES: Final = {
 
 Exposures of two recipes in one store are so never confused, and visits come after what calibrates them.
 """
+_LAST: Final = "night"  # of the recipes: none begins after it
 _MOST: Final = 100_000  # exposures of a recipe
 _HOUR: Final = 3600.0  # s
+_BRIGHTEST: Final = 1e7  # electrons, fifty times what a pixel holds
 _FINEST: Final = 0.005  # nm, of steps in wavelength
 _LONGEST: Final = np.timedelta64(10, "D")
 _NARROW, _WIDE = 1.0, 20.0  # nm, lines of ¶10a, ¶10d and ¶10f, and of the other sets
@@ -74,10 +76,10 @@ class CalibrationDay(_Part):
     xray_exposure: float = Field(10.0, gt=0, le=_HOUR)  # s
     pairs: int = Field(12, ge=0, le=_MOST)
     faintest: float = Field(500.0, ge=1)  # electrons in a typical pixel of the first pair
-    brightest: float = Field(90_000.0, gt=0)  # of the last
+    brightest: float = Field(90_000.0, gt=0, le=_BRIGHTEST)  # of the last
     ladder_filter: str = "r"
     flats: int = Field(2, ge=0, le=_MOST)  # through every filter
-    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel
+    level: float = Field(40_000.0, gt=0, le=_BRIGHTEST)  # electrons in a typical pixel
     flat_exposure: float = Field(5.0, gt=0, le=_HOUR)  # s, of the brightest; the others are shorter in proportion
     filters: str = filters.FILTERS
 
@@ -96,7 +98,7 @@ class FlatCube(_Part):
     step: float = Field(1.0, ge=_FINEST)  # nm
     bandwidth: float = Field(1.0, gt=0, le=50)  # nm
     each: int = Field(1, ge=1, le=_MOST)  # exposures of a wavelength
-    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, where silicon allows
+    level: float = Field(40_000.0, gt=0, le=_BRIGHTEST)  # electrons in a typical pixel, where silicon allows
     exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
 
     @model_validator(mode="after")
@@ -127,7 +129,7 @@ class Projections(_Part):
     dithers: int = Field(5, ge=1, le=_MOST)
     footprints: int = Field(6, ge=1, le=_MOST)
     exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
-    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel of a spot
+    level: float = Field(40_000.0, gt=0, le=_BRIGHTEST)  # electrons in a typical pixel of a spot
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -147,13 +149,15 @@ class SinusoidScan(_Part):
     each: int = Field(1, ge=1, le=_MOST)  # exposures of a phase
     wavelength: float = 550.0  # nm: far from where silicon has fringes of its own
     bandwidth: float = Field(1.0, gt=0, le=50)  # nm
-    level: float = Field(40_000.0, gt=0)  # electrons in a typical pixel, mean over a period
+    level: float = Field(40_000.0, gt=0, le=_BRIGHTEST)  # electrons in a typical pixel, mean over a period
     exposure_time: float = Field(10.0, gt=0, le=_HOUR)  # s
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if not self.periods or not all(2 < period <= LONGEST for period in self.periods):
-            raise ValueError(f"periods {self.periods}: give some, longer than the 2 px that pixels can tell apart")
+            raise ValueError(
+                f"periods {self.periods}: give some, above the 2 px that pixels can tell apart and up to {LONGEST:g} px"
+            )
         if len({round(angle % 180, 6) for angle in self.orientations}) < 2:
             raise ValueError(f"orientations {self.orientations}: give two or more that differ, not by 180 deg")
         low, high = _fitting(self.bandwidth)
@@ -222,10 +226,12 @@ def _numbered(name: str, taken: Iterator[Exposure]) -> list[Exposure]:
         found.append(replace(one, previous=previous))
         previous = one
         time = at + np.timedelta64(round(1000 * (exposure.dark_time + _READOUT)), "ms")
-        if len(found) > _MOST or time - start > _LONGEST:
+        if len(found) > _MOST:
+            raise WrongUse(f"recipe {name} takes more than {_MOST} exposures: ask for fewer")
+        if name != _LAST and time - start > _LONGEST:
             raise WrongUse(
-                f"recipe {name} takes more than {_MOST} exposures or {_LONGEST.astype(int)} days: "
-                f"ask for fewer, or for shorter ones"
+                f"recipe {name} takes longer than {_LONGEST.astype(int)} days, when the next one begins: "
+                f"ask for fewer exposures, or for shorter ones"
             )
     if not found:
         raise WrongUse(f"recipe {name} takes no exposure: ask for some")

@@ -15,21 +15,26 @@ from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.simulate.atmosphere import air
 from lsstcal_dask.simulate.bias import bias_truth, drift
 from lsstcal_dask.simulate.brighter_fatter import area_coefficients
+from lsstcal_dask.simulate.cosmics import cosmic_rays
 from lsstcal_dask.simulate.crosstalk import crosstalk_truth
+from lsstcal_dask.simulate.dark import ROW_TIME, blinking_rate
 from lsstcal_dask.simulate.defects import KINDS, defect_list
 from lsstcal_dask.simulate.deferred import TRAP, transfers
 from lsstcal_dask.simulate.electronics import channel
 from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing, Projection, Sinusoid
-from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
+from lsstcal_dask.simulate.filters import transmission
+from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre, screen
 from lsstcal_dask.simulate.linearity import linearity_truth
-from lsstcal_dask.simulate.night import true_air
+from lsstcal_dask.simulate.night import cloud_transmission, true_air
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.projector import shot
 from lsstcal_dask.simulate.response import quantum_efficiency
 from lsstcal_dask.simulate.saturation import full_well, serial_full_well
 from lsstcal_dask.simulate.scene import light
 from lsstcal_dask.simulate.sinusoids import fringes
+from lsstcal_dask.simulate.spots import spot_table
 from lsstcal_dask.simulate.temperature import ccd_temperature
+from lsstcal_dask.simulate.thickness import thickness_maps
 
 __all__ = [
     "QUANTITIES",
@@ -117,6 +122,24 @@ QUANTITIES: Final[dict[str, Callable[..., Any]]] = {
     "area_coefficients": lambda site, detector: area_coefficients(site.settings.brighter_fatter, detector.vendor),
     "defects": lambda site, detector: defect_list(site.seed, site.settings.bad_pixels, detector),
     "crosstalk": lambda site: crosstalk_truth(site.seed, site.settings.crosstalk, site.camera),
+    "cosmic_rays": lambda site, detector, exposure: cosmic_rays(  # (hit,) of dtype `cosmics.HIT`
+        site.seed, site.settings.cosmic_rays, detector, exposure.number, exposure.dark_time, ROW_TIME
+    )[1],
+    "blinking_pixels": lambda site, detector, exposure: blinking_rate(  # (y, x) electron/s
+        site.seed, site.settings.blinking_pixels, detector, exposure.number
+    ),
+    "stars": lambda site, detector, exposure: light(site, exposure, detector).points,  # (n, 5): see `Light`
+    "spots": spot_table,  # (hole,) of dtype `spots.SPOT`
+    "thickness": lambda site, detector: thickness_maps(  # silicon and epoxy (y, x) um
+        site.seed, site.settings.fringing, detector
+    ),
+    "screen": lambda site, x, y, wavelength: screen(  # at focal-plane places, mm: relative
+        site.seed, site.settings.screen, site.camera, x, y, wavelength
+    ),
+    "filter": lambda site, band, wavelength, x, y: transmission(
+        site.seed, site.settings.filters, site.camera, band, wavelength, x, y
+    ),
+    "clouds": cloud_transmission,  # at focal-plane places, mm
     "air": lambda site, time: air(site.seed, site.settings.atmosphere, time),
 }
 """What `at` knows: function of the observatory and of the coordinates, by name."""
@@ -128,7 +151,8 @@ def at(site: Observatory, quantity: str, **coords: Any) -> Any:
     Parameters
     ----------
     quantity : a key of `QUANTITIES`.
-    coords : ``detector`` and ``amplifier`` by name, ``exposure``, ``wavelength`` (nm), ``time``, ``measured`` (adu).
+    coords : ``detector`` and ``amplifier`` by name, ``exposure``, ``wavelength`` (nm), ``time``, ``measured`` (adu),
+        ``band`` of a filter, ``x`` and ``y``.
 
     Raises
     ------
@@ -177,6 +201,8 @@ def amplifier_table(site: Observatory) -> Table:
     table = Table([row for detector in site.camera.detectors for row in amplifiers(site, detector)])
     for name, unit in {"gain": "electron/adu", "pedestal": "adu", "full_scale": "adu"}.items():
         table[name].unit = unit
+    for name in _LATE:
+        table[name].unit = ""  # shares of a packet
     for name in ("read_noise", "row_noise", "full_well", "serial_full_well"):
         table[name].unit = "electron"
     return table
@@ -233,6 +259,7 @@ def serial_trap_table(site: Observatory) -> Table:
 
 _OWN: Final = ("wavelength", "brightness", "azimuth", "elevation", "rotation", "contrast", "phase", "airmass")
 _UNITS: Final = {
+    "clouds": "mag",
     "wavelength": "nm",
     "azimuth": "deg",
     "elevation": "deg",
@@ -269,6 +296,9 @@ def _exposure(site: Observatory, exposure: Exposure) -> dict[str, Any]:
     if isinstance(source, Pointing):
         real["airmass"] = source.airmass
         sky = {name: getattr(true_air(site, exposure), name) for name in sky}
+    real["clouds"] = np.nan
+    if isinstance(source, Pointing):
+        real["clouds"] = float(-2.5 * np.log10(cloud_transmission(site, exposure, 0.0, 0.0)))
     return {**row, **real, **sky}
 
 

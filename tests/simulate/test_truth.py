@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy import units
@@ -6,7 +8,10 @@ from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.assembly import split
 from lsstcal_dask.simulate import truth
+from lsstcal_dask.simulate.cosmics import cosmic_rays
+from lsstcal_dask.simulate.dark import ROW_TIME
 from lsstcal_dask.simulate.deferred import Deferred
+from lsstcal_dask.simulate.exposure import Exposure, Pointing
 from lsstcal_dask.simulate.night import true_air
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.recipes import CalibrationDay, FlatCube, Plan, Projections, exposures
@@ -173,3 +178,25 @@ def test_the_table_of_exposures_tells_what_lamps_and_air_really_were():
     assert np.isnan(sky["wavelength"]).all()
     biases = truth.exposure_table(SITE, taken("calibration-day")[:2])
     assert np.isnan(biases["brightness"]).all()
+
+
+def test_truth_of_single_exposures():
+    """What only an exposure has: hits, spots, stars, clouds; each is what its own module says."""
+    site = Observatory(3, load_camera("mini1"), Settings())
+    (detector,) = site.camera.detectors
+    dark = Exposure("D", 1, "dark", np.datetime64("2026-07-01T20:00:00", "ms"), 3e4, 3e4)
+    hits = truth.at(site, "cosmic_rays", detector=detector.name, exposure=dark)
+    charge, _ = cosmic_rays(3, site.settings.cosmic_rays, detector, 1, 3e4, ROW_TIME)
+    assert hits["electrons"].sum() >= charge.sum() > 0
+    visit = replace(
+        dark, kind="science", exposure_time=30.0, dark_time=30.0, filter="r", source=Pointing(150.0, -30.0, 70.0, 60.0)
+    )
+    assert truth.at(site, "stars", detector=detector.name, exposure=visit).shape[1] == 5
+    assert 0 < float(truth.at(site, "clouds", exposure=visit, x=0.0, y=0.0)) <= 1
+    silicon, epoxy = truth.at(site, "thickness", detector=detector.name)
+    assert silicon.shape == epoxy.shape == detector.shape
+    assert truth.at(site, "filter", band="r", wavelength=620.0, x=0.0, y=0.0) > 0.5
+    assert truth.at(site, "screen", x=0.0, y=0.0, wavelength=620.0) == pytest.approx(1, abs=0.2)
+    assert truth.at(site, "blinking_pixels", detector=detector.name, exposure=dark).shape == detector.shape
+    row = truth.exposure_table(site, [visit])[0]
+    assert row["clouds"] == pytest.approx(-2.5 * np.log10(truth.at(site, "clouds", exposure=visit, x=0.0, y=0.0)))
