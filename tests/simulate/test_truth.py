@@ -187,7 +187,8 @@ def test_truth_of_single_exposures():
     dark = Exposure("D", 1, "dark", np.datetime64("2026-07-01T20:00:00", "ms"), 3e4, 3e4)
     hits = truth.at(site, "cosmic_rays", detector=detector.name, exposure=dark)
     charge, _ = cosmic_rays(3, site.settings.cosmic_rays, detector, 1, 3e4, ROW_TIME)
-    assert hits["electrons"].sum() >= charge.sum() > 0
+    assert len(hits) > 1
+    assert charge.sum() == pytest.approx(hits["electrons"].sum(), rel=0.05)  # some falls beside the CCD
     visit = replace(
         dark, kind="science", exposure_time=30.0, dark_time=30.0, filter="r", source=Pointing(150.0, -30.0, 70.0, 60.0)
     )
