@@ -17,7 +17,7 @@ from lsstcal_dask.errors import CalibrationError, DegenerateSolution, Insufficie
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
-from lsstcal_dask.products.flats import ReadNoise, amplifier_images
+from lsstcal_dask.products.flats import ReadNoise, amplifier_images, check_flats
 from lsstcal_dask.statistics import robust_mean, robust_sigma
 
 __all__ = [
@@ -259,11 +259,7 @@ def check_continuity(raw: xr.Dataset, config: ContinuityConfig) -> None:
     InsufficientInputs
         Fewer than ``config.minimum``.
     """
-    flats = int((raw["exposure_type"].values == "flat").sum())
-    if flats < config.minimum:
-        raise InsufficientInputs(
-            f"continuity: {flats} flats, at least {config.minimum} are needed: take more, or lower [continuity] minimum"
-        )
+    check_flats("continuity", raw, config.minimum)
 
 
 def continuity_amplifiers(

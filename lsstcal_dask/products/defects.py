@@ -225,8 +225,9 @@ def _kinds(faint: Flat, bright: Flat, both: Flat, dark: xr.Dataset | None, confi
     kinds = np.where(hot, DEFECT_KINDS["HOT"], 0).astype(np.uint16)
     kinds |= np.where(cold, DEFECT_KINDS["COLD"], 0).astype(np.uint16)
     columns = find_columns(hot | cold, rate, variance, both, config)
+    loss = 1 - _over_surroundings(both, config)[0] if columns.any() else np.empty((0, 0))
     for x in map(int, np.flatnonzero(columns)):
-        off = (hot | cold)[:, x] | _part_of_column(rate, both, x, config)
+        off = (hot | cold)[:, x] | _part_of_column(rate, loss, x, config)
         whole = close_gaps(off[:, None], config.column_gap)[:, 0]
         kinds[whole, x] |= np.uint16(DEFECT_KINDS["COLUMN"])
     known = kinds > 0
@@ -236,10 +237,9 @@ def _kinds(faint: Flat, bright: Flat, both: Flat, dark: xr.Dataset | None, confi
     return kinds | np.where(odd, DEFECT_KINDS["INCONSISTENT"], 0).astype(np.uint16)
 
 
-def _part_of_column(rate: np.ndarray | None, flat: Flat, x: int, config: DefectConfig) -> np.ndarray:
+def _part_of_column(rate: np.ndarray | None, loss: np.ndarray, x: int, config: DefectConfig) -> np.ndarray:
     """Pixels (y,) of a bad column that are as far off, in means over 9 rows, as half of those that are most."""
-    ratio, _ = _over_surroundings(flat, config)
-    off = _far_off(1 - ratio[:, x], config.column_cold)
+    off = _far_off(loss[:, x], config.column_cold)
     if rate is not None:
         off |= _far_off(rate[:, x] - np.nanmedian(rate), config.column_hot)
     return off

@@ -26,6 +26,7 @@ from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.linearity import Curve, curve
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
+from lsstcal_dask.products.flats import check_flats
 from lsstcal_dask.statistics import robust_sigma
 from lsstcal_dask.variables import NOTE
 
@@ -191,11 +192,7 @@ def check_deferred(raw: xr.Dataset, config: DeferredConfig) -> None:
     InsufficientInputs
         Fewer than ``config.minimum``.
     """
-    flats = int((raw["exposure_type"].values == "flat").sum())
-    if flats < config.minimum:
-        raise InsufficientInputs(
-            f"deferred: {flats} flats, at least {config.minimum} are needed: take more, or lower [deferred] minimum"
-        )
+    check_flats("deferred", raw, config.minimum)
 
 
 def deferred_amplifiers(

@@ -10,7 +10,7 @@ from lsstcal_dask.instrument.camera import Amplifier
 from lsstcal_dask.isr.linearity import curve
 from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_levels
 
-__all__ = ["ReadNoise", "amplifier_images", "find_pairs", "present_pairs"]
+__all__ = ["ReadNoise", "amplifier_images", "check_flats", "find_pairs", "present_pairs"]
 
 
 def find_pairs(raw: xr.Dataset) -> list[tuple[int, int]]:
@@ -26,6 +26,21 @@ def find_pairs(raw: xr.Dataset) -> list[tuple[int, int]]:
         if kind == "flat":
             groups.setdefault((f"{float(seconds):.4g}", str(band), f"{float(wavelength):.1f}"), []).append(i)
     return sorted((a, b) for found in groups.values() for a, b in zip(found[::2], found[1::2], strict=False))
+
+
+def check_flats(product: str, raw: xr.Dataset, minimum: int) -> None:
+    """Refuse too few flats for a product.
+
+    Raises
+    ------
+    InsufficientInputs
+        Fewer than ``minimum``.
+    """
+    flats = int((raw["exposure_type"].values == "flat").sum())
+    if flats < minimum:
+        raise InsufficientInputs(
+            f"{product}: {flats} flats, at least {minimum} are needed: take more, or lower [{product}] minimum"
+        )
 
 
 def present_pairs(raw: xr.Dataset) -> Iterator[tuple[int, int, tuple[str, str]]]:

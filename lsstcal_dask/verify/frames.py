@@ -28,7 +28,8 @@ def _rows(case: Case) -> np.ndarray:
 def _offsets(case: Case) -> np.ndarray | None:
     if len(case.detector.amplifiers) < 2:
         return None
-    pixels, shape = planes(case, "calibrated"), (max(one.image.shape for one in planes(case, "calibrated")))
+    pixels = planes(case, "calibrated")
+    shape = np.max([one.image.shape for one in pixels], axis=0)
     images, variances = np.full((2, len(pixels), *shape), np.nan, np.float32)
     for image, variance, one in zip(images, variances, pixels, strict=True):
         ny, nx = one.image.shape
