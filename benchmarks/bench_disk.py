@@ -11,6 +11,7 @@ breakdown times the parts one by one.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -122,14 +123,14 @@ def parts(url: str, camera: Any, name: str) -> Iterator[tuple[str, Callable[[], 
 def compressors(counts: np.ndarray, rounds: int) -> list[dict[str, Any]]:
     """Size and decoding time of one amplifier under several compressors of Zarr."""
     found = []
-    shuffle = numcodecs.Blosc.BITSHUFFLE
+    shuffles = {"bytes": numcodecs.Blosc.SHUFFLE, "bits": numcodecs.Blosc.BITSHUFFLE}
     out = np.empty_like(counts)
-    for name, level in (("lz4", 1), ("lz4", 5), ("zstd", 1), ("zstd", 5)):
-        codec = numcodecs.Blosc(name, level, shuffle)
+    for name, level, shuffle in itertools.product(("lz4", "zstd"), (1, 5), shuffles):
+        codec = numcodecs.Blosc(name, level, shuffles[shuffle])
         packed = codec.encode(counts)
         seconds = interleaved({"decode": lambda c=codec, p=packed: c.decode(p, out)}, rounds)["decode"]
         ratio = counts.nbytes / len(packed)
-        found.append({"codec": f"{name} {level} bitshuffle", "ratio": ratio, "ns": seconds / counts.size * 1e9})
+        found.append({"codec": f"{name} {level} {shuffle} shuffled", "ratio": ratio, "ns": seconds / counts.size * 1e9})
     seconds = interleaved({"copy": lambda: np.copyto(out, counts)}, rounds)["copy"]
     return [{"codec": "none (copy)", "ratio": 1.0, "ns": seconds / counts.size * 1e9}, *found]
 

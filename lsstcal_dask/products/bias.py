@@ -73,7 +73,7 @@ def bias_amplifiers(
         return stack, remarks, {"read_noise": stack.read_noise, "method": stack.method}
 
     def columns(counts: np.ndarray, amplifier: Amplifier, stack: Stack) -> dict[str, tuple[str, np.ndarray]]:
-        pixels = parallel_pixels(counts[stack.accepted], amplifier, config.overscan)
+        pixels = parallel_pixels(counts, amplifier, config.overscan)[stack.accepted]
         return {"column_level": ("x", pixels.mean(axis=(0, 2), dtype=float).astype(np.float32))}
 
     return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish, columns)

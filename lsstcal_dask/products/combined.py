@@ -114,7 +114,7 @@ def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], na
     shape : (ny, nx) of the padded image.
     names : (n,) exposure ids, for the remarks.
     """
-    mask = np.where(stack.frames > 0, 0, MASK_BITS["NO_DATA"]).astype(np.uint16)
+    mask = (stack.frames == 0) * np.uint16(MASK_BITS["NO_DATA"])
 
     def spread(values: np.ndarray, fill: float) -> np.ndarray:
         out = np.full(len(present), fill, values.dtype)

@@ -11,7 +11,7 @@ from lsstcal_dask.products.exposures import Exposures
 __all__ = ["Residuals", "frame_levels", "misfits", "residual_blocks"]
 
 _BLOCK: Final = 32  # pixels on a side of the blocks in which a frame's structure is compared
-_SAMPLE: Final = 3000  # pixels whose median is the level of a frame, to a fortieth of their noise
+_SAMPLE: Final = 1024  # pixels whose median is the level of a frame, to a twenty-fifth of their noise
 
 
 @dataclass(frozen=True)

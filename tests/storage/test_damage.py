@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from making import make_files, small_day
 
 from lsstcal_dask.errors import CalibrationError
@@ -253,3 +254,20 @@ def test_an_open_product_belongs_to_its_caller(with_bias):
 def test_a_chunk_of_another_size_is_refused():
     with pytest.raises(ValueError, match="it holds 8 bytes instead of 32"):
         RAW.decode(RAW.encode(np.zeros((2, 2), np.uint16)), np.empty((4, 4), np.uint16))
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(4.0, 1.9, 2.1), (150.0, 1.45, 1.7)])
+def test_chunks_are_shuffled_by_their_noise_and_read_back_by_zarr(tmp_path, noise, least, most):
+    """Where the high bytes are alike these vanish and the low ones stay; bits, of whose 16 the noise takes nine, else."""
+    counts = np.rint(np.random.default_rng(1).normal(25000, noise, (400, 500))).astype(np.uint16)
+    blob = RAW.encode(counts)
+    assert least < counts.nbytes / len(blob) < most
+    array = zarr.create_array(
+        str(tmp_path), shape=counts.shape, chunks=counts.shape, dtype=counts.dtype, compressors=RAW.compressors
+    )
+    (tmp_path / "c" / "0").mkdir(parents=True)
+    (tmp_path / "c" / "0" / "0").write_bytes(blob)
+    np.testing.assert_array_equal(array[:], counts)
+    out = np.empty_like(counts)
+    RAW.decode(blob, out)
+    np.testing.assert_array_equal(out, counts)
