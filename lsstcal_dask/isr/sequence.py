@@ -2,7 +2,8 @@
 
 Three orders: that of the source document, `lupton2016`; `physical`, which undoes what happened to the charge in
 the reverse of the order in which it happened; and `rubin`, that of Rubin's own pipeline, which multiplies by the
-gain first, takes crosstalk from signals that are not linear yet, and the bias off at the end.
+gain first, takes crosstalk from signals that are not linear yet, the bias off at the end, and divides by the flat
+before bad pixels are interpolated.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,29 +26,79 @@ from lsstcal_dask.isr.dark import dark_seconds
 from lsstcal_dask.isr.defects import flag_defects
 from lsstcal_dask.isr.deferred import Registers, registers
 from lsstcal_dask.isr.edges import flag_edges
+from lsstcal_dask.isr.flat import divide_by_flat, to_photometric_flat
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.gain import gains_of
 from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate
 from lsstcal_dask.isr.linearity import tables
 from lsstcal_dask.isr.overscan import OverscanConfig
 
-__all__ = ["IN_ELECTRONS", "NEEDED", "OPTIONAL", "ORDERS", "IsrConfig", "Site", "check_steps", "correct", "electrons"]
+__all__ = [
+    "BY_FILTER",
+    "IN_ELECTRONS",
+    "NEEDED",
+    "OPTIONAL",
+    "ORDERS",
+    "IsrConfig",
+    "Site",
+    "check_steps",
+    "correct",
+    "electrons",
+]
 
-_AFTER: Final = ("saturation", "defects", "edges", "cosmics", "interpolation")
+_FLAGS: Final = ("saturation", "defects", "edges", "cosmics")
+_FLATS: Final = ("sky_flat", "photometric_flat")
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
-    "lupton2016": ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark", *_AFTER),
-    "physical": ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark", *_AFTER),
-    "rubin": ("overscan", "gain", "crosstalk", "linearity", "deferred", "bias", "dark", *_AFTER),
+    "lupton2016": (
+        "overscan",
+        "bias",
+        "linearity",
+        "gain",
+        "crosstalk",
+        "deferred",
+        "dark",
+        *_FLAGS,
+        "interpolation",
+        *_FLATS,
+    ),
+    "physical": (
+        "overscan",
+        "bias",
+        "linearity",
+        "gain",
+        "crosstalk",
+        "deferred",
+        "dark",
+        *_FLAGS,
+        "interpolation",
+        *_FLATS,
+    ),
+    "rubin": (
+        "overscan",
+        "gain",
+        "crosstalk",
+        "linearity",
+        "deferred",
+        "bias",
+        "dark",
+        *_FLAGS,
+        *_FLATS,
+        "interpolation",
+    ),
 }
 """Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 
 NEEDED: Final = {
-    step: step for step in ("bias", "linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects")
+    step: step
+    for step in ("bias", "linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects", *_FLATS)
 }
 """The product that a correction applies."""
 
-OPTIONAL: Final = frozenset({"linearity", "crosstalk", "deferred", "saturation", "defects"})
+BY_FILTER: Final = frozenset(_FLATS)
+"""Corrections of which every filter has a product of its own: ``sky_flat-r``."""
+
+OPTIONAL: Final = frozenset({"linearity", "crosstalk", "deferred", "saturation", "defects", *_FLATS})
 """Corrections that are left out, with a remark, where their product was never built."""
 
 IN_ELECTRONS: Final = frozenset({"crosstalk", "dark", "saturation"})
@@ -181,12 +232,22 @@ def _interpolation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset],
     return interpolate(frame, config.interpolation)
 
 
+def _sky_flat(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return divide_by_flat(frame, products["sky_flat"])
+
+
+def _photometric_flat(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return to_photometric_flat(frame, products["photometric_flat"], products.get("sky_flat"))
+
+
 _FRAME_STEPS: Final[dict[str, Callable[[Frame, Site, Mapping[str, xr.Dataset], IsrConfig], Frame]]] = {
     "saturation": _saturation,
     "defects": _defects,
     "edges": _edges,
     "cosmics": _cosmics,
     "interpolation": _interpolation,
+    "sky_flat": _sky_flat,
+    "photometric_flat": _photometric_flat,
 }
 
 

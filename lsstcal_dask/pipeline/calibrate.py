@@ -13,6 +13,7 @@ from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.crosstalk import Entries, coupled, from_others, raw_frame
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.sequence import (
+    BY_FILTER,
     IN_ELECTRONS,
     NEEDED,
     OPTIONAL,
@@ -33,7 +34,7 @@ from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["calibrate", "find_calibrated"]
+__all__ = ["calibrate", "find_calibrated", "product_names"]
 
 _NAME = "calibrated"
 
@@ -80,8 +81,9 @@ def _calibrate_one(
     upstream, skip, progress = extra
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values))
     exposure, time = str(raw["exposure"].values), str(np.datetime_as_string(raw["time"].values, unit="s"))
+    names = product_names(str(raw["filter"].values))
     steps = [step for step in ORDERS[config.order] if step in NEEDED and step not in skip]
-    without = [step for step in steps if step in OPTIONAL and not built(upstream, NEEDED[step])]
+    without = [step for step in steps if step in OPTIONAL and not built(upstream, names[step])]
     steps = [step for step in steps if step not in without]
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
@@ -89,7 +91,7 @@ def _calibrate_one(
         program = str(raw["sequencer"].sel(detector=det).values) if "sequencer" in raw.coords else ""
         try:
             setting = ("calibrate", config.overscan)
-            found[det] = {step: find_upstream(upstream, NEEDED[step], det, time, setting, program) for step in steps}
+            found[det] = {step: find_upstream(upstream, names[step], det, time, setting, program) for step in steps}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
     if not found:
@@ -100,7 +102,7 @@ def _calibrate_one(
         name=_NAME,
         valid_from=time,
         failed=failed,
-        remarks=_left_out(skip, without),
+        remarks=_left_out(skip, {step: names[step] for step in without}),
         inputs={
             "exposure": exposure,
             "headers": header_digests(raw),
@@ -155,10 +157,15 @@ def _neighbours(store: Store, raw: xr.Dataset, sensor: _Sensor, present: Mapping
     return [_Neighbour(present[name], raw.sel(detector=name), own) for name, own in found.items() if name in present]
 
 
-def _left_out(skip: Sequence[str], without: Sequence[str]) -> list[str]:
+def product_names(band: str) -> dict[str, str]:
+    """Name of the product that each correction applies to exposures through a filter."""
+    return {step: f"{name}-{band}" if step in BY_FILTER else name for step, name in NEEDED.items()}
+
+
+def _left_out(skip: Sequence[str], without: Mapping[str, str]) -> list[str]:
     """Remarks on what was not corrected: a warning where it was wanted so, a note where nothing was built for it."""
     remarks = [f"without {', '.join(sorted(skip))}"] if skip else []
-    return remarks + [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in without]
+    return remarks + [f"{NOTE}without {step}: there is no {name} in the store" for step, name in without.items()]
 
 
 def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:
