@@ -27,7 +27,13 @@ def detector(shape, names="A", overscan=0):
         "gain": 2.0,
         "read_noise": 6.0,
     }
-    where = {"raw_shape": (ny, nx + overscan), "position": (0, 0), "flip_x": False, "flip_y": False}
+    where = {
+        "parallel_overscan": Box(0, 0, 0, 0),
+        "raw_shape": (ny, nx + overscan),
+        "position": (0, 0),
+        "flip_x": False,
+        "flip_y": False,
+    }
     amplifiers = tuple(Amplifier(name=name, **own, **where) for name in names)
     return Detector("R22_S11", 0, "e2v", "e2v", "", amplifiers, shape, 0.01, (0.0, 0.0), 0.0)
 

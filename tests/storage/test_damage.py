@@ -258,7 +258,7 @@ def test_a_chunk_of_another_size_is_refused():
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(4.0, 1.9, 2.1), (150.0, 1.45, 1.7)])
 def test_chunks_are_shuffled_by_their_noise_and_read_back_by_zarr(tmp_path, noise, least, most):
-    """Where the high bytes are alike these vanish and the low ones stay; bits, of whose 16 the noise takes nine, else."""
+    """Where the high bytes are alike they vanish; else bits are shuffled, of which the noise takes nine of sixteen."""
     counts = np.rint(np.random.default_rng(1).normal(25000, noise, (400, 500))).astype(np.uint16)
     blob = RAW.encode(counts)
     assert least < counts.nbytes / len(blob) < most
