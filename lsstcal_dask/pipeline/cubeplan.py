@@ -82,7 +82,6 @@ class Job:
     slot: int
     sensors: Mapping[str, Sensor]
     failed: Mapping[str, str]  # CCDs that lack a product, with the reason
-    remarks: tuple[str, ...]
     done: Mapping[str, Any]  # markers of the CCDs that are whole
     published: Slot | None  # as it is in the cube already
 
@@ -118,8 +117,12 @@ class Plan:
         group = replace(group, compared=kept["compared"], compared_photons=kept["compared_photons"])
         published = self.slots.get(slot)
         done = {} if published else read_markers(self.store.url, self.name, slot)
-        remarks = tuple(f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without)
-        return Job(group, slot, sensors, failed, remarks, done, published)
+        return Job(group, slot, sensors, failed, done, published)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Corrections that are left out, for nothing was built for them."""
+        return [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without]
 
     def _record(self, group: Group, own: xr.Dataset, sensors: Mapping[str, Sensor]) -> dict[str, Any]:
         """What determines the bits of a slice."""

@@ -130,8 +130,8 @@ def _blocks(form: Form, jobs: Sequence[Job], detectors: Sequence[str]) -> Iterat
 
 def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:
     """Publish the slices of the jobs, and those that are in the cube and are not replaced."""
-    slots, remarks, errors = [], [f"exposure {name} left out: {why}" for name, why in left_out.items()], []
-    replaced = []
+    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
+    slots, errors, replaced = [], [], []
     for job in jobs:
         markers, failed = outcome.markers[job.slot], outcome.failed[job.slot]
         if job.published:
@@ -160,7 +160,7 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
 
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:
     group = job.group
-    remarks = [*group.remarks, *job.remarks, *(text for det in sorted(markers) for text in markers[det]["remarks"])]
+    remarks = [*group.remarks, *(text for det in sorted(markers) for text in markers[det]["remarks"])]
     warned = bool(failed) or any(not text.startswith(NOTE) for text in remarks)
     return Slot(
         slot=job.slot,
