@@ -152,24 +152,31 @@ def _centre(values, count, guide):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _classify(images, usable, scale, noise, expected, limits, kind):  # type: ignore[no-untyped-def]
-    """Class (n, y, x) of every pixel: 2 beyond the limit of a hit, 1 beyond that of its surroundings; seeds (n,)."""
+    """Class (n, y, x) of every pixel: 2 beyond the limit of a hit, 1 beyond that of its surroundings; seeds (n,).
+
+    The noise of what a pixel is compared with counts too: of the median of three or more (``limits``), of the other of
+    two, of the flat nearby, which is as bright and as noisy but for what changes of the pattern.
+    """
     n, ny, nx = images.shape
-    high, low, structure = limits
-    seeds, values = np.zeros(n, np.int64), np.empty(n, np.float32)
+    high, low, structure, median_noise = limits
+    seeds, values, own = np.zeros(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32)
     for y in range(ny):
         for x in range(nx):
             count = _sorted(images, usable, scale, y, x, values)
             centre = _centre(values, count, expected[y, x] if expected.size else values[0])
+            together = np.float32(0)
+            for k in range(n):
+                own[k] = (max(centre, np.float32(0)) / scale[k] + noise[k]) * scale[k] * scale[k]
+                together += own[k] if usable[k, y, x] else np.float32(0)
+            if count == 1:
+                together += together + structure * structure * centre * centre
             for k in range(n):
                 if not usable[k, y, x]:
                     continue
                 away = images[k, y, x] * scale[k] - centre
-                variance = (max(centre, np.float32(0)) / scale[k] + noise[k]) * scale[k] * scale[k]
-                if count < 3:  # both have noise, and what is too low was not hit
-                    away, variance = max(away, np.float32(0)), 2 * variance
-                if count == 1:
-                    variance += structure * structure * centre * centre
-                square = away * away
+                if count < 3:  # what is too low was not hit
+                    away = max(away, np.float32(0))
+                square, variance = away * away, own[k] + median_noise if count > 2 else together
                 hit = square > high * high * variance
                 kind[k, y, x] = 2 if hit else 1 if square > low * low * variance else 0
                 seeds[k] += hit
@@ -253,15 +260,16 @@ def _combine_amplifier(
     usable = ((own.masks & _UNUSABLE) == 0) & np.isfinite(own.images)
     kind = np.zeros(usable.shape, np.uint8)
     scale = (1 / photons).astype(np.float32)
-    limits = tuple(np.float32(v) for v in (config.clip, _LOW * config.clip, config.structure))
+    model = float(np.mean(own.level / photons))
+    sigma = np.sqrt(max(model, 0) / photons + own.noise / photons**2)
+    median_noise = np.pi / 2 * len(sigma) / np.sum(1 / sigma) ** 2  # densities at the centre add up
+    limits = tuple(np.float32(v) for v in (config.clip, _LOW * config.clip, config.structure, median_noise))
     guide = np.zeros((0, 0), np.float32) if expected is None else expected
     seeds = _classify(own.images, usable, scale, own.noise.astype(np.float32), guide, limits, kind)
     for k in np.flatnonzero(seeds):
         grow_hits(kind[k])
     taken = usable & (kind < 2)
-    model = float(np.mean(own.level / photons))
-    weight = photons**2 / (max(model, 0) * photons + own.noise)
-    weight /= weight.sum()
+    weight = sigma**-2 / np.sum(sigma**-2)
     value, counts = np.empty(usable.shape[1:], np.float32), np.empty(usable.shape[1:], np.uint8)
     _mean(own.images, taken, np.stack([weight / photons, weight]).astype(np.float32), value, counts)
     line = np.array([np.sum(weight**2 / photons), np.sum(weight**2 * own.noise / photons**2)])
