@@ -50,7 +50,7 @@ _U = np.uint64
 
 
 def _chains(width: int, code: str) -> Callable[..., Any]:
-    """Write the instructions for ``width`` sums of `_STEP` pixels, which stay in registers from the first slice to the last."""
+    """Write the instructions for ``width`` sums of `_STEP` pixels, in registers from the first slice to the last."""
     abreast = 4 if width == 1 else 2 if width <= WIDEST // 2 else 1  # vectors; one chain alone would wait for itself
 
     def emit(builder, codes, at, row, count, weights, first, stride, sums, to, line):
