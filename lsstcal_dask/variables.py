@@ -25,7 +25,7 @@ __all__ = [
     "validate",
 ]
 
-DIMS: Final = ("exposure", "detector", "amplifier", "y", "x", "wavelength", "lag_y", "lag_x", "node", "source")
+DIMS: Final = ("exposure", "detector", "amplifier", "wavelength", "y", "x", "lag_y", "lag_x", "node", "source")
 """Dimension names, singular, in the order they have in every array."""
 
 EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump", "sinusoid")
@@ -75,6 +75,8 @@ _AMPLIFIER = ("detector", "amplifier")
 _LAGS = (*_AMPLIFIER, "lag_y", "lag_x")
 _PER_EXPOSURE = ("exposure", "detector", "amplifier")
 _PAIR = ("detector", "amplifier", "source")  # target, target, source
+_SLICE = ("detector", "amplifier", "wavelength")
+_SLICES = (*_SLICE, "y", "x")
 _IMAGE_UNITS = ("adu", "electron", "electron/s")
 
 VARIABLES: Final[dict[str, Variable]] = {
@@ -83,11 +85,13 @@ VARIABLES: Final[dict[str, Variable]] = {
     "detector": Variable(("detector",), "OUT", ("",), "detector name, as R22_S11"),
     "amplifier": Variable(("amplifier",), "OUT", ("",), "amplifier name, as C10"),
     "exposure_type": Variable(("exposure",), "OUT", ("",), "one of EXPOSURE_TYPES"),
-    "time": Variable(("exposure",), "M", ("",), "UTC of the start of readout or of the exposure"),
+    "time": Variable(("exposure", "wavelength"), "M", ("",), "UTC of the start of readout or of the exposure"),
     "exposure_time": Variable(("exposure",), "f", ("s",), "time the shutter or lamp was open"),
     "dark_time": Variable(("exposure",), "f", ("s",), "time over which dark charge gathered (Sec. 2.7)"),
     "filter": Variable(("exposure",), "OUT", ("",), "filter in the beam; 'none' without one"),
-    "wavelength": Variable(("exposure",), "f", ("nm",), "vacuum wavelength of a monochromatic source (¶9)"),
+    "wavelength": Variable(
+        ("exposure", "wavelength"), "f", ("nm",), "vacuum wavelength of a monochromatic source (¶9)"
+    ),
     "photodiode": Variable(("exposure",), "f", ("C",), "charge of the monitoring photodiode (¶3)"),
     "sequencer": Variable(("exposure", "detector"), "OUT", ("",), "program by which the detector was read"),
     "present": Variable(("exposure", "detector"), "b", ("",), "the frame of this detector was ingested"),
@@ -119,6 +123,14 @@ VARIABLES: Final[dict[str, Variable]] = {
         ("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "standard error of `level`"
     ),
     "accepted": Variable(("exposure", "detector", "amplifier"), "b", ("",), "the frame entered the stack"),
+    # Flat cubes (Sec. 2.8, §7); `flat` counts in the electrons of a photon of the photodiode, up to one factor for all
+    "flat": Variable(_SLICES, "f", ("electron/photon",), "response to a photon of each wavelength, not normalised"),
+    "variance_slope": Variable(_SLICE, "f", ("electron/photon",), "of the line variance = slope * flat + floor"),
+    "variance_floor": Variable(_SLICE, "f", ("(electron/photon)**2",), "of the line variance = slope * flat + floor"),
+    "wavelength_error": Variable(("wavelength",), "f", ("nm",), "standard error of `wavelength`"),
+    "bandwidth": Variable(("wavelength",), "f", ("nm",), "full width at half maximum of a monochromatic source (¶9)"),
+    "response": Variable(("wavelength",), "f", ("electron/photon",), "mean of `flat` over the focal plane: r"),
+    "response_error": Variable(("wavelength",), "f", ("electron/photon",), "standard error of `response`"),
     # Amplifier properties (¶2)
     "gain": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain in use (Sec. 2.2)"),
     "gain_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain`"),

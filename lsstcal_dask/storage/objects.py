@@ -8,7 +8,7 @@ is all that publishing needs: published objects are never changed.
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "normalise",
     "read_bytes",
     "read_json",
+    "read_ranges",
     "sweep",
     "write_bytes",
     "write_json",
@@ -144,6 +145,13 @@ def read_bytes(url: str, path: str) -> bytes:
     """
     with _reaching(url):
         return bytes(_connect(url).get(path).bytes()) if is_remote(url) else Path(url, path).read_bytes()
+
+
+def read_ranges(url: str, path: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read parts of an object of a bucket, each from a first byte on and so many bytes long; raises as `read_bytes`."""
+    starts, lengths = ([place[i] for place in places] for i in (0, 1))
+    with _reaching(url):
+        return [bytes(part) for part in _connect(url).get_ranges(path, starts=starts, lengths=lengths)]
 
 
 def read_json(url: str, path: str) -> Any:

@@ -1,0 +1,230 @@
+"""What flat cubes look like in a store: the response of every pixel at every wavelength that was taken (¶9, §7).
+
+    cubes/NAME/cube.json                 form, camera: `CubeLayout`
+    cubes/NAME/slots/SLOT.json           what determines the bits of a slice; SLOT is its place along the stored axis
+    cubes/NAME/data/                     Zarr group that any Zarr library opens
+        codes      (detector, amplifier, wavelength, y, x)   see `coding`; a shard is one CCD of one wavelength
+        reference  of the same dims, float32, form i1 only: few slices have one
+        mask       (detector, amplifier, y, x)               bits that pixels have at all wavelengths
+        scale, offset, level, variance_slope, variance_floor (detector, amplifier, wavelength)
+        reference_slot (detector, wavelength)                slot of the reference of a slice; -1 without one
+        wavelength, wavelength_error, bandwidth, response, response_error (wavelength,)
+    cubes/NAME/exceptions/SLOT/DET.npy   the pixels that are not as codes and mask say, of `coding.EXCEPTION`
+    cubes/NAME/done/SLOT/DET.json        marker: this CCD of this slice is whole
+    cubes/NAME/published/N.json          the pointer: which slots are in the cube; N counts
+
+The wavelength axis on disk is in the order of arrival, so a slice is added without touching another; what
+`open_cube` and `CubeReader` give is sorted by measured wavelength and has only what the pointer names.
+The variance of a pixel is ``variance_slope * value + variance_floor``, times full / repeats of an exception.
+"""
+
+import io
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import zarr
+
+from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.coding import DTYPES, NUMBERS, Form
+from lsstcal_dask.storage.shards import ShardCodec, ShardFile
+
+__all__ = [
+    "SLOT_COORDS",
+    "Cube",
+    "CubeLayout",
+    "CubePointer",
+    "Slot",
+    "base",
+    "exception_bytes",
+    "list_cubes",
+    "list_pointers",
+    "load_layout",
+    "read_cube",
+    "read_mask",
+    "shard_path",
+]
+
+SLOT_COORDS: Final = ("wavelength", "wavelength_error", "bandwidth", "response", "response_error")
+"""Numbers of a slice."""
+
+
+@dataclass(frozen=True)
+class CubeLayout:
+    """What all slices of a cube have in common."""
+
+    form: Form
+    detectors: tuple[str, ...]
+    amplifiers: tuple[str, ...]
+    shape: tuple[int, int]  # (y, x) of an amplifier, padded
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of all dims but that of wavelength."""
+        ny, nx = self.shape
+        return {"detector": len(self.detectors), "amplifier": len(self.amplifiers), "y": ny, "x": nx}
+
+    @property
+    def codec(self) -> ShardCodec:
+        """Of the codes."""
+        return ShardCodec(DTYPES[self.form], (len(self.amplifiers), *self.shape))
+
+    @property
+    def mask_codec(self) -> ShardCodec:
+        """Of the mask."""
+        return ShardCodec("<u2", (len(self.amplifiers), *self.shape))
+
+    @property
+    def reference_codec(self) -> ShardCodec:
+        """Of the references of form i1."""
+        return ShardCodec("<f4", (len(self.amplifiers), *self.shape))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What is published of a slice: everything but its pixels."""
+
+    slot: int
+    wavelength: float  # nm, vacuum, measured centroid
+    wavelength_error: float  # nm
+    bandwidth: float  # nm, full width at half maximum
+    time: str  # ISO, UTC, of its first exposure
+    response: float  # r: mean of the focal plane, in the unit of the values
+    response_error: float
+    nominal: float = float("nan")  # nm, what was asked for
+    exposures: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)  # detectors that it lacks, with the reason
+    hash: str = ""
+    remarks: list[str] = field(default_factory=list)
+    verdict: str = "PASS"
+
+
+@dataclass(frozen=True)
+class CubePointer:
+    """What a cube holds, from the publication of this pointer on."""
+
+    number: int
+    slots: list[Slot]  # by wavelength
+    created: str
+    configuration: dict[str, Any] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def base(name: str) -> str:
+    """Folder of a cube in its store."""
+    if {"/", "\\", ".."} & {*name, name} or not name:  # never outside the store
+        raise CalibrationError(f"{name!r} is no name of a cube: use letters, digits and dashes")
+    return f"cubes/{name}"
+
+
+def shard_path(name: str, variable: str, detector: int, slot: int | None = None) -> str:
+    """Path of the shard of a CCD, at a slot where the variable has that dim."""
+    at = "" if slot is None else f"{slot}/"
+    return f"{base(name)}/data/{variable}/c/{detector}/0/{at}0/0"
+
+
+def exception_bytes(exceptions: np.ndarray) -> bytes:
+    """A list of exceptions as a NumPy file."""
+    out = io.BytesIO()
+    np.save(out, exceptions, allow_pickle=False)
+    return out.getvalue()
+
+
+@lru_cache(maxsize=64)
+def load_layout(url: str, name: str) -> CubeLayout:
+    """Layout of a cube, which never changes.
+
+    Raises
+    ------
+    CalibrationError
+        There is no such cube.
+    """
+    try:
+        found = objects.read_json(url, f"{base(name)}/cube.json")
+    except FileNotFoundError:
+        raise CalibrationError(f"{url} has no cube {name}: make it with 'lsstcal cube {url} --name {name}'") from None
+    return CubeLayout(found["form"], tuple(found["detectors"]), tuple(found["amplifiers"]), tuple(found["shape"]))
+
+
+def list_cubes(url: str) -> list[str]:
+    """Names of the cubes of a store, also of those of which nothing is published."""
+    return objects.list_names(url, "cubes")
+
+
+def list_pointers(url: str, name: str) -> list[CubePointer]:
+    """What was published of a cube, the last one last."""
+    folder = f"{base(name)}/published"
+    found = [one for one in objects.list_names(url, folder) if one.endswith(".json")]
+    return [_read_pointer(url, f"{folder}/{one}") for one in found]
+
+
+@lru_cache(maxsize=64)
+def _read_pointer(url: str, path: str) -> CubePointer:
+    found = objects.read_json(url, path)
+    try:
+        return CubePointer(**{**found, "slots": [Slot(**one) for one in found["slots"]]})
+    except (KeyError, TypeError):
+        raise CalibrationError(f"{url}/{path}: is damaged: restore it from a copy, or delete it") from None
+
+
+@dataclass(frozen=True)
+class Cube:
+    """A published cube: everything but its pixels, of K wavelengths in ascending order."""
+
+    url: str
+    name: str
+    layout: CubeLayout
+    pointer: CubePointer
+    slots: np.ndarray  # (K,)
+    numbers: dict[str, np.ndarray]  # see `coding.NUMBERS`, each (detector, amplifier, K) float64
+    reference_slot: np.ndarray  # (detector, K)
+
+    def column(self, what: str) -> np.ndarray:
+        """(K,) numbers of `SLOT_COORDS`."""
+        return np.array([getattr(one, what) for one in self.pointer.slots], float)
+
+    @property
+    def present(self) -> np.ndarray:
+        """(detector, K) bool: there is such a slice of this CCD."""
+        return np.isfinite(self.numbers["scale"]).any(axis=1)
+
+
+@lru_cache(maxsize=4)
+def _read(url: str, name: str, number: int) -> Cube:
+    layout = load_layout(url, name)
+    pointer = next(one for one in list_pointers(url, name) if one.number == number)
+    slots = np.array([one.slot for one in pointer.slots], np.int64)
+    store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
+    group = zarr.open_group(store, mode="r", use_consolidated=False)
+    numbers = {var: np.asarray(group[var][...])[..., slots] for var in NUMBERS}  # type: ignore[index]
+    return Cube(url, name, layout, pointer, slots, numbers, np.asarray(group["reference_slot"][...])[:, slots])  # type: ignore[index]
+
+
+def read_cube(url: str, name: str, number: int | None = None) -> Cube:
+    """Open a cube as it was published last, or by its number; what is published never changes.
+
+    Raises
+    ------
+    CalibrationError
+        There is no such cube, or nothing of it is published.
+    """
+    load_layout(url, name)
+    known = [one.number for one in list_pointers(url, name)]
+    if not known or number not in (None, *known):
+        which = "" if number is None else f" under number {number}"
+        raise CalibrationError(f"cube {name} of {url} is not published{which}: run 'lsstcal cube {url} --name {name}'")
+    return _read(url, name, known[-1] if number is None else number)
+
+
+def read_mask(url: str, name: str, layout: CubeLayout, detector: int) -> np.ndarray | None:
+    """Bits (amplifier, y, x) that the pixels of a CCD have at all wavelengths; None where no slice of it is."""
+    codec = layout.mask_codec
+    out = np.empty(codec.shape, codec.dtype)
+    try:
+        ShardFile(url, codec).read(shard_path(name, "mask", detector), range(codec.shape[0]), out)
+    except FileNotFoundError:
+        return None
+    return out
