@@ -139,14 +139,19 @@ def _encode_amplifier(
     if form == "f4":
         return np.where(known, value, np.float32(middle)), (1.0, 0.0, 0.0), np.where(known, 0, np.float32(np.nan))
     step, rest = _step(good, middle, line), _REST[form]
-    level, offset, base = 0.0, step * (round(middle / step) - rest), np.zeros((), np.float32)
+    level, offset = 0.0, step * (round(middle / step) - rest)
+    wanted = value - np.float32(offset)  # float32: of some thousand steps it keeps a thousandth of one
     if reference is not None:
-        level, offset, base = float(np.median(_sample(value / reference))), 0.0, reference
-    wanted = (value.astype(np.float64) - (offset + level * base.astype(np.float64))) / step
-    fits = np.abs(wanted) <= _REACH[form]  # False where unknown
-    code = np.where(fits, np.rint(wanted), rest)
-    change = np.where(fits, 0.0, (wanted - code) * step)
-    return code.astype(DTYPES[form]), (step, offset, level), change.astype(np.float32)
+        level, offset = float(np.median(_sample(value / reference))), 0.0
+        wanted = value - np.float32(level) * reference
+    wanted *= np.float32(1 / step)
+    code = np.rint(wanted)
+    misfit = ~(np.abs(code) <= _REACH[form])  # True where unknown
+    change = np.zeros(value.shape, np.float32)
+    if misfit.any():
+        code[misfit] = rest
+        change[misfit] = (wanted[misfit] - rest) * np.float32(step)
+    return code.astype(DTYPES[form]), (step, offset, level), change
 
 
 def _step(good: np.ndarray, middle: float, line: tuple[float, float]) -> float:
@@ -163,7 +168,7 @@ def _exceptions(amplifier: int, given: Slice, usual: np.ndarray, change: np.ndar
     padding = (usual & MASK_BITS["NO_DATA"]) != 0
     extra = given.mask[amplifier] & ~usual
     odd = (change != 0) | (extra != 0) | (given.repeats[amplifier] < given.full)  # NaN is not 0
-    y, x = np.nonzero(odd & ~padding)
+    y, x = np.divmod(np.flatnonzero(odd & ~padding), change.shape[1])
     found = np.zeros(len(y), EXCEPTION)
     columns: dict[str, Any] = {
         "amplifier": amplifier,

@@ -150,7 +150,7 @@ def write_slice(
     objects.write_bytes(url, shard_path(name, "codes", index, slot), layout.codec.encode(coded.codes, coded.there))
     path = f"{base(name)}/exceptions/{slot:05d}/{detector}.npy"
     objects.write_bytes(url, path, exception_bytes(coded.exceptions))
-    everything = {**coded.numbers, "codes": coded.codes, "exceptions": coded.exceptions.view(np.uint8), "mask": usual}
+    everything = {**coded.numbers, "codes": coded.codes, "exceptions": coded.exceptions.view(np.uint8)}
     marker = {
         "hash": hash_arrays(everything | ({} if coded.reference is None else {"reference": coded.reference})),
         "usable": int(coded.there.sum()),
