@@ -225,15 +225,15 @@ def test_a_missing_slice_is_worked_round_and_a_missing_ccd_is_nan(tmp_path, whol
     task, good = task_of(store), task_of(whole)
     assert all(np.isnan(one[v]).all() for one in amplifiers_of(task, 0).values() for v in ("image", "variance"))
     found, truth = amplifiers_of(task, 1), amplifiers_of(good, 1)
-    # A line between its neighbours stands for the slice in the middle, where the response bends: by 0.3 (10 / 300)**2 of
-    # 0.8. Codes are rounded to an eighth of the noise, of this slice and of the others. It has 10 % of the light.
+    # A line between its neighbours stands for the slice in the middle, where the response bends by 0.3 (10 / 300)**2
+    # of 0.8. Codes are rounded to an eighth of the noise, of this slice and of the others. It has 10 % of the light.
     bend, rounding = 0.3 / 0.8 * (10 / 300) ** 2, np.sqrt(SLOPE / 0.8) / 8
     for name, one in found.items():
         assert 0 < np.nanmax(np.abs(one["image"] / truth[name]["image"] - 1)) < 0.11 * (bend + 2 * rounding)
     bad = store.camera.amplifier_names[3]
     third = amplifiers_of(task, 2)
     assert np.isnan(third[bad]["image"]).all()
-    assert third[bad].attrs["remarks"] == ["spectrum warm: 0.61 of its light lies in gaps of the cube, 620.0-680.0 nm: "
+    assert third[bad].attrs["remarks"] == ["spectrum warm: 0.6 of its light lies in gaps of the cube, 620.0-680.0 nm: "
                                            "take these wavelengths again"]  # fmt: skip
     assert sum(bool(one.attrs.get("remarks")) for one in third.values()) == 1
     assert np.isfinite(third[store.camera.amplifier_names[2]]["image"]).any()
