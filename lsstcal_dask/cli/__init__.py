@@ -2,7 +2,7 @@
 
 import sys
 
-from lsstcal_dask.cli import exposures, products, team  # noqa: F401 - they register their commands
+from lsstcal_dask.cli import cubes, exposures, products, team  # noqa: F401 - they register their commands
 from lsstcal_dask.cli.app import app
 from lsstcal_dask.errors import CalibrationError, WrongUse
 

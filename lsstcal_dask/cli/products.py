@@ -121,7 +121,7 @@ def list_store(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List exposures, external inputs and products."""
+    """List exposures, external inputs, products and cubes."""
     from lsstcal_dask.pipeline.listing import list_contents, print_contents  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
@@ -168,19 +168,20 @@ def verify(
 @app.command()
 def show(
     store: StoreArgument,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="A product (bias, gain, dark) or an exposure id.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A product (as bias), a cube or an exposure id.")],
     variable: Annotated[
         str | None, typer.Option(help="Variable, as variance or gain_pair; the main one by default.")
     ] = None,
     version: Annotated[str | None, typer.Option(help="Version of a product; the latest by default.")] = None,
     detector: Annotated[str | None, typer.Option(help="One CCD; the focal plane by default.")] = None,
     amplifier: Annotated[str | None, typer.Option(help="One amplifier of the CCD.")] = None,
+    wavelength: Annotated[float | None, typer.Option(help="Of a cube, nm; the middle one by default.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Of an exposure, the raw counts, not the calibrated image.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write.")] = None,
 ) -> None:
-    """Write a picture (PNG) of a product or an exposure."""
+    """Write a picture (PNG) of a product, a slice of a cube (or --variable response, its mean), or an exposure."""
     from lsstcal_dask.pipeline.listing import show_picture  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
@@ -192,6 +193,7 @@ def show(
         "detector": detector,
         "amplifier": amplifier,
         "raw": raw,
+        "wavelength": wavelength,
     }
     print(show_picture(open_store(store), what, output, choice))
 

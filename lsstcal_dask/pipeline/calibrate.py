@@ -33,7 +33,7 @@ from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["calibrate", "find_calibrated"]
+__all__ = ["Sensor", "calibrate", "charge_of_neighbours", "find_calibrated", "find_neighbours", "read_frame"]
 
 _NAME = "calibrated"
 
@@ -113,17 +113,18 @@ def _calibrate_one(
     template = _template(store, raw, "electron" if "gain" in steps else "adu", config.order)
     context = (store.url, Site(store.camera.image_shape, store.camera.vignetting_mm), config)
     sensors = {
-        det: _Sensor(store.camera.detector(det), {step: (p.name, p.version) for step, p in use.items()})
+        det: Sensor(store.camera.detector(det), {step: (p.name, p.version) for step, p in use.items()})
         for det, use in found.items()
     }
     work = {
-        det: (_results, (context, sensor, _neighbours(store, raw, sensor, sensors))) for det, sensor in sensors.items()
+        det: (_results, (context, sensor, find_neighbours(store, raw, sensor, sensors)))
+        for det, sensor in sensors.items()
     }
     return run_version(store.url, pointer, template, raw, work, compute, progress)
 
 
 @dataclass(frozen=True)
-class _Sensor:
+class Sensor:
     """A CCD and the versions of the products that correct it, by correction: name and version."""
 
     detector: Detector
@@ -138,21 +139,21 @@ class _Sensor:
 
 
 @dataclass(frozen=True)
-class _Neighbour:
+class Neighbour:
     """Another CCD whose charge is seen in this one."""
 
-    sensor: _Sensor
+    sensor: Sensor
     raw: xr.Dataset  # its exposure, read lazily
     entries: Entries
 
 
-def _neighbours(store: Store, raw: xr.Dataset, sensor: _Sensor, present: Mapping[str, _Sensor]) -> list[_Neighbour]:
+def find_neighbours(store: Store, raw: xr.Dataset, sensor: Sensor, present: Mapping[str, Sensor]) -> list[Neighbour]:
     """The CCDs, of those that are there, that couple to one."""
     if "crosstalk" not in sensor.versions:
         return []
     product = sensor.products(store.url)["crosstalk"]
     found = coupled(product, sensor.detector, store.camera)
-    return [_Neighbour(present[name], raw.sel(detector=name), own) for name, own in found.items() if name in present]
+    return [Neighbour(present[name], raw.sel(detector=name), own) for name, own in found.items() if name in present]
 
 
 def _left_out(skip: Sequence[str], without: Sequence[str]) -> list[str]:
@@ -182,14 +183,14 @@ def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template
 def _results(
     raw: xr.Dataset,
     context: tuple[str, Site, IsrConfig],
-    sensor: _Sensor,
-    neighbours: Sequence[_Neighbour],
+    sensor: Sensor,
+    neighbours: Sequence[Neighbour],
 ) -> AmplifierResults:
     """What a worker does for one detector."""
     url, site, config = context
     detector, products = sensor.detector, sensor.products(url)
-    others = _from_neighbours(url, site, config, detector, neighbours) if neighbours else None
-    frame = correct(_raw_frame(raw, detector), site, products, config, others)
+    others = charge_of_neighbours(url, site, config, detector, neighbours) if neighbours else None
+    frame = correct(read_frame(raw, detector), site, products, config, others)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
@@ -199,13 +200,14 @@ def _results(
         yield amplifier.name, result
 
 
-def _raw_frame(raw: xr.Dataset, detector: Detector) -> RawFrame:
+def read_frame(raw: xr.Dataset, detector: Detector) -> RawFrame:
+    """Counts of a CCD in one exposure, which ``raw`` reads lazily."""
     counts = raw["counts"].sel(amplifier=[a.name for a in detector.amplifiers]).values
     return RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts)
 
 
-def _from_neighbours(
-    url: str, site: Site, config: IsrConfig, detector: Detector, neighbours: Sequence[_Neighbour]
+def charge_of_neighbours(
+    url: str, site: Site, config: IsrConfig, detector: Detector, neighbours: Sequence[Neighbour]
 ) -> np.ndarray:
     """What other CCDs leave in one (amplifier, y, x), electron, trimmed: their amplifiers that couple are read."""
     shape = _largest([one.sensor.detector for one in neighbours] + [detector])
@@ -214,7 +216,7 @@ def _from_neighbours(
         name = one.sensor.detector.name
         lit = np.unique(one.entries.sources)
         part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
-        image = electrons(_raw_frame(one.raw, part), site, one.sensor.products(url), config)
+        image = electrons(read_frame(one.raw, part), site, one.sensor.products(url), config)
         images[name] = raw_frame(image, part, shape)
         entries[name] = replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
     seen = from_others(images, entries, detector)

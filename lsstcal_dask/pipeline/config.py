@@ -17,6 +17,7 @@ from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.deferred import DeferredConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
+from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.saturation import SaturationConfig
 from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
@@ -43,13 +44,14 @@ class Config(BaseModel):
     spots: SpotConfig = SpotConfig()
     crosstalk: CrosstalkConfig = CrosstalkConfig()
     calibrate: IsrConfig = IsrConfig()
+    cube: MonochromaticConfig = MonochromaticConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _share_overscan(cls, tables: Any) -> Any:
         if not isinstance(tables, dict) or "overscan" not in tables:
             return tables
-        sharing = {name: tables.get(name, {}) for name in cls.model_fields if name != "overscan"}
+        sharing = {name: tables.get(name, {}) for name in cls.model_fields if name not in ("overscan", "cube")}
         given = {k: {"overscan": tables["overscan"], **t} if isinstance(t, dict) else t for k, t in sharing.items()}
         return {**tables, **given}
 

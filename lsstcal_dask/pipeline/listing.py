@@ -12,11 +12,14 @@ from lsstcal_dask.pipeline.calibrate import find_calibrated
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
+from lsstcal_dask.products.monochromatic import gaps
+from lsstcal_dask.storage.cubelayout import list_cubes, list_pointers, load_layout
+from lsstcal_dask.storage.cubes import open_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, open_product, outdated
 from lsstcal_dask.storage.raw import check_frame, open_raw
 from lsstcal_dask.storage.tables import input_names
-from lsstcal_dask.verify.display import picture
+from lsstcal_dask.verify.display import picture, spectrum_picture
 
 __all__ = ["list_contents", "print_contents", "show_picture"]
 
@@ -58,6 +61,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         "exposures": ordered,
         "inputs": input_names(store.url),
         "products": products,
+        "cubes": [_cube_row(store, name) for name in list_cubes(store.url)],
         "damaged": damaged,
     }
 
@@ -75,6 +79,25 @@ def _product_row(pointer: Pointer, stale: str) -> dict[str, Any]:
         "outdated": stale,
         "created": pointer.created,
         "remarks": pointer.remarks,
+    }
+
+
+def _cube_row(store: Store, name: str) -> dict[str, Any]:
+    """What is published of a cube; ``number`` is 0 where nothing is."""
+    pointers, form = list_pointers(store.url, name), load_layout(store.url, name).form
+    slots = pointers[-1].slots if pointers else []
+    wavelengths = [one.wavelength for one in slots]
+    told = [f"{one.wavelength:.1f} nm: {remark}" for one in slots for remark in one.remarks]
+    told += [f"{one.wavelength:.1f} nm: {det}: {why}" for one in slots for det, why in one.missing.items()]
+    return {
+        "cube": name,
+        "form": form,
+        "number": pointers[-1].number if pointers else 0,
+        "wavelengths": wavelengths,
+        "gaps": gaps(wavelengths),
+        "warnings": sum(one.verdict != "PASS" for one in slots),
+        "created": pointers[-1].created if pointers else "",
+        "remarks": [*(pointers[-1].remarks if pointers else []), *told],
     }
 
 
@@ -105,12 +128,28 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
         table.add_row(name, row["version"], row["valid_from"], until, str(row["detectors"]), verdict, row_remarks)
     console.print()
     console.print(table if found["products"] else "no products")
+    _print_cubes(console, found["cubes"], remarks)
     for row in found["products"]:
         if row["outdated"]:
             line = f"{row['product']} {row['version']} was {row['outdated']}: it is not used; build again"
             console.print(line, highlight=False, soft_wrap=True)
         for remark in row["remarks"] if remarks else ():
             console.print(f"{row['product']} {row['version']}: {remark}", highlight=False, soft_wrap=True)
+
+
+def _print_cubes(console: Any, cubes: list[dict[str, Any]], remarks: bool) -> None:
+    table = _table("cube", "form", "publication", "wavelengths", "from nm", "to nm", "gaps", "with warnings", "remarks")
+    for row in cubes:
+        nm = row["wavelengths"]
+        ends = [f"{nm[0]:.1f}", f"{nm[-1]:.1f}"] if nm else ["", ""]
+        numbers = [str(len(row["gaps"]) or ""), str(row["warnings"] or ""), str(len(row["remarks"]) or "")]
+        table.add_row(row["cube"], row["form"], str(row["number"] or "none"), str(len(nm)), *ends, *numbers)
+    if cubes:
+        console.print()
+        console.print(table)
+    for row in cubes if remarks else ():
+        for remark in row["remarks"]:
+            console.print(f"cube {row['cube']}: {remark}", highlight=False, soft_wrap=True)
 
 
 def _brief(names: list[str], exposures: set[str]) -> list[str]:
@@ -144,20 +183,25 @@ def show_picture(store: Store, what: str, output: Path | None, choice: dict[str,
 
     Parameters
     ----------
-    what : name of a product, or an exposure id.
+    what : name of a product or of a cube, or an exposure id.
     output : path; named after what is shown by default.
-    choice : ``variable``, ``version``, ``detector``, ``amplifier`` (str or None) and ``raw`` (bool).
+    choice : ``variable``, ``version``, ``detector``, ``amplifier`` (str or None), ``raw`` (bool), and ``wavelength``
+        (nm or None) of the slice of a cube.
 
     Raises
     ------
     CalibrationError
         There is no such product, exposure or variable.
     """
-    if what in {record[0] for record in read_records(store.url)}:
+    if what in list_cubes(store.url):
+        if choice["variable"] == "response":
+            return _spectrum(store, what, output)
+        dataset, title = _slice(store, what, choice.get("wavelength"))
+    elif what in {record[0] for record in read_records(store.url)}:
         dataset, title = _exposure(store, what, choice["raw"])
     else:
         dataset, title = _product(store, what, choice["version"])
-    name = choice["variable"] or next(v for v in (_MAIN.get(what, "image"), "counts") if v in dataset)
+    name = choice["variable"] or next(v for v in (_MAIN.get(what, "image"), "counts", "flat") if v in dataset)
     good = sorted(str(v) for v in dataset.data_vars if set(dataset[v].dims) in _SHOWN)
     if name not in good:
         raise CalibrationError(f"{title} has no picture of {name!r}: choose --variable from {', '.join(good)}")
@@ -186,6 +230,23 @@ def _product(store: Store, name: str, version: str | None) -> tuple[xr.Dataset, 
     dataset = dataset.sel(detector=list(pointer.detectors))
     title = f"{name} {pointer.version} ({_verdict(store, pointer)}), valid from {pointer.valid_from}"
     return dataset, title
+
+
+def _slice(store: Store, name: str, wavelength: float | None) -> tuple[xr.Dataset, str]:
+    """The slice of a cube that is nearest to a wavelength (nm); the middle one where none is said."""
+    found = open_cube(store.url, name)
+    at = found["wavelength"].values
+    k = len(at) // 2 if wavelength is None else int(np.argmin(np.abs(at - wavelength)))
+    slot = read_cube(store.url, name).pointer.slots[k]
+    found = found[["flat", "mask"]].isel(wavelength=k)
+    found = found.sel(detector=[d for d in found["detector"].values if str(d) not in slot.missing])
+    return found, f"cube {name} at {slot.wavelength:.2f} nm ({slot.verdict})"
+
+
+def _spectrum(store: Store, name: str, output: Path | None) -> Path:
+    found = open_cube(store.url, name)
+    title = f"cube {name}, mean response of the focal plane"
+    return spectrum_picture(found["response"], found["response_error"], output or Path(f"{name}_response.png"), title)
 
 
 def _verdict(store: Store, pointer: Pointer) -> str:

@@ -1,97 +1,186 @@
-"""Weighted sums of the slices of one amplifier of a cube, read once for all of them (Secs. 2.8.1, 2.8.3, §7)."""
+"""Which monochromatic flats make the slices of a cube, and the mean response of the focal plane (¶9, Sec. 2.8).
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Protocol
+Exposures that ask for the same wavelength in one night are repeats; of a wavelength taken in several nights the last
+one counts. Wavelengths are those that a spectrograph measured, not those that were asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
+import xarray as xr
 
-from lsstcal_dask.statistics.weighted import add_slices
-from lsstcal_dask.variables import MASK_BITS
+from lsstcal_dask.errors import InsufficientInputs
+from lsstcal_dask.products.monochromatic import MonochromaticConfig
+from lsstcal_dask.products.photodiode import Photodiode, useless_charges
+from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["UNUSABLE", "Exceptions", "Slices", "exceptions_of", "sum_slices"]
+__all__ = ["Group", "Line", "group_flats", "mean_response"]
 
-UNUSABLE: Final = MASK_BITS["NO_DATA"] | MASK_BITS["BAD"] | MASK_BITS["SATURATED"]
-"""Bits of a pixel of whose value nothing may be made."""
-
-
-class Slices(Protocol):
-    """What streams the codes of one CCD: `storage.cubes.CubeReader`.
-
-    Numbers are (k,) or (k, amplifier): ``value = offset + scale code + level reference``, plus the change of an
-    exception, and ``variance = variance_slope value + variance_floor`` where all ``full`` exposures entered.
-    """
-
-    shape: tuple[int, int]
-    scale: np.ndarray
-    offset: np.ndarray
-    level: np.ndarray
-    variance_slope: np.ndarray
-    variance_floor: np.ndarray
-    full: np.ndarray
-
-    def blocks(self, amplifier: int, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places (n,) along the wavelengths, and codes (n, y, x) that are good until the next."""
-
-    def references(self, amplifier: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places (n,) of slices that refer to an image, and the image (y, x)."""
-
-    def exceptions(self, k: int, amplifier: int | None = None) -> np.ndarray:
-        """Records ``amplifier``, ``y``, ``x``, ``repeats``, ``mask``, ``change`` of pixels of a slice."""
-
-    def mask(self) -> np.ndarray:
-        """Bits (amplifier, y, x) at all wavelengths."""
+_NO_FILTER: Final = ("none", "empty", "clear", "")
 
 
-@dataclass(frozen=True, eq=False)
-class Exceptions:
-    """Pixels of one amplifier that are not as the codes of a slice say."""
+@dataclass(frozen=True)
+class Line:
+    """What a spectrograph measured of the light of an exposure."""
 
-    at: np.ndarray  # (n,) y nx + x
-    change: np.ndarray  # (n,) to be added to the value
-    mask: np.ndarray  # (n,) bits in this slice only
-    repeats: np.ndarray  # (n,) exposures that entered
-    unusable: np.ndarray  # (n,) bool
+    wavelength: float  # nm, vacuum, centroid
+    error: float  # nm
+    bandwidth: float  # nm, full width at half maximum
 
 
-def exceptions_of(pixels: np.ndarray, amplifier: int, nx: int) -> Exceptions:
-    """Those of one amplifier among the records of a CCD."""
-    own = pixels[pixels["amplifier"] == amplifier]
-    unusable = ~np.isfinite(own["change"]) | ((own["mask"] & UNUSABLE) != 0)
-    at = own["y"].astype(np.intp) * nx + own["x"]
-    return Exceptions(at, own["change"].astype(float), own["mask"], own["repeats"].astype(float), unusable)
+@dataclass(frozen=True)
+class Group:
+    """Exposures that make one slice."""
+
+    nominal: float  # nm, asked for
+    exposures: list[str]
+    photons: list[float]  # on the photodiode
+    wavelength: float  # nm, mean of the measured ones, weighted by photons
+    wavelength_error: float  # nm; NaN where nothing was measured
+    bandwidth: float  # nm
+    time: str  # ISO, UTC
+    photon_error: float  # relative, common to all pixels
+    compared: list[str] = field(default_factory=list)  # flats nearby, with which a single exposure is compared
+    compared_photons: list[float] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
-def sum_slices(slices: Slices, amplifier: int, vectors: np.ndarray, odd: dict[int, Exceptions]) -> np.ndarray:
-    """Sums (sum, y x) float32 of ``vectors`` (sum, k) times the values of one amplifier, unusable pixels left out.
+def group_flats(
+    raw: xr.Dataset, lines: Mapping[str, Line], diode: Photodiode, config: MonochromaticConfig
+) -> tuple[list[Group], dict[str, str]]:
+    """Slices to be made, by wavelength, and why exposures were left out, by name.
 
     Parameters
     ----------
-    vectors : zero where the amplifier holds nothing.
-    odd : exceptions of every slice that has a weight.
+    raw : header table of exposures: exposure_type, wavelength, filter, photodiode, exposure_time, time.
+    lines : what was measured, by exposure; the wavelength asked for counts where nothing was.
+
+    Raises
+    ------
+    InsufficientInputs
+        There are no monochromatic flats, or none that can be used.
     """
-    there = np.isfinite(slices.scale[:, amplifier])
-    scale, offset, level = (np.where(there, n[:, amplifier], 0.0) for n in (slices.scale, slices.offset, slices.level))
-    totals = np.zeros((len(vectors), slices.shape[0] * slices.shape[1]), np.float32)
-    wrong: dict[int, np.ndarray] = {}  # values that the codes give to unusable pixels
-    for places, codes in slices.blocks(amplifier, np.flatnonzero(vectors.any(axis=0))):
-        rows = codes.reshape(len(places), -1)
-        add_slices(totals, rows, vectors[:, places] * scale[places])
-        for k, row in zip(places.tolist(), rows, strict=True):
-            wrong[k] = offset[k] + scale[k] * row[odd[k].at[odd[k].unusable]].astype(float)
-    totals += (vectors @ offset).astype(np.float32)[:, None]
-    for places, image in slices.references(amplifier):
-        own = image.reshape(-1)
-        totals += (vectors[:, places] @ level[places]).astype(np.float32)[:, None] * own
-        for k in set(places.tolist()) & set(wrong):
-            wrong[k] += level[k] * own[odd[k].at[odd[k].unusable]]
-    for k, value in wrong.items():
-        one = odd[k]
-        _add(totals, one.at[one.unusable], -vectors[:, k], value)
-        _add(totals, one.at[~one.unusable], vectors[:, k], one.change[~one.unusable])
-    return totals
+    asked = np.asarray(raw["wavelength"].values, float)
+    flats = np.flatnonzero((raw["exposure_type"].values == "flat") & np.isfinite(asked))
+    raw, asked = raw.isel(exposure=flats), asked[flats]
+    names = [str(name) for name in raw["exposure"].values]
+    if not names:
+        raise InsufficientInputs("cube: there are no flats with a wavelength: ingest monochromatic flats (¶9)")
+    dark = diode.dark_current * np.asarray(raw["exposure_time"].values, float)
+    reasons = useless_charges(names, np.asarray(raw["photodiode"].values, float), dark)
+    for name, label in zip(names, raw["filter"].values, strict=True):
+        if str(label).lower() not in _NO_FILTER:
+            reasons[name] = f"filter {label} is in the beam"
+    remarks: dict[str, str] = {}
+    for name, nm in zip(names, asked, strict=True):
+        away = lines[name].wavelength - nm if name in lines else 0.0
+        if abs(away) > config.mismatch_nm:
+            told = f"its measured wavelength, {lines[name].wavelength:.2f} nm, is {away:+.2f} nm off {nm:g} nm"
+            (reasons if config.mismatch == "refuse" else remarks)[name] = told
+    use = np.array([i for i, name in enumerate(names) if name not in reasons], int)
+    if not use.size:
+        name, why = next(iter(reasons.items()))
+        raise InsufficientInputs(f"cube: none of {len(names)} monochromatic flats can be used: exposure {name}: {why}")
+    table = _Table(raw.isel(exposure=use), lines, diode, config, remarks)
+    return _with_neighbours([table.group(own) for own in table.newest()], config), reasons
 
 
-def _add(totals: np.ndarray, at: np.ndarray, vector: np.ndarray, values: np.ndarray) -> None:
-    if at.size:
-        totals[:, at] += np.outer(vector, values).astype(np.float32)
+class _Table:
+    """Usable flats, and the groups they make."""
+
+    def __init__(
+        self,
+        raw: xr.Dataset,
+        lines: Mapping[str, Line],
+        diode: Photodiode,
+        config: MonochromaticConfig,
+        remarks: Mapping[str, str],
+    ) -> None:
+        self.names = [str(name) for name in raw["exposure"].values]
+        self.config, self.remarks, self.time, self.night = config, remarks, raw["time"].values, nights(raw)
+        self.asked = np.asarray(raw["wavelength"].values, float)
+        self.measured = np.array([name in lines for name in self.names])
+        found = [lines.get(n, Line(w, np.nan, config.bandwidth)) for n, w in zip(self.names, self.asked, strict=True)]
+        self.wavelength, self.error, self.bandwidth = np.array([[x.wavelength, x.error, x.bandwidth] for x in found]).T
+        flagged = np.array([name in remarks for name in self.names])
+        self.nominal = np.where(flagged, self.wavelength, self.asked)  # a line elsewhere is no repeat
+        self.photons = diode.photons(raw["photodiode"].values, raw["exposure_time"].values, self.wavelength)
+        self.diode_error = diode.relative_error(self.wavelength)
+
+    def newest(self) -> list[np.ndarray]:
+        """Places of the exposures of each wavelength in the last night in which it was taken."""
+        order = np.argsort(self.nominal, kind="stable")
+        parts = np.split(order, 1 + np.flatnonzero(np.diff(self.nominal[order]) > self.config.repeat_nm))
+        return [np.sort(own[self.night[own] == self.night[own].max()]) for own in parts]
+
+    def group(self, own: np.ndarray) -> Group:
+        """The slice that some exposures make."""
+        photons = self.photons[own]
+        weight = photons / photons.sum()
+        error = float(np.sqrt(np.sum((weight * self.error[own]) ** 2)))
+        common = float(np.hypot(self.config.photodiode_error / np.sqrt(len(own)), self.diode_error[own].mean()))
+        remarks = [
+            f"exposure {self.names[i]}: {self.remarks[self.names[i]]}" for i in own if self.names[i] in self.remarks
+        ]
+        if not self.measured[own].all():
+            remarks.append(f"{NOTE}its wavelength was not measured: that asked for is used")
+        return Group(
+            nominal=float(self.nominal[own].mean()),
+            exposures=[self.names[i] for i in own],
+            photons=photons.tolist(),
+            wavelength=float(weight @ self.wavelength[own]),
+            wavelength_error=error,
+            bandwidth=float(weight @ self.bandwidth[own]),
+            time=str(np.datetime_as_string(self.time[own].min(), unit="us")),
+            photon_error=common,
+            remarks=remarks,
+        )
+
+
+def _with_neighbours(groups: Sequence[Group], config: MonochromaticConfig) -> list[Group]:
+    """Single exposures with the nearest flat on either side, of the same night."""
+    found = sorted(groups, key=lambda one: (one.wavelength, one.exposures))
+    out = []
+    for k, one in enumerate(found):
+        near = [n for n in (k - 1, k + 1) if 0 <= n < len(found) and _near(one, found[n], config)]
+        near = near if len(one.exposures) == 1 else []
+        compared = [found[n].exposures[0] for n in near]
+        photons = [found[n].photons[0] for n in near]
+        out.append(Group(**{**vars(one), "compared": compared, "compared_photons": photons}))
+    return out
+
+
+def _near(one: Group, other: Group, config: MonochromaticConfig) -> bool:
+    day = [(np.datetime64(g.time) - np.timedelta64(12, "h")).astype("datetime64[D]") for g in (one, other)]
+    return bool(abs(one.wavelength - other.wavelength) <= config.compare_nm and day[0] == day[1])
+
+
+def mean_response(total: np.ndarray, pixels: np.ndarray, wavelength: Any) -> np.ndarray:
+    """Mean r (wavelength,) of the focal plane, as if every CCD were there at every wavelength.
+
+    A CCD that is missing is taken to respond, relative to those that are there, as it does at the nearest wavelength
+    at which it and most of these are.
+
+    Parameters
+    ----------
+    total, pixels : (detector, wavelength) sum of the values of good pixels, and their number; 0 without any.
+    wavelength : (wavelength,) nm.
+    """
+    there = pixels > 0
+    mean = np.divide(total, pixels, out=np.full(total.shape, np.nan), where=there)
+    weight = pixels.max(axis=1, initial=0).astype(float)
+    filled, at = mean.copy(), np.asarray(wavelength, float)
+    for det, k in zip(*np.nonzero(~there & (weight > 0)[:, None] & there.any(axis=0)), strict=True):
+        common = (there & there[:, [k]]).sum(axis=0)
+        known = np.flatnonzero(there[det] & (common >= max(common[there[det]].max(), 1)))
+        if known.size:
+            near = known[np.argmin(np.abs(at[known] - at[k]))]
+            both = there[:, k] & there[:, near]
+            scale = np.sum(weight[both] * mean[both, k]) / np.sum(weight[both] * mean[both, near])
+            filled[det, k] = mean[det, near] * scale
+    known = np.isfinite(filled)
+    share = (known * weight[:, None]).sum(axis=0)
+    sums = np.where(known, filled, 0.0).T @ weight
+    return np.divide(sums, share, out=np.full(len(at), np.nan), where=share > 0)

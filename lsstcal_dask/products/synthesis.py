@@ -2,7 +2,7 @@
 
 A pixel of a flat is a weighted sum of the slices (`weights`), and as the variance of a slice is a line in its value,
 that of the flat is another. An amplifier's codes are read once, some wavelengths at a time into the same buffer, and
-go into all sums (`slices`). The bits depend neither on how many are read at once nor on the other flats.
+go into all sums (`sums`). The bits depend neither on how many are read at once nor on the other flats.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, map_detectors
-from lsstcal_dask.products.slices import Exceptions, Slices, exceptions_of, sum_slices
+from lsstcal_dask.products.sums import Exceptions, Slices, exceptions_of, sum_slices
 from lsstcal_dask.products.weights import Local, Weights, WeightsConfig, local_weights, without
 from lsstcal_dask.variables import MASK_BITS, attributes
 

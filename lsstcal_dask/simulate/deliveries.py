@@ -14,12 +14,14 @@ from lsstcal_dask.simulate.atmosphere import band_average
 from lsstcal_dask.simulate.catalogue import photometric_catalogue, standards
 from lsstcal_dask.simulate.defect_survey import listed
 from lsstcal_dask.simulate.defects import defect_list
-from lsstcal_dask.simulate.exposure import Exposure, Pointing
+from lsstcal_dask.simulate.exposure import Exposure, Lamp, Pointing
 from lsstcal_dask.simulate.filters import FILTERS, filter_curves, transmission
+from lsstcal_dask.simulate.illumination import laser_centre
 from lsstcal_dask.simulate.linearity import true_to_measured
 from lsstcal_dask.simulate.night import pointing_of, true_air
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import edge_mm, mirrors
+from lsstcal_dask.simulate.photodiode import responsivity
 from lsstcal_dask.simulate.random import stream
 from lsstcal_dask.simulate.settings import RANGE
 from lsstcal_dask.simulate.spectrograph import observe
@@ -37,6 +39,10 @@ _CURVE: Final = np.linspace(0, 1.2e5, 61)  # adu, signals at which linearity is 
 _CURVE_ERROR: Final = 1e-4  # relative
 _SLIT: Final = 25.0  # arcsec2 of sky that falls into a pixel row of the spectrograph
 _CADENCE: Final = np.timedelta64(5, "m")  # of the weather station
+_RESPONSIVITY_ERROR: Final = 1e-3  # relative, as of a national laboratory
+_RESPONSIVITY_SCALE: Final = 120.0  # nm, over which that error changes
+_DARK_ERROR: Final = 0.02  # relative, of the photodiode's dark current
+_CENTROID_ERROR: Final = 0.01  # nm, of the spectrograph beside the screen
 _FLUX: Final = "photon / (s m2 nm)"
 
 Deliveries = dict[str, Callable[[Observatory], Table]]
@@ -53,6 +59,9 @@ def deliveries(recipe: str, exposures: Sequence[Exposure]) -> Deliveries:
         found |= {"defects": _defects, "saturation": _saturation}
     if recipe in ("calibration-day", "cbp", "all"):
         found |= {f"filter-{band}": partial(_filter, band=band) for band in FILTERS}
+    if recipe in ("flat-cube", "all"):
+        flats = tuple(e for e in exposures if isinstance(e.source, Lamp) and np.isfinite(e.source.wavelength))
+        found |= {"photodiode": _photodiode, "wavelengths": partial(_wavelengths, flats=flats)}
     visits = tuple(e for e in exposures if isinstance(e.source, Pointing))
     if visits:
         makers = {"weather": _weather, "photometry": _photometry, "standards": _standards}
@@ -142,6 +151,38 @@ def _filter(site: Observatory, band: str) -> Table:
     columns |= {name: found[name].values * units.mm for name in ("x", "y")}
     columns |= {name: found[name].values for name in ("transmission", "transmission_error")}
     return Table(columns, meta={**_is("¶11"), "filter": band, "first_nm": RANGE[0], "step_nm": 1.0})
+
+
+def _photodiode(site: Observatory) -> Table:
+    """¶9: responsivity of the photodiode beside the screen, whose error is smooth, and its current without light."""
+    wavelength = np.arange(RANGE[0] - 10, RANGE[1] + 10.5, 2.0)
+    waves = np.arange(1, 9)
+    phase, size = _noise(site, "photodiode", (2, len(waves)))
+    turns = np.multiply.outer(wavelength, waves) * (2 * np.pi / (len(waves) * _RESPONSIVITY_SCALE))
+    error = (np.cos(turns + 3 * phase) * size).sum(axis=1) * np.sqrt(2 / len(waves)) * _RESPONSIVITY_ERROR
+    true = responsivity(wavelength)
+    unit, settings = units.A / units.W, site.settings.photodiode
+    columns = {
+        "wavelength": wavelength * units.nm,
+        "responsivity": true * (1 + error) * unit,
+        "responsivity_error": _RESPONSIVITY_ERROR * true * unit,
+    }
+    dark = settings.dark_current * settings.on * (1 + _DARK_ERROR * float(_noise(site, "photodiode dark", ())))
+    return Table(columns, meta={**_is("¶9"), "dark_current_A": dark})
+
+
+def _wavelengths(site: Observatory, flats: Sequence[Exposure]) -> Table:
+    """¶9: centroid and width of each monochromatic line as a spectrograph beside the screen measures them."""
+    sources = [e.source for e in flats if isinstance(e.source, Lamp)]
+    true = np.array([laser_centre(site.seed, site.settings.laser, e) for e in flats])
+    away = [stream(site.seed, "screen spectrograph", exposure=e.number).standard_normal() for e in flats]
+    columns = {
+        "exposure": np.array([e.name for e in flats], str),
+        "wavelength": (true + _CENTROID_ERROR * np.array(away)) * units.nm,
+        "wavelength_error": np.full(len(flats), _CENTROID_ERROR) * units.nm,
+        "bandwidth": np.array([s.bandwidth for s in sources]) * units.nm,
+    }
+    return Table(columns, meta=_is("¶9"))
 
 
 def _weather(site: Observatory, visits: Sequence[Exposure]) -> Table:

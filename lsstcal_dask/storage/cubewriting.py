@@ -18,6 +18,7 @@ from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import NUMBERS, Coded, Slice, encode_slice
 from lsstcal_dask.storage.cubelayout import (
     SLOT_COORDS,
+    SUMS,
     CubeLayout,
     CubePointer,
     Slot,
@@ -32,7 +33,7 @@ from lsstcal_dask.storage.provenance import digest, hash_arrays
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile, shard_settings
 from lsstcal_dask.variables import MASK_BITS, VARIABLES, attributes, mask_attributes
 
-__all__ = ["claim_slot", "create_cube", "publish_cube", "read_markers", "write_slice"]
+__all__ = ["claim_slot", "create_cube", "publish_cube", "read_markers", "read_sums", "write_slice"]
 
 _SLOTS = 64  # of numbers in a chunk: few files to open, and not much to write again when one is added
 
@@ -72,6 +73,8 @@ def _create_arrays(url: str, name: str, layout: CubeLayout) -> None:
         objects.create_or_open(url, where, name=var, **shard_settings(codec, dims, sizes), **extra)
     for var in NUMBERS:
         _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, np.nan)
+    for var in SUMS:
+        _create_small(url, where, var, ("detector", "wavelength"), sizes, 0.0)
     _create_small(url, where, "reference_slot", ("detector", "wavelength"), sizes, -1)
     for var in SLOT_COORDS:
         _create_small(url, where, var, ("wavelength",), sizes, np.nan)
@@ -121,9 +124,7 @@ def claim_slot(url: str, name: str, record: Mapping[str, Any]) -> int:
     return number
 
 
-def write_slice(
-    url: str, name: str, place: tuple[int, str], given: Slice, remarks: Mapping[str, Any]
-) -> dict[str, Any]:
+def write_slice(url: str, name: str, place: tuple[int, str], given: Slice, about: Mapping[str, Any]) -> dict[str, Any]:
     """Write one CCD of a slice, and then its marker.
 
     Of one CCD write the slots in their order: form i1 chooses its reference among those before it.
@@ -132,12 +133,12 @@ def write_slice(
     ----------
     place : slot, and name of the detector.
     given : its image.
-    remarks : what else the marker is to hold; JSON.
+    about : what else the marker is to hold, JSON: ``total`` and ``pixels``, see `cubelayout.SUMS`, and more.
 
     Returns
     -------
     The marker: ``hash``, ``usable`` (number of amplifiers), ``numbers``, ``reference_slot``, ``exceptions`` (their
-    number), and the remarks. Writing the same slice again, or after a kill, ends in the same bytes.
+    number), and what ``about`` holds. Writing the same slice again, or after a kill, ends in the same bytes.
     """
     slot, detector = place
     layout = load_layout(url, name)
@@ -157,7 +158,7 @@ def write_slice(
         "numbers": {key: [_plain(v) for v in values] for key, values in coded.numbers.items()},
         "reference_slot": at,
         "exceptions": len(coded.exceptions),
-        **remarks,
+        **about,
     }
     objects.write_json(url, f"{base(name)}/done/{slot:05d}/{detector}.json", marker)
     return marker
@@ -218,6 +219,19 @@ def read_markers(url: str, name: str, slot: int) -> dict[str, dict[str, Any]]:
     return {one.removesuffix(".json"): objects.read_json(url, f"{folder}/{one}") for one in names}
 
 
+def read_sums(url: str, name: str, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """``total`` and ``pixels`` (detector, slot) of slots, as far as they were published; zero where they were not."""
+    store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
+    found = []
+    for var in SUMS:
+        array = zarr.open_array(store, path=var, mode="r")
+        known = np.asarray(array[...])
+        wide = np.zeros((known.shape[0], max([known.shape[1], *(s + 1 for s in slots)])))
+        wide[:, : known.shape[1]] = known
+        found.append(wide[:, list(slots)])
+    return found[0], found[1]
+
+
 def publish_cube(url: str, name: str, slots: Sequence[Slot], about: Mapping[str, Any]) -> CubePointer:
     """Make slices visible, all at once; what is published already stays readable as it was.
 
@@ -253,13 +267,14 @@ def _write_numbers(url: str, name: str, layout: CubeLayout, slots: Sequence[Slot
     where = f"{base(name)}/data"
     size = 1 + max((one.slot for one in slots), default=-1)
     size = max(size, int(zarr.open_array(objects.zarr_store(url, where), path="wavelength", mode="r").shape[0]))
-    for var in (*NUMBERS, "reference_slot", *SLOT_COORDS, "codes", *(["reference"] if layout.form == "i1" else [])):
+    small = (*NUMBERS, *SUMS, "reference_slot", *SLOT_COORDS)
+    for var in (*small, "codes", *(["reference"] if layout.form == "i1" else [])):
         _grow(url, f"{where}/{var}/zarr.json", size)
     group = zarr.open_group(objects.zarr_store(url, where), mode="r+", use_consolidated=False)
     arrays = dict(group.arrays())
     for chunk in sorted({one.slot // _SLOTS for one in slots if one.slot not in known}):
         part = slice(chunk * _SLOTS, min(size, (chunk + 1) * _SLOTS))
-        values = {var: np.asarray(arrays[var][..., part]) for var in (*NUMBERS, "reference_slot", *SLOT_COORDS)}
+        values = {var: np.asarray(arrays[var][..., part]) for var in small}
         for one in (one for one in slots if one.slot // _SLOTS == chunk):
             _enter(values, one.slot - part.start, one, read_markers(url, name, one.slot), layout)
         for var, array in values.items():
@@ -272,7 +287,8 @@ def _enter(values: dict[str, np.ndarray], at: int, slot: Slot, markers: Mapping[
         values[var][at] = getattr(slot, var)
     for det, marker in markers.items():
         index = layout.detectors.index(det)
-        values["reference_slot"][index, at] = marker["reference_slot"]
+        for var in ("reference_slot", *SUMS):
+            values[var][index, at] = marker[var]
         for var in NUMBERS:
             values[var][index, :, at] = [np.nan if v is None else v for v in marker["numbers"][var]]
 

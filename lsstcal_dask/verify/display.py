@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["picture", "robust_limits"]
+__all__ = ["picture", "robust_limits", "spectrum_picture"]
 
 _SIDE = 1500  # binned pixels along the longer side of a picture, at most
 _MISSING = "#d9d9d9"
@@ -196,3 +196,31 @@ def _outline(width: float = 1.5) -> list[Any]:
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
     return [withStroke(linewidth=width, foreground="black")]
+
+
+def spectrum_picture(values: xr.DataArray, errors: xr.DataArray, path: str | Path, title: str) -> Path:
+    """Write a PNG of numbers (wavelength,) with their errors against wavelength.
+
+    Raises
+    ------
+    CalibrationError
+        It cannot be written there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    at = values["wavelength"].values
+    axes.fill_between(at, (values - errors).values, (values + errors).values, alpha=0.3, label="standard error")
+    axes.plot(at, values.values, ".-", markersize=4, linewidth=1)
+    axes.set_xlabel("wavelength in vacuum [nm]")
+    axes.set_ylabel(f"{values.attrs.get('long_name', values.name)} [{values.attrs.get('units', '')}]")
+    axes.set_title(title, fontsize=11)
+    axes.legend()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: cannot write a picture there ({str(error).splitlines()[0]})") from error
+    return Path(path)

@@ -16,6 +16,7 @@ from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cu
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile, shard_settings
 from lsstcal_dask.variables import MASK_BITS, validate
 
+ABOUT = {"total": 1.0, "pixels": 2}
 SHAPE = (3, 120, 100)  # amplifiers, y, x
 SIGMA = 1 / np.sqrt(40_000)  # relative noise of a slice
 
@@ -52,7 +53,7 @@ def write_cube(url, form: str, slices: dict[float, Slice], name: str = "c") -> N
     slots = []
     for wavelength, one in slices.items():
         number = claim_slot(str(url), name, {"wavelength": wavelength})
-        write_slice(str(url), name, (number, "A"), one, {})
+        write_slice(str(url), name, (number, "A"), one, ABOUT)
         slots.append(slot_of(number, wavelength))
     publish_cube(str(url), name, slots, {})
 
@@ -207,10 +208,10 @@ def test_slices_are_added_and_replaced_and_what_was_published_stays(tmp_path):
     write_cube(tmp_path, "i2", {500.0: make_slice(0), 501.0: make_slice(1)})
     before = open_cube(url, "c", chunked=False)["flat"].values
     number = claim_slot(url, "c", {"wavelength": 500.5})
-    write_slice(url, "c", (number, "A"), make_slice(2), {})
+    write_slice(url, "c", (number, "A"), make_slice(2), ABOUT)
     assert open_cube(url, "c").sizes["wavelength"] == 2
     again = claim_slot(url, "c", {"wavelength": 501.0})
-    write_slice(url, "c", (again, "A"), make_slice(3), {})
+    write_slice(url, "c", (again, "A"), make_slice(3), ABOUT)
     kept = read_cube(url, "c").pointer.slots
     made = publish_cube(url, "c", [kept[0], slot_of(number, 500.5), slot_of(again, 501.02)], {})
     assert (made.number, publish_cube(url, "c", made.slots, {}).number) == (2, 2)
@@ -227,7 +228,7 @@ def test_writing_again_gives_the_same_bytes(tmp_path):
         before = {p: p.read_bytes() for p in files}
         markers = [read_markers(str(tmp_path), form, slot)["A"] for slot in (0, 1)]
         for slot, seed in enumerate((0, 1)):
-            assert write_slice(str(tmp_path), form, (slot, "A"), make_slice(seed), {}) == markers[slot]
+            assert write_slice(str(tmp_path), form, (slot, "A"), make_slice(seed), ABOUT) == markers[slot]
         assert {p: p.read_bytes() for p in files} == before
 
 

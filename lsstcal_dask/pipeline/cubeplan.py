@@ -1,0 +1,180 @@
+"""What is to be made of a cube: its slices, the products of each CCD, and what is there already (¶9)."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
+from lsstcal_dask.isr.sequence import NEEDED, OPTIONAL, ORDERS
+from lsstcal_dask.pipeline.calibrate import Sensor
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream
+from lsstcal_dask.products.monochromatic import MonochromaticConfig
+from lsstcal_dask.products.photodiode import Photodiode
+from lsstcal_dask.products.slices import Group, Line
+from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.cubelayout import Slot, base, list_pointers
+from lsstcal_dask.storage.cubewriting import claim_slot, read_markers
+from lsstcal_dask.storage.manifests import header_digests
+from lsstcal_dask.storage.provenance import digest, software
+from lsstcal_dask.storage.tables import input_names, read_input
+from lsstcal_dask.variables import NOTE
+
+__all__ = ["Job", "Plan", "read_lines", "read_photodiode"]
+
+
+def read_photodiode(url: str, config: MonochromaticConfig) -> Photodiode:
+    """The photodiode of the input of that name.
+
+    Raises
+    ------
+    InsufficientInputs
+        There is none.
+    UnitsError
+        A column has another unit.
+    """
+    if config.responsivity == "none":
+        return Photodiode.ideal()
+    if "photodiode" not in input_names(url):
+        raise InsufficientInputs(
+            f"cube: the responsivity of the photodiode is not known: put a table into {url}/inputs/photodiode.ecsv "
+            f'(wavelength in nm, responsivity and responsivity_error in A/W), or set [cube] responsivity = "none"'
+        )
+    table = read_input(url, "photodiode")
+    wavelength, *currents = (_column(table, "photodiode", *one) for one in _COLUMNS.items())
+    order = np.argsort(wavelength)
+    value, error = (column[order] for column in currents)
+    return Photodiode(wavelength[order], value, error, float(table.meta.get("dark_current_A", 0.0)))
+
+
+_COLUMNS: Final = {"wavelength": "nm", "responsivity": "A / W", "responsivity_error": "A / W"}
+
+
+def _column(table: Any, what: str, name: str, unit: str) -> np.ndarray:
+    """Column of a table as float."""
+    if name not in table.colnames or str(table[name].unit) != unit:
+        found = f"in {table[name].unit}" if name in table.colnames else "not there"
+        raise UnitsError(f"inputs/{what}.ecsv: column {name} is {found}: give it in {unit}")
+    return np.asarray(table[name], float)
+
+
+def read_lines(url: str) -> dict[str, Line]:
+    """What a spectrograph measured, by exposure: of all inputs ``wavelengths*``, later names over earlier ones."""
+    found = {}
+    for what in (name for name in input_names(url) if name.startswith("wavelengths")):
+        table = read_input(url, what)
+        columns = [_column(table, what, name, "nm") for name in ("wavelength", "wavelength_error", "bandwidth")]
+        for exposure, *numbers in zip(table["exposure"], *columns, strict=True):
+            found[str(exposure)] = Line(*(float(number) for number in numbers))
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slice: its exposures, and the products of each CCD that has frames of them."""
+
+    group: Group
+    slot: int
+    sensors: Mapping[str, Sensor]
+    failed: Mapping[str, str]  # CCDs that lack a product, with the reason
+    done: Mapping[str, Any]  # markers of the CCDs that are whole
+    published: Slot | None  # as it is in the cube already
+
+
+class Plan:
+    """A store, its cube and its products as they are now."""
+
+    def __init__(self, store: Store, name: str, config: Config, raw: xr.Dataset, upstream: Upstream) -> None:
+        self.store, self.name, self.config, self.raw, self.upstream = store, name, config, raw, upstream
+        self.isr = config.calibrate.model_copy(update={"find_cosmics": False})  # repeats tell them better
+        steps = [step for step in ORDERS[self.isr.order] if step in NEEDED]
+        self.without = [step for step in steps if step in OPTIONAL and not built(upstream, NEEDED[step])]
+        self.steps = [step for step in steps if step not in self.without]
+        self.software = software()
+        pointers = list_pointers(store.url, name)
+        self.slots = {} if not pointers else {one.slot: one for one in pointers[-1].slots}
+        self.claims = _claims(store.url, name)
+        self.headers = header_digests(raw)
+        self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
+        self._changes = sorted({t for p in upstream.pointers for t in (p.valid_from, p.valid_until)})
+        self._known: dict[tuple[str, int, str], Sensor | str] = {}
+        self._shared: dict[str, Mapping[str, Sensor]] = {}  # one object for all slices with the same products
+
+    def job(self, group: Group) -> Job:
+        """The slice of a group: where it is in the cube already, or a new slot for it."""
+        own = self.raw.isel(exposure=[self.places[e] for e in group.exposures])
+        sensors, failed = self._sensors(own)
+        record = self._record(group, own, sensors)
+        known = [slot for slot, claim in self.claims.items() if claim["identity"] == record["identity"]]
+        known = [s for s in known if s in self.slots or self.claims[s]["software"] == self.software]
+        slot = max(known) if known else claim_slot(self.store.url, self.name, record)
+        kept = self.claims.get(slot, record)  # what it is compared with was decided when it was claimed
+        group = replace(group, compared=kept["compared"], compared_photons=kept["compared_photons"])
+        published = self.slots.get(slot)
+        done = {} if published else read_markers(self.store.url, self.name, slot)
+        return Job(group, slot, sensors, failed, done, published)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Corrections that are left out, for nothing was built for them."""
+        return [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without]
+
+    def _record(self, group: Group, own: xr.Dataset, sensors: Mapping[str, Sensor]) -> dict[str, Any]:
+        """What determines the bits of a slice."""
+        pixels = {
+            str(d): [h.decode() for h in own["pixels"].values[:, j]] for j, d in enumerate(own["detector"].values)
+        }
+        identity = {
+            "headers": {e: self.headers[e] for e in group.exposures},
+            "pixels": digest(pixels),
+            "group": {k: v for k, v in asdict(group).items() if k not in ("compared", "compared_photons")},
+            "upstream": {det: dict(one.versions) for det, one in sensors.items()},
+            "configuration": [self.config.cube.model_dump(mode="json"), self.isr.model_dump(mode="json")],
+        }
+        compared = {"compared": group.compared, "compared_photons": group.compared_photons}
+        about = {"wavelength": group.wavelength, "exposures": group.exposures, "software": self.software}
+        return {"identity": digest(identity), **about, **compared}
+
+    def _sensors(self, own: xr.Dataset) -> tuple[Mapping[str, Sensor], dict[str, str]]:
+        """Products of each CCD that has frames, and why some cannot be used."""
+        found, failed = {}, {}
+        time = str(np.datetime_as_string(own["time"].values.min(), unit="s"))
+        for j, det in enumerate(str(name) for name in own["detector"].values):
+            if not own["present"].values[:, j].any():
+                failed[det] = "no frames"
+                continue
+            program = str(own["sequencer"].values[:, j].max()) if "sequencer" in own.coords else ""
+            sensor = self._sensor(det, time, program)
+            if isinstance(sensor, str):
+                failed[det] = sensor
+            else:
+                found[det] = sensor
+        shared = self._shared.setdefault(digest({det: one.versions for det, one in found.items()}), found)
+        return shared, failed
+
+    def _sensor(self, det: str, time: str, program: str) -> Sensor | str:
+        """A CCD with its products, or why it lacks one; looked up once between two changes of validity."""
+        epoch = bisect_right(self._changes, time)
+        if (det, epoch, program) not in self._known:
+            step = ("calibrate", self.isr.overscan)
+            sensor: Sensor | str
+            try:
+                use = {s: find_upstream(self.upstream, NEEDED[s], det, time, step, program) for s in self.steps}
+                versions = {name: (p.name, p.version) for name, p in use.items()}
+                sensor = Sensor(self.store.camera.detector(det), versions)
+            except CalibrationError as error:
+                sensor = str(error)
+            self._known[det, epoch, program] = sensor
+        return self._known[det, epoch, program]
+
+
+def _claims(url: str, name: str) -> dict[int, dict[str, Any]]:
+    """Records of all slots that were ever claimed, by number."""
+    folder = f"{base(name)}/slots"
+    names = [one for one in objects.list_names(url, folder) if one.endswith(".json")]
+    return {int(one.removesuffix(".json")): objects.read_json(url, f"{folder}/{one}") for one in names}

@@ -1,0 +1,194 @@
+"""Flat cubes from the monochromatic flats of a store: what is not in the cube yet is made, then all is published (¶9).
+
+One task makes a block of wavelengths of one CCD, from raw frames through the very corrections of science frames to
+stored slices. What is whole has a marker, so a run that was killed goes on where it stopped and ends in the same bits.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import dask
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
+from lsstcal_dask.pipeline.cubework import make_block
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.upstream import read_upstream
+from lsstcal_dask.products.monochromatic import gaps
+from lsstcal_dask.products.slices import group_flats, mean_response
+from lsstcal_dask.storage.coding import Form
+from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot
+from lsstcal_dask.storage.cubewriting import create_cube, publish_cube, read_sums
+from lsstcal_dask.storage.provenance import digest
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.variables import NOTE
+
+__all__ = ["CubeBuilt", "make_cube"]
+
+_BLOCK: Final = 8
+"""Slices of a CCD that a task makes: they share the products that are read; a kill loses at most one."""
+
+
+@dataclass(frozen=True)
+class CubeBuilt:
+    """What became of a cube."""
+
+    pointer: CubePointer | None  # None where nothing could be published
+    made: int = 0  # slices of a CCD
+    left_out: dict[str, str] = field(default_factory=dict)  # exposures, with the reason
+    errors: list[str] = field(default_factory=list)
+
+
+def make_cube(
+    store: Store,
+    name: str,
+    form: Form,
+    config: Config,
+    compute: Compute,
+    *,
+    exposures: Sequence[str] | None = None,
+    progress: bool = False,
+) -> CubeBuilt:
+    """Add the monochromatic flats of a store to a cube, which is created where there is none.
+
+    Parameters
+    ----------
+    exposures : use only these; what is in the cube already stays.
+
+    Raises
+    ------
+    CalibrationError
+        The cube has another form, nothing can be used, or a product is missing.
+    """
+    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
+    diode = read_photodiode(store.url, config.cube)
+    groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)
+    detectors = tuple(d.name for d in store.camera.detectors)
+    create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
+    run = Plan(store, name, config, raw, read_upstream(store.url))
+    jobs = [run.job(group) for group in groups]
+    outcome = _make_slices(run, form, jobs, compute, progress)
+    if outcome.errors:
+        remedy = (
+            f"not published; run the same command to resume; if it fails again, see 'lsstcal ls {store.url} --check'"
+        )
+        return CubeBuilt(None, outcome.made, left_out, [*outcome.errors, f"cube {name}: {remedy}"])
+    return _publish(run, jobs, outcome, left_out)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What tasks told."""
+
+    markers: dict[int, dict[str, Any]]  # by slot and CCD
+    failed: dict[int, dict[str, str]]  # by slot and CCD
+    made: int
+    errors: list[str]
+
+
+def _make_slices(run: Plan, form: Form, jobs: Sequence[Job], compute: Compute, progress: bool) -> _Outcome:
+    """Make what has no marker yet."""
+    markers = {job.slot: dict(job.done) for job in jobs}
+    failed = {job.slot: dict(job.failed) for job in jobs}
+    made, errors = 0, []
+    shared = dask.delayed(Opaque((run.store.url, run.name, run.raw, run.config.cube, run.isr, list(jobs))), pure=False)
+    task = dask.delayed(make_block, pure=False)
+    blocks = list(_blocks(form, jobs, [d.name for d in run.store.camera.detectors]))
+    tasks = [task(shared, det, Opaque(own)) for det, own in blocks]
+    for label, result in compute.run(tasks, labels=_labels(blocks, jobs), describe=run.name, progress=progress):
+        det = str(label).partition(",")[0]
+        if isinstance(result, Exception):
+            errors.append(f"cube {run.name}: {label}: {result}")
+            continue
+        for slot, marker in result.items():
+            (failed if isinstance(marker, str) else markers)[slot][det] = marker
+            made += not isinstance(marker, str)
+    return _Outcome(markers, failed, made, errors)
+
+
+def _labels(blocks: Sequence[tuple[str, list[int]]], jobs: Sequence[Job]) -> list[str]:
+    """Name of each block of wavelengths for a person."""
+    found = []
+    for det, own in blocks:
+        first, last = jobs[own[0]].group.wavelength, jobs[own[-1]].group.wavelength
+        found.append(f"{det}, {first:.1f} to {last:.1f} nm")
+    return found
+
+
+def _blocks(form: Form, jobs: Sequence[Job], detectors: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """CCD and places of its jobs, by slot; of form i1 all at once, for a slice refers to those before it."""
+    order = sorted(range(len(jobs)), key=lambda i: jobs[i].slot)
+    for det in detectors:
+        own = [i for i in order if not jobs[i].published and det in jobs[i].sensors and det not in jobs[i].done]
+        size = max(len(own), 1) if form == "i1" else _BLOCK
+        for start in range(0, len(own), size):
+            yield det, own[start : start + size]
+
+
+def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:
+    """Publish the slices of the jobs, and those that are in the cube and are not replaced."""
+    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
+    slots, errors, replaced = [], [], []
+    for job in jobs:
+        markers, failed = outcome.markers[job.slot], outcome.failed[job.slot]
+        if job.published:
+            slots.append(job.published)
+        elif markers:
+            slots.append(_slot(job, markers, failed))
+        else:
+            why = "; ".join(sorted(set(failed.values()))) or "no frames"
+            errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
+            continue
+        replaced.append(job.group.nominal)
+    near = run.config.cube.repeat_nm
+    mine = {one.slot for one in slots}
+    for one in run.slots.values():
+        if one.slot not in mine and not any(abs(one.nominal - nm) <= near for nm in replaced):
+            slots.append(one)
+    if not slots:
+        return CubeBuilt(None, outcome.made, dict(left_out), errors)
+    slots = _with_responses(run, slots, outcome.markers)
+    remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
+    configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
+    about = {"configuration": configuration, "software": run.software, "remarks": remarks}
+    pointer = publish_cube(run.store.url, run.name, slots, about)
+    return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
+
+
+def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:
+    group = job.group
+    remarks = [*group.remarks, *(text for det in sorted(markers) for text in markers[det]["remarks"])]
+    warned = bool(failed) or any(not text.startswith(NOTE) for text in remarks)
+    return Slot(
+        slot=job.slot,
+        wavelength=group.wavelength,
+        wavelength_error=group.wavelength_error,
+        bandwidth=group.bandwidth,
+        time=group.time,
+        response=1.0,
+        response_error=group.photon_error,
+        nominal=group.nominal,
+        exposures=group.exposures,
+        missing=dict(sorted(failed.items())),
+        hash=digest({det: marker["hash"] for det, marker in markers.items()}),
+        remarks=remarks,
+        verdict="WARN" if warned else "PASS",
+    )
+
+
+def _with_responses(run: Plan, slots: Sequence[Slot], markers: Mapping[int, Any]) -> list[Slot]:
+    """Slices by wavelength with the mean response of the focal plane, which depends on all of them."""
+    ordered = sorted(slots, key=lambda one: (one.wavelength, one.slot))
+    total, pixels = read_sums(run.store.url, run.name, [one.slot for one in ordered])
+    for k, one in enumerate(ordered):
+        for det, marker in markers.get(one.slot, {}).items():
+            i = [d.name for d in run.store.camera.detectors].index(det)
+            total[i, k], pixels[i, k] = marker["total"], marker["pixels"]
+    found = mean_response(total, pixels, [one.wavelength for one in ordered])
+    return [
+        replace(one, response=float(r), response_error=float(r) * one.response_error / one.response)
+        for one, r in zip(ordered, found, strict=True)
+    ]

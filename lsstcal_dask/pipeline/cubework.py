@@ -1,0 +1,124 @@
+"""What a worker does for a cube: some wavelengths of one CCD, from raw frames to stored slices (¶9)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, StoreFailure, WorkerLost
+from lsstcal_dask.instrument import Detector
+from lsstcal_dask.isr.frame import Frame
+from lsstcal_dask.isr.sequence import IsrConfig, Site, correct
+from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.calibrate import charge_of_neighbours, find_neighbours, read_frame
+from lsstcal_dask.pipeline.cubeplan import Job
+from lsstcal_dask.pipeline.store import open_store
+from lsstcal_dask.products.monochromatic import (
+    Combined,
+    MonochromaticConfig,
+    Repeat,
+    choose_repeats,
+    combine_repeats,
+    make_repeat,
+)
+from lsstcal_dask.storage.coding import Slice
+from lsstcal_dask.storage.cubewriting import write_slice
+from lsstcal_dask.variables import MASK_BITS
+
+__all__ = ["make_block"]
+
+
+def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
+    """What a worker does: marker, or the reason for which there is none, of each slot.
+
+    Holds the corrected frames of one slice, 0.1 GB of an LSST CCD for each exposure, and what `correct` needs, 0.6 GB.
+    """
+    url, name, raw, config, isr, jobs = shared.value
+    found: dict[int, Any] = {}
+    bench = _Bench(url, raw, config, isr, det)
+    for job in (jobs[i] for i in own.value):
+        try:
+            given, about = bench.slice(job)
+        except CalibrationError as error:
+            if isinstance(error, StoreFailure | WorkerLost):
+                raise
+            found[job.slot] = str(error)
+            continue
+        found[job.slot] = write_slice(url, name, (job.slot, det), given, about)
+    return found
+
+
+class _Bench:
+    """Corrects and combines the exposures of one CCD; keeps its products between slices."""
+
+    def __init__(self, url: str, raw: xr.Dataset, config: MonochromaticConfig, isr: IsrConfig, det: str) -> None:
+        self.store, self.raw, self.config, self.isr, self.det = open_store(url), raw, config, isr, det
+        camera = self.store.camera
+        self.detector: Detector = camera.detector(det)
+        self.site = Site(camera.image_shape, camera.vignetting_mm)
+        self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
+        self._versions: Any = None
+        self._products: dict[str, xr.Dataset] = {}
+
+    def slice(self, job: Job) -> tuple[Slice, dict[str, Any]]:
+        """The slice, and what its marker tells of it.
+
+        Raises
+        ------
+        InsufficientInputs
+            No exposure of it can be used; the message says why not.
+        """
+        group = job.group
+        repeats = list(self._corrected(job, group.exposures, group.photons))
+        kept, reasons = choose_repeats(repeats, self.config)
+        if not kept:
+            told = "; ".join(f"exposure {name}: {why}" for name, why in reasons.items()) or "no frames"
+            raise InsufficientInputs(told)
+        compared = list(self._corrected(job, group.compared, group.compared_photons)) if len(kept) == 1 else []
+        compared, _ = choose_repeats(compared, self.config)
+        made = combine_repeats(kept, compared, self.config)
+        dead = [a.name for a, slope in zip(self.detector.amplifiers, made.slope, strict=True) if not np.isfinite(slope)]
+        remarks = [f"{self.det}: exposure {name} left out: {why}" for name, why in reasons.items()]
+        about = {
+            "remarks": [*remarks, *(f"{self.det} {name}: dead" for name in dead)],
+            "total": made.total,
+            "pixels": made.pixels,
+            "hits": made.hits,
+            "exposures": [one.exposure for one in kept],
+        }
+        return self._stored(made, len(kept)), about
+
+    def _corrected(self, job: Job, exposures: Sequence[str], photons: Sequence[float]) -> Iterator[Repeat]:
+        """Exposures of the CCD through the corrections, those of which there are frames."""
+        for name, light in zip(exposures, photons, strict=True):
+            raw = self.raw.isel(exposure=self.places[name])
+            if bool(raw["present"].sel(detector=self.det)):
+                yield make_repeat(self._frame(job, raw.isel(detector=np.flatnonzero(raw["present"].values))), light)
+
+    def _frame(self, job: Job, raw: xr.Dataset) -> Frame:
+        sensor = job.sensors[self.det]
+        if sensor.versions != self._versions:
+            self._versions = sensor.versions
+            self._products = {step: p.load() for step, p in sensor.products(self.store.url).items()}
+        present = {str(name): job.sensors[str(name)] for name in raw["detector"].values if str(name) in job.sensors}
+        neighbours = find_neighbours(self.store, raw, sensor, present)
+        around = (self.store.url, self.site, self.isr, self.detector, neighbours)
+        others = charge_of_neighbours(*around) if neighbours else None
+        return correct(
+            read_frame(raw.sel(detector=self.det), self.detector), self.site, self._products, self.isr, others
+        )
+
+    def _stored(self, made: Combined, full: int) -> Slice:
+        """The slice with amplifiers in the order of the camera."""
+        names = list(self.store.camera.amplifier_names)
+        at = [names.index(a.name) for a in self.detector.amplifiers]
+        if at == list(range(len(names))):
+            return Slice(made.value, made.mask, made.repeats, full, made.slope, made.floor)
+        empty = {"value": np.nan, "mask": MASK_BITS["NO_DATA"], "repeats": 0, "slope": np.nan, "floor": np.nan}
+        found = {}
+        for key, fill in empty.items():
+            own = getattr(made, key)
+            found[key] = np.full((len(names), *own.shape[1:]), fill, own.dtype)
+            found[key][at] = own
+        return Slice(**found, full=full)

@@ -1,0 +1,95 @@
+"""The photodiode beside the flat-field screen: photons from its charge (Lupton 2016, ¶9; Sec. 2.8).
+
+P = (Q - I t) wavelength / (h c R(wavelength)): Q its charge in a flat of t seconds, I its current without light, and R
+its responsivity, which a national laboratory has measured.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from lsstcal_dask.errors import CalibrationError
+
+__all__ = ["Photodiode", "useless_charges"]
+
+_VOLT_NM: Final = 1239.8419843320026  # h c / e: wavelength, nm, of a photon of 1 eV (SI 2019)
+_ELECTRON: Final = 1.602176634e-19  # C
+_STALE: Final = 3  # exposures with the very same charge: a reading that was not renewed
+
+
+@dataclass(frozen=True)
+class Photodiode:
+    """Responsivity and its errors.
+
+    Attributes
+    ----------
+    wavelength : (n,) nm, ascending.
+    responsivity : (n,) A/W.
+    responsivity_error : (n,) A/W.
+    dark_current : A, counted with the light.
+    """
+
+    wavelength: np.ndarray
+    responsivity: np.ndarray
+    responsivity_error: np.ndarray
+    dark_current: float = 0.0
+
+    @classmethod
+    def ideal(cls) -> "Photodiode":
+        """One electron for every photon."""
+        wavelength = np.array([100.0, 2000.0])
+        return cls(wavelength, wavelength / _VOLT_NM, np.zeros(2))
+
+    def photons(self, charge: Any, seconds: Any, wavelength: Any) -> np.ndarray:
+        """Photons that the photodiode received.
+
+        Parameters
+        ----------
+        charge : C.
+        seconds : exposure time.
+        wavelength : nm, of the monochromatic light.
+
+        Raises
+        ------
+        CalibrationError
+            The responsivity is not known at a wavelength.
+        """
+        current = self._at(wavelength, self.responsivity)
+        light = np.asarray(charge, float) - self.dark_current * np.asarray(seconds, float)
+        return np.asarray(light * np.asarray(wavelength, float) / (_ELECTRON * _VOLT_NM * current))
+
+    def relative_error(self, wavelength: Any) -> np.ndarray:
+        """Relative standard error of the photons at a wavelength (nm), that of the responsivity."""
+        return self._at(wavelength, self.responsivity_error) / self._at(wavelength, self.responsivity)
+
+    def _at(self, wavelength: Any, values: np.ndarray) -> np.ndarray:
+        at = np.asarray(wavelength, float)
+        low, high = self.wavelength[0], self.wavelength[-1]
+        if np.any((at < low) | (at > high)):
+            wrong = float(at.ravel()[np.argmax(((at < low) | (at > high)).ravel())])
+            raise CalibrationError(
+                f"the responsivity of the photodiode is known from {low:g} to {high:g} nm, not at {wrong:g} nm: "
+                f"give a longer table inputs/photodiode.ecsv"
+            )
+        return np.interp(at, self.wavelength, values)
+
+
+def useless_charges(names: list[str], charge: np.ndarray, dark: np.ndarray) -> dict[str, str]:
+    """Why an exposure cannot be used, by name: its charge is missing, is without light, or was not read anew.
+
+    Parameters
+    ----------
+    charge, dark : (n,) C, measured, and what of it is there without light.
+    """
+    found = {}
+    values, counts = np.unique(charge[np.isfinite(charge)], return_counts=True)
+    stale = set(values[(counts >= _STALE) & (values > 0)].tolist())
+    for name, value, idle in zip(names, charge.tolist(), dark.tolist(), strict=True):
+        if not np.isfinite(value):
+            found[name] = "its photodiode charge is missing: add it to the header"
+        elif not value > max(1.1 * idle, 0.0):
+            found[name] = f"its photodiode charge is {value:g} C: did the lamp fail?"
+        elif value in stale:
+            found[name] = f"its photodiode charge {value:g} C is to the last digit that of others: a stale value"
+    return found
