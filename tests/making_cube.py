@@ -54,7 +54,9 @@ def make_cube(url, camera: str, nm, *, form="i2", noise=False, change=lambda det
             lines = np.full(len(value), SLOPE), np.full(len(value), FLOOR)
             one = change(detector, k, Slice(value, mask, count, FULL, *lines))
             if one is not None:
-                write_slice(store.url, "c", (number, detector.name), one, {})
+                good = one.value[np.isfinite(one.value)]
+                sums = {"total": float(good.sum()), "pixels": good.size}
+                write_slice(store.url, "c", (number, detector.name), one, sums)
         names = [f"e{number}-{i}" for i in range(FULL)]
         slots.append(
             Slot(number, float(wavelength), 0.01, 1.0, "2026-07-11", float(response(wavelength)), 1e-3, exposures=names)
