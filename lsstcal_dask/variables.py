@@ -25,7 +25,19 @@ __all__ = [
     "validate",
 ]
 
-DIMS: Final = ("exposure", "detector", "amplifier", "wavelength", "y", "x", "lag_y", "lag_x", "node", "source")
+DIMS: Final = (
+    "exposure",
+    "spectrum",
+    "detector",
+    "amplifier",
+    "wavelength",
+    "y",
+    "x",
+    "lag_y",
+    "lag_x",
+    "node",
+    "source",
+)
 """Dimension names, singular, in the order they have in every array."""
 
 EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump", "sinusoid")
@@ -77,12 +89,13 @@ _PER_EXPOSURE = ("exposure", "detector", "amplifier")
 _PAIR = ("detector", "amplifier", "source")  # target, target, source
 _SLICE = ("detector", "amplifier", "wavelength")
 _SLICES = (*_SLICE, "y", "x")
-_IMAGE_UNITS = ("adu", "electron", "electron/s")
+_IMAGE_UNITS = ("adu", "electron", "electron/s", "1")  # 1: a flat whose mean is 1
 
 VARIABLES: Final[dict[str, Variable]] = {
     # Coordinates of a set of exposures (¶1, ¶4, ¶8-¶10; header table)
     "exposure": Variable(("exposure",), "OUT", ("",), "exposure id"),
     "detector": Variable(("detector",), "OUT", ("",), "detector name, as R22_S11"),
+    "spectrum": Variable(("spectrum",), "OUT", ("",), "name of the source of a synthetic flat (Secs. 2.8.1, 2.8.3)"),
     "amplifier": Variable(("amplifier",), "OUT", ("",), "amplifier name, as C10"),
     "exposure_type": Variable(("exposure",), "OUT", ("",), "one of EXPOSURE_TYPES"),
     "time": Variable(("exposure", "wavelength"), "M", ("",), "UTC of the start of readout or of the exposure"),
@@ -98,14 +111,14 @@ VARIABLES: Final[dict[str, Variable]] = {
     "pixels": Variable(("exposure", "detector"), "S", ("",), "hash of the raw counts; empty if missing"),
     # Images
     "counts": Variable(("exposure", "detector", *_PIXELS), "iu", ("adu",), "raw counts"),
-    "image": Variable(("exposure", "detector", *_PIXELS), "f", _IMAGE_UNITS, "pixel values"),
+    "image": Variable(("exposure", "spectrum", "detector", *_PIXELS), "f", _IMAGE_UNITS, "pixel values"),
     "variance": Variable(
-        ("exposure", "detector", *_PIXELS),
+        ("exposure", "spectrum", "detector", *_PIXELS),
         "f",
-        ("adu**2", "electron**2", "(electron/s)**2"),
+        ("adu**2", "electron**2", "(electron/s)**2", "1"),
         "variance of `image`, without the part common to a row",
     ),
-    "mask": Variable(("exposure", "detector", *_PIXELS), "u", ("",), "bit flags, see MASK_BITS"),
+    "mask": Variable(("exposure", "spectrum", "detector", *_PIXELS), "u", ("",), "bit flags, see MASK_BITS"),
     "row_variance": Variable(
         ("exposure", "detector", "amplifier", "y"),
         "f",

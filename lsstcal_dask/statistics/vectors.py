@@ -21,7 +21,9 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import lower_builtin, models, register_model
 
 __all__ = [
+    "CODES",
     "DTYPES",
+    "FLOATS",
     "LANES",
     "LINE",
     "VERSION",
@@ -29,9 +31,12 @@ __all__ = [
     "any_set",
     "choose",
     "compiled",
+    "converted",
+    "define",
     "either_nan",
     "emitted",
     "fetch",
+    "fused",
     "get",
     "inlined",
     "least",
@@ -40,15 +45,18 @@ __all__ = [
     "number",
     "number_set",
     "numbered",
+    "prefetch",
     "put",
     "put_counts",
     "put_some",
+    "splat",
     "spread",
     "sqrt",
     "tally",
 ]
 
 DTYPES: Final = ("uint16", "int32", "float32")
+CODES: Final = ("int8", "int16", "float32")
 LANES: Final = 16  # pixels of a vector: two registers of AVX2, so that one sum need not wait for the other
 VERSION: Final = zlib.crc32(Path(__file__).read_bytes())
 """Changes with this file, of which numba's cache of the kernels knows nothing."""
@@ -59,7 +67,7 @@ class _Vector(types.Type):
 
 
 VECTOR: Final = _Vector(f"vector of {LANES} float32")
-_FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
+FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _BITS: Final = ir.VectorType(ir.IntType(32), LANES)
 _INDEX: Final = ir.IntType(32)
 _FIRST: Final = [[_INDEX(i) for i in sorted(range(8), key=lambda i: not bits >> i & 1)] for bits in range(256)]
@@ -71,10 +79,10 @@ LINE: Final = types.float32[::1]
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, FLOATS)
 
 
-def _define(operation: Any, emit: Callable[..., Any], gives: Any, *takes: Any) -> None:
+def define(operation: Any, emit: Callable[..., Any], gives: Any, *takes: Any) -> None:
     """Let a kernel's ``operation`` be the instructions that ``emit`` writes; an array is given as its address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -92,7 +100,7 @@ def emitted(gives: Any, *takes: Any) -> Callable[..., Any]:
     """Let a call from a kernel be the instructions that the function writes."""
 
     def decorate(emit: Callable[..., Any]) -> Callable[..., Any]:
-        _define(emit, emit, gives, *takes)
+        define(emit, emit, gives, *takes)
         return emit
 
     return decorate
@@ -110,12 +118,12 @@ def _comparison(sign: str) -> Callable[..., Any]:
 
 def _bitwise(name: str) -> Callable[..., Any]:
     return lambda builder, a, b: builder.bitcast(
-        getattr(builder, name)(builder.bitcast(a, _BITS), builder.bitcast(b, _BITS)), _FLOATS
+        getattr(builder, name)(builder.bitcast(a, _BITS), builder.bitcast(b, _BITS)), FLOATS
     )
 
 
 def _mask(builder: Any, truth: Any) -> Any:
-    return builder.bitcast(builder.sext(truth, _BITS), _FLOATS)
+    return builder.bitcast(builder.sext(truth, _BITS), FLOATS)
 
 
 def _truth(builder: Any, mask: Any) -> Any:
@@ -130,42 +138,43 @@ def _call(builder: Any, name: str, *operands: Any, flags: tuple[str, ...] = ()) 
     return builder.call(function, operands, fastmath=flags)
 
 
-def _spread(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
+    """Instructions that make a vector of one value."""
     first = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _INDEX(0))
     return builder.shuffle_vector(first, first, ir.Constant(_BITS, None))
 
 
-def address(builder: Any, data: Any, at: Any, kind: Any = _FLOATS) -> Any:
+def address(builder: Any, data: Any, at: Any, kind: Any = FLOATS) -> Any:
     """Address of what an array holds at a place, as that of a vector."""
     return builder.bitcast(builder.gep(data, [at]), kind.as_pointer())
 
 
-def _converted(dtype: str) -> Callable[..., Any]:
+def converted(dtype: str) -> Callable[..., Any]:
     """Give the load of counts of a type as float32."""
     size = np.dtype(dtype).itemsize
-    kind = _FLOATS if dtype == "float32" else ir.VectorType(ir.IntType(8 * size), LANES)
+    kind = FLOATS if dtype == "float32" else ir.VectorType(ir.IntType(8 * size), LANES)
 
     def emit(builder: Any, line: Any, at: Any) -> Any:
         counts = builder.load(address(builder, line, at, kind), align=size)
-        if kind is _FLOATS:
+        if kind is FLOATS:
             return counts
-        return (builder.uitofp if dtype == "uint16" else builder.sitofp)(counts, _FLOATS)
+        return (builder.uitofp if dtype == "uint16" else builder.sitofp)(counts, FLOATS)
 
     return emit
 
 
-_define(operator.add, _arithmetic("fadd"), VECTOR, VECTOR, VECTOR)
-_define(operator.iadd, _arithmetic("fadd"), VECTOR, VECTOR, VECTOR)
-_define(operator.sub, _arithmetic("fsub"), VECTOR, VECTOR, VECTOR)
-_define(operator.mul, _arithmetic("fmul"), VECTOR, VECTOR, VECTOR)
-_define(operator.truediv, _arithmetic("fdiv"), VECTOR, VECTOR, VECTOR)
-_define(operator.lt, _comparison("<"), VECTOR, VECTOR, VECTOR)
-_define(operator.le, _comparison("<="), VECTOR, VECTOR, VECTOR)
-_define(operator.eq, _comparison("=="), VECTOR, VECTOR, VECTOR)
-_define(operator.ne, _comparison("!="), VECTOR, VECTOR, VECTOR)
-_define(operator.and_, _bitwise("and_"), VECTOR, VECTOR, VECTOR)
-_define(operator.or_, _bitwise("or_"), VECTOR, VECTOR, VECTOR)
-_define(abs, lambda builder, a: _call(builder, "llvm.fabs", a), VECTOR, VECTOR)
+define(operator.add, _arithmetic("fadd"), VECTOR, VECTOR, VECTOR)
+define(operator.iadd, _arithmetic("fadd"), VECTOR, VECTOR, VECTOR)
+define(operator.sub, _arithmetic("fsub"), VECTOR, VECTOR, VECTOR)
+define(operator.mul, _arithmetic("fmul"), VECTOR, VECTOR, VECTOR)
+define(operator.truediv, _arithmetic("fdiv"), VECTOR, VECTOR, VECTOR)
+define(operator.lt, _comparison("<"), VECTOR, VECTOR, VECTOR)
+define(operator.le, _comparison("<="), VECTOR, VECTOR, VECTOR)
+define(operator.eq, _comparison("=="), VECTOR, VECTOR, VECTOR)
+define(operator.ne, _comparison("!="), VECTOR, VECTOR, VECTOR)
+define(operator.and_, _bitwise("and_"), VECTOR, VECTOR, VECTOR)
+define(operator.or_, _bitwise("or_"), VECTOR, VECTOR, VECTOR)
+define(abs, lambda builder, a: _call(builder, "llvm.fabs", a), VECTOR, VECTOR)
 
 
 @emitted(VECTOR, VECTOR)
@@ -184,6 +193,11 @@ def least(builder, a, b):
 def most(builder, a, b):
     """Larger of two values that are not NaN, by one instruction."""
     return _call(builder, "llvm.maxnum", a, b, flags=("nnan",))
+
+
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Instruction ``a b + c`` with one rounding, on every processor."""
+    return _call(builder, "llvm.fma", a, b, c)
 
 
 @emitted(VECTOR, VECTOR, VECTOR, VECTOR)
@@ -211,10 +225,10 @@ def put_some(builder, line, at, vector, mask):
     """Store the lanes where the mask is set side by side, from a place on; rubbish follows for at most a vector."""
     truth = _truth(builder, mask)
     if not _AVX2:  # slow
-        whole = ir.FunctionType(_FLOATS, [_FLOATS, truth.type, _FLOATS])
+        whole = ir.FunctionType(FLOATS, [FLOATS, truth.type, FLOATS])
         name = f"llvm.experimental.vector.compress.v{LANES}f32"
         function = cgutils.get_or_insert_function(builder.module, whole, name)
-        some = builder.call(function, [vector, truth, ir.Constant(_FLOATS, ir.Undefined)])
+        some = builder.call(function, [vector, truth, ir.Constant(FLOATS, ir.Undefined)])
         builder.store(some, address(builder, line, at), align=4)
         return
     half, index = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_INDEX, 8)
@@ -237,7 +251,7 @@ def numbered(builder, first):
     """Give the numbers of lanes counted from ``first`` on, as integers of 32 bits."""
     number = ir.IntType(32)
     lanes = ir.Constant(_BITS, [number(lane) for lane in range(LANES)])
-    return builder.bitcast(builder.add(_spread(builder, builder.trunc(first, number)), lanes), _FLOATS)
+    return builder.bitcast(builder.add(splat(builder, builder.trunc(first, number)), lanes), FLOATS)
 
 
 @emitted(VECTOR, VECTOR, VECTOR)
@@ -249,19 +263,19 @@ def either_nan(builder, a, b):
 @emitted(VECTOR, VECTOR, VECTOR)
 def tally(builder, tally, mask):
     """Add 1 where the mask is set; a tally is a vector of integers, 0 at first."""
-    return builder.bitcast(builder.sub(builder.bitcast(tally, _BITS), builder.bitcast(mask, _BITS)), _FLOATS)
+    return builder.bitcast(builder.sub(builder.bitcast(tally, _BITS), builder.bitcast(mask, _BITS)), FLOATS)
 
 
 @emitted(VECTOR, VECTOR)
 def number(builder, tally):
     """Number that a tally has reached, as float32."""
-    return builder.sitofp(builder.bitcast(tally, _BITS), _FLOATS)
+    return builder.sitofp(builder.bitcast(tally, _BITS), FLOATS)
 
 
 @emitted(VECTOR, types.float32)
 def spread(builder, scalar):
     """Vector of one value."""
-    return _spread(builder, scalar)
+    return splat(builder, scalar)
 
 
 @emitted(VECTOR, LINE, types.uint64)
@@ -278,7 +292,8 @@ def fetch(line, at):
     """Ask memory for what lies at a place, be it within the line or not, without waiting for it."""
 
 
-def _fetched(builder: Any, line: Any, at: Any) -> None:
+def prefetch(builder: Any, line: Any, at: Any) -> None:
+    """Write the instruction of `fetch`."""
     place, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     whole = ir.FunctionType(ir.VoidType(), [place, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, whole, "llvm.prefetch.p0")
@@ -286,10 +301,10 @@ def _fetched(builder: Any, line: Any, at: Any) -> None:
     builder.call(function, [builder.bitcast(builder.gep(line, [at]), place), read, second_level, data])
 
 
-for _type in DTYPES:
+for _type in sorted({*DTYPES, *CODES}):
     _kind = types.Array(getattr(types, _type), 1, "C", readonly=True)
-    _define(load_counts, _converted(_type), VECTOR, _kind, types.uint64)
-    _define(fetch, _fetched, types.void, _kind, types.uint64)
+    define(load_counts, converted(_type), VECTOR, _kind, types.uint64)
+    define(fetch, prefetch, types.void, _kind, types.uint64)
 
 
 @emitted(types.void, LINE, types.uint64, VECTOR)

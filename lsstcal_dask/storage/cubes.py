@@ -48,6 +48,7 @@ class CubeReader:
         self.scale, self.offset, self.level = own["scale"], own["offset"], own["level"]  # (K, amplifier)
         self.variance_slope, self.variance_floor = own["variance_slope"], own["variance_floor"]
         self.present = cube.present[self.index]  # (K,) bool
+        self.full = np.array([len(one.exposures) for one in cube.pointer.slots])  # (K,) that enter a pixel, if known
         self._file = ShardFile(cube.url, layout.codec)
         self._buffer = np.empty((block, *layout.shape), layout.codec.dtype)
 

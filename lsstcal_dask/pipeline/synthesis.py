@@ -1,0 +1,75 @@
+"""Synthetic flats of a store's cube, lazily: the storage of the cube joined to the synthesis (Secs. 2.8.1, 2.8.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.instrument.camera import Camera
+from lsstcal_dask.physics.passbands import Surface
+from lsstcal_dask.physics.spectra import Curve, Spectrum
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.products.synthesis import SynthesisConfig, synthesize
+from lsstcal_dask.products.weights import Scan, make_weights
+from lsstcal_dask.storage.cubes import Cube, CubeReader, read_cube
+
+__all__ = ["CubeOpener", "Source", "scan_of", "synthetic_flats"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Light that a flat is wanted for."""
+
+    spectrum: Spectrum
+    passband: Surface | Curve | None = None
+    atmosphere: Curve | None = None
+
+
+@dataclass(frozen=True)
+class CubeOpener:
+    """Opens the codes of a CCD where they are wanted: a worker reads the numbers of the cube once."""
+
+    url: str
+    name: str
+    number: int
+    block: int = 8  # wavelengths read at once
+
+    def __call__(self, detector: str) -> CubeReader:
+        """Reader of a CCD."""
+        return CubeReader(read_cube(self.url, self.name, self.number), detector, block=self.block)
+
+
+def scan_of(cube: Cube, camera: Camera) -> Scan:
+    """Where a cube was measured; weights are normalised at the centres of the camera's CCDs."""
+    x, y = np.array([detector.center_mm for detector in camera.detectors]).T
+    return Scan(cube.column("wavelength"), cube.column("response"), cube.column("bandwidth"), x, y)
+
+
+def synthetic_flats(
+    store: Store,
+    cube: str,
+    sources: Sequence[Source],
+    config: SynthesisConfig = SynthesisConfig(),
+    number: int | None = None,
+) -> xr.Dataset:
+    """Flats for some sources from a cube of a store, lazily; see `products.synthesis.synthesize`.
+
+    ``flats.isel(detector=[3]).compute()`` reads that CCD and no other.
+
+    Parameters
+    ----------
+    cube : its name.
+    number : of its publication; the last by default.
+
+    Raises
+    ------
+    CalibrationError
+        There is no such cube, or as `products.weights.make_weights`.
+    """
+    found = read_cube(store.url, cube, number)
+    scan = scan_of(found, store.camera)
+    weights = [make_weights(s.spectrum, s.passband, scan, s.atmosphere, config.weights) for s in sources]
+    opener = CubeOpener(store.url, cube, found.pointer.number)
+    flats = synthesize(weights, store.camera, found.layout.amplifiers, opener, config)
+    return flats.assign_attrs(cube=cube, number=found.pointer.number)

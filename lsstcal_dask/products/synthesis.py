@@ -1,0 +1,220 @@
+"""Broadband flats from a flat cube, for any source behind any filter, many in one pass (Secs. 2.8.1, 2.8.3, §7).
+
+A pixel of a flat is a weighted sum of the slices (`weights`), and as the variance of a slice is a line in its value,
+that of the flat is another. An amplifier's codes are read once, some wavelengths at a time into the same buffer, and
+go into all sums (`sums`). The bits depend neither on how many are read at once nor on the other flats.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field
+
+from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
+from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
+from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, map_detectors
+from lsstcal_dask.products.sums import Exceptions, Slices, exceptions_of, sum_slices
+from lsstcal_dask.products.weights import Local, Weights, WeightsConfig, local_weights, without
+from lsstcal_dask.variables import MASK_BITS, attributes
+
+__all__ = ["OUTPUTS", "SynthesisConfig", "Task", "synthesis_amplifiers", "synthesize"]
+
+OUTPUTS: Final = {"image": Output("float32", "1"), "variance": Output("float32", "1"), "mask": Output("uint16")}
+"""Variables of synthetic flats, each with the dim ``spectrum``."""
+
+
+class SynthesisConfig(BaseModel):
+    """How flats are synthesised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: WeightsConfig = WeightsConfig()
+    variance: bool = Field(True, description="work out the variance too, which takes a sum more for each flat")
+    lost: float = Field(
+        0.05, ge=0, lt=1, description="largest share of a pixel's light that may come from slices where it is unusable"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What all CCDs of a synthesis have in common; called with what tells one of them."""
+
+    weights: tuple[Weights, ...]
+    camera: Camera
+    amplifiers: tuple[str, ...]  # of the cube, in its order
+    open_slices: Callable[[str], Slices]
+    config: SynthesisConfig
+
+    def __call__(self, source: xr.Dataset) -> AmplifierResults:
+        """Flats of the amplifiers of one CCD, one after the other."""
+        detector = self.camera.detector(str(source["detector"].values))
+        return synthesis_amplifiers(self.open_slices(detector.name), detector, self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """The sums that an amplifier needs."""
+
+    vectors: np.ndarray  # (sum, k) float64: for each flat those of its polynomial, then those of the variances
+    local: tuple[Local, ...]
+    middle: np.ndarray  # (spectrum, k) weights in the middle of the amplifier
+    share: np.ndarray  # (spectrum, k) of each slice in the light of a flat
+    floor: np.ndarray  # (k,) of the variance of a slice, and of the variance of a pixel of typical response
+    typical: np.ndarray  # (k,)
+
+
+def synthesize(
+    weights: Sequence[Weights],
+    camera: Camera,
+    amplifiers: Sequence[str],
+    open_slices: Callable[[str], Slices],
+    config: SynthesisConfig = SynthesisConfig(),
+) -> xr.Dataset:
+    """Synthetic flats of the focal plane, lazily: one task for each CCD, whatever the number of wavelengths.
+
+    Parameters
+    ----------
+    weights : one for each flat.
+    amplifiers : of the cube, in its order.
+    open_slices : gives the codes of the detector of a name; it goes to the workers.
+
+    Returns
+    -------
+    ``image`` (spectrum, detector, amplifier, y, x), of mean 1 over the focal plane, ``variance`` if wanted, ``mask``.
+    A task holds 10 bytes per pixel of its CCD and flat, and of one amplifier a block of codes and 4 bytes per pixel
+    and sum, for any number of wavelengths. `synthesis_amplifiers` holds one amplifier only.
+    """
+    names = {
+        "spectrum": [one.name or f"spectrum {i}" for i, one in enumerate(weights)],
+        "detector": [detector.name for detector in camera.detectors],
+        "amplifier": list(amplifiers),
+    }
+    source = xr.Dataset(coords={dim: (dim, np.array(n, dtype=object), attributes(dim)) for dim, n in names.items()})
+    ny, nx = camera.image_shape
+    sizes = {"spectrum": len(weights), "amplifier": len(amplifiers), "y": ny, "x": nx}
+    task = Task(tuple(weights), camera, tuple(amplifiers), open_slices, config)
+    outputs = {var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance}
+    found = map_detectors(task, source, outputs, sizes, lambda name: ())
+    return found.assign_attrs(
+        gauge="the mean of the focal plane is 1",
+        scale=[one.scale for one in weights],
+        uncovered=[one.uncovered for one in weights],
+    )
+
+
+def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> AmplifierResults:
+    """Flats of one CCD, amplifier after amplifier.
+
+    Yields
+    ------
+    Name and Dataset ``image``, ``variance``, ``mask`` (spectrum, y, x) of an amplifier; NaN with a remark where slices
+    that matter are missing.
+    """
+    usual = slices.mask()
+    if slices.scale.shape != (task.weights[0].values.shape[1], len(task.amplifiers)):
+        raise InconsistentGeometry(f"{detector.name}: weights and cube do not belong together: make them for this cube")
+    odd = cache(slices.exceptions)
+    for amplifier in detector.amplifiers:
+        a = task.amplifiers.index(amplifier.name)
+        try:
+            plan = _plan(slices, a, (detector, amplifier), task)
+        except InsufficientInputs as error:
+            yield amplifier.name, _nothing(len(task.weights), slices.shape, str(error))
+            continue
+        used = np.flatnonzero(plan.vectors.any(axis=0)).tolist()
+        own = {k: exceptions_of(odd(k), a, slices.shape[1]) for k in used}
+        totals = sum_slices(slices, a, plan.vectors, own)
+        image, variance = _flats(totals, plan, amplifier, slices.shape)
+        _few_repeats(variance, plan, own, slices.full)
+        mask = _masks(plan, own, usual[a])
+        _without_unusable(image, variance, mask, _losses(plan, own), task.config.lost)
+        yield amplifier.name, _dataset({"image": image, "variance": variance, "mask": mask}, slices.shape)
+
+
+def _plan(slices: Slices, a: int, place: tuple[Detector, Amplifier], task: Task) -> _Plan:
+    config, there = task.config.weights, np.isfinite(slices.scale[:, a])
+    weights = [without(one, there, config) for one in task.weights]
+    local = tuple(local_weights(one, *place, config.tolerance) for one in weights)
+    middle = np.stack([one.at(np.zeros(()), np.zeros(())) for one in local])
+    light = middle * task.weights[0].response
+    slope, floor = (np.where(there, n[:, a], 0.0) for n in (slices.variance_slope, slices.variance_floor))
+    rows = [one.values for one in local] + ([middle**2 * slope] if task.config.variance else [])
+    typical = slope * task.weights[0].response + floor
+    return _Plan(np.concatenate(rows), local, middle, light / light.sum(axis=1, keepdims=True), floor, typical)
+
+
+def _flats(
+    totals: np.ndarray, plan: _Plan, amplifier: Amplifier, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flats (spectrum, y x), and variances (spectrum or none, y x)."""
+    ny, nx = amplifier.data.shape
+    v, u = (2 * np.arange(n, dtype=np.float32) / max(own - 1, 1) - 1 for n, own in zip(shape, (ny, nx), strict=True))
+    starts = np.cumsum([0, *(len(one.values) for one in plan.local)])
+    image = totals[starts[:-1]]
+    for s, one in enumerate(plan.local):
+        for term, (i, j) in enumerate(one.powers[1:], starts[s] + 1):
+            image[s] += totals[term] * (v[:, None] ** int(j) * u ** int(i)).ravel()
+    variance = totals[starts[-1] :]
+    variance += (plan.middle**2 @ plan.floor).astype(np.float32)[: len(variance), None]
+    return image, variance
+
+
+def _few_repeats(variance: np.ndarray, plan: _Plan, odd: dict[int, Exceptions], full: np.ndarray) -> None:
+    """Raise the variance of pixels that fewer exposures entered, by what a pixel of typical response gains."""
+    for k, one in odd.items():
+        few = ~one.unusable & (one.repeats > 0) & (one.repeats < full[k])
+        if few.any() and len(variance):
+            more = np.outer(plan.middle[:, k] ** 2 * plan.typical[k], full[k] / one.repeats[few] - 1)
+            variance[:, one.at[few]] += more.astype(np.float32)
+
+
+def _masks(plan: _Plan, odd: dict[int, Exceptions], usual: np.ndarray) -> np.ndarray:
+    """Bits (spectrum, y x): those at all wavelengths, and those of values that went into a flat."""
+    bits = np.repeat(usual.reshape(1, -1), len(plan.middle), axis=0)
+    for k, one in odd.items():
+        good = ~one.unusable & (one.mask != 0)
+        weighs = (plan.middle[:, k] != 0)[:, None]
+        bits[:, one.at[good]] |= np.where(weighs, one.mask[good], 0).astype(bits.dtype)
+    return bits
+
+
+def _losses(plan: _Plan, odd: dict[int, Exceptions]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n,) that were unusable in some slices, and the share (spectrum, n) of their light in these."""
+    lost = {k: one.at[one.unusable] for k, one in odd.items()}
+    at = np.unique(np.concatenate([np.zeros(0, np.intp), *lost.values()]))
+    share = np.zeros((len(plan.share), len(at)))
+    for k, own in lost.items():
+        share[:, np.searchsorted(at, own)] += np.abs(plan.share[:, k, None])
+    return at, share
+
+
+def _without_unusable(
+    image: np.ndarray, variance: np.ndarray, mask: np.ndarray, losses: tuple[np.ndarray, np.ndarray], most: float
+) -> None:
+    """Bring what is left of a pixel's light to all of it; say nothing where too much is lost."""
+    at, share = losses
+    kept = 1 - np.minimum(share, most)
+    image[:, at] /= kept.astype(np.float32)
+    if len(variance):
+        variance[:, at] /= (kept**2).astype(np.float32)
+    mask[:, at] |= np.where(share > 0, MASK_BITS["INTERPOLATED"], 0).astype(mask.dtype)
+    mask[:, at] |= np.where(share > most, MASK_BITS["NO_DATA"], 0).astype(mask.dtype)
+    empty = (mask & MASK_BITS["NO_DATA"]) != 0
+    for values in (image, variance[: len(empty)]):
+        values[empty[: len(values)]] = np.nan
+
+
+def _dataset(found: dict[str, np.ndarray], shape: tuple[int, int]) -> xr.Dataset:
+    kept = {var: values for var, values in found.items() if len(values)}
+    return xr.Dataset({var: (("spectrum", "y", "x"), values.reshape(-1, *shape)) for var, values in kept.items()})
+
+
+def _nothing(spectra: int, shape: tuple[int, int], reason: str) -> xr.Dataset:
+    """Result of an amplifier that could not be made."""
+    dims = ("spectrum", "y", "x")
+    found = {var: (dims, empty_values(var, output, (spectra, *shape))) for var, output in OUTPUTS.items()}
+    return xr.Dataset(found, attrs={"remarks": [reason]})
