@@ -11,18 +11,15 @@ Truth is that of `simulate.crosstalk`, noise and gains those of `simulate.electr
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from making_spots import dataset, disc, expose, gains, true_matrix
-
 from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.pipeline.closed.discs import dataset, disc, expose, true_matrix
+from lsstcal_dask.pipeline.closed.raw import true_gains as gains
 from lsstcal_dask.products.crosstalk import CrosstalkConfig, measure_crosstalk
 from lsstcal_dask.products.spots import find_spots
 from lsstcal_dask.simulate import Observatory, Settings

@@ -138,6 +138,13 @@ def verify(
         Path | None, typer.Option("--output", "-o", help="HTML report to write, with pictures; one file.")
     ] = None,
     product: Annotated[str, typer.Option(help="Judge only this product, or 'calibrated'; everything by default.")] = "",
+    closed_loop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run this closed loop first, or 'all' of them; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Of closed loops; 0: as many as each takes to tell.", show_default=False)
+    ] = 0,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
     memory: MemoryOption = None,
@@ -147,13 +154,20 @@ def verify(
 
     The newest product of each name, and the newest corrected frame. Exit status 1 if a metric fails; what is not in the
     store is not measured, which is no failure.
+
+    A closed loop measures the targets of a product or a correction on the virtual observatory, against its truth. Its
+    rows are kept in the store and shown with the metrics from then on; a target that is missed is a failure.
     """
+    from lsstcal_dask.pipeline import closed  # noqa: PLC0415
     from lsstcal_dask.pipeline import verify as module  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
     from lsstcal_dask.verify.acceptance import as_json as plain  # noqa: PLC0415
 
-    opened = open_store(store)
+    opened, loops = open_store(store), closed.chosen(closed_loop or [])
     with compute_with(scheduler, workers, memory) as compute:
+        for name, targets in closed.run_loops(loops, seeds, compute, progress=shows_progress()):
+            closed.keep(opened.url, name, targets)
+            say(f"closed loop {name}: {closed.verdict_of(targets)}")
         found = module.verify(opened, compute, product=product, progress=shows_progress())
     if not as_json:
         module.print_acceptance(found)

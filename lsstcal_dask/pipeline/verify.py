@@ -10,6 +10,7 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.closed import from_json, kept, print_targets
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.storage.products import Pointer, finished, open_product
@@ -25,7 +26,7 @@ _ROWS = 32
 
 
 def verify(store: Store, compute: Compute, *, product: str = "", progress: bool = False) -> Acceptance:
-    """Measure every acceptance metric that the products of a store allow.
+    """Measure every acceptance metric that the products of a store allow; what closed loops found is told again.
 
     Parameters
     ----------
@@ -44,7 +45,8 @@ def verify(store: Store, compute: Compute, *, product: str = "", progress: bool 
     upstream = read_upstream(store.url)
     newest = _newest(upstream, wanted)
     names = [product] if product else wanted
-    if not set(names) & set(newest):
+    closed = {} if product else {loop: [one.as_json() for one in rows] for loop, rows in kept(store.url).items()}
+    if not set(names) & set(newest) and not closed:
         what = f"{store.url} has no {product}" if product else f"{store.url} has no products"
         step = f"lsstcal calibrate {store.url}" if product == "calibrated" else f"lsstcal build {store.url}"
         raise CalibrationError(f"{what} to verify: make some with '{step}'")
@@ -59,6 +61,7 @@ def verify(store: Store, compute: Compute, *, product: str = "", progress: bool 
         results=results,
         not_measured=without,
         software=software(),
+        closed=closed,
     )
 
 
@@ -164,6 +167,8 @@ def print_acceptance(found: Acceptance) -> None:
     if found.not_measured:
         lines = "; ".join(f"{what} ({why})" for what, why in found.not_measured.items())
         console.print(f"not measured: {lines}", highlight=False, markup=False, soft_wrap=True)
+    if found.closed:
+        print_targets({loop: [from_json(row) for row in rows] for loop, rows in found.closed.items()})
     for product in found.products:
         if product.outdated:
             line = f"{product.name} {product.version} was {product.outdated}: build it again"

@@ -1,7 +1,7 @@
 """The acceptance of a store: every metric, measured sensor by sensor and judged together (after DMTN-101)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,9 @@ __all__ = ["METRICS", "Acceptance", "Product", "as_json", "judge", "measure"]
 
 METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *frames.METRICS)
 """Every metric; a product's stand together."""
+
+
+_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "pass": "PASS"}
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,20 @@ class Acceptance:
     results: tuple[Result, ...]  # worst first
     not_measured: Mapping[str, str]  # key of a metric, or name of a product: why
     software: Mapping[str, str]
+    closed: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # rows of each closed loop
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of a metric; a product with remarks, outdated, or without some of its sensors warns."""
+        """The worst verdict of a metric; a product with remarks, outdated, or without some of its sensors warns.
+
+        A closed loop that misses a target fails, one that could not decide warns.
+        """
         doubts = [
             "WARN" if product.outdated or product.failed or product.verdict == "WARN" else product.verdict
             for product in self.products
         ]
-        return worst_of([result.verdict for result in self.results] + doubts)
+        loops = [_OF_TARGET[row["verdict"]] for rows in self.closed.values() for row in rows]
+        return worst_of([result.verdict for result in self.results] + doubts + loops)
 
     def count(self, verdict: str) -> int:
         """Number of metrics with a verdict."""
@@ -120,6 +128,7 @@ def as_json(found: Acceptance) -> dict[str, Any]:
         "products": [_product(product) for product in found.products],
         "metrics": [_result(result) for result in found.results],
         "not_measured": dict(found.not_measured),
+        "closed_loops": {name: [dict(row) for row in rows] for name, rows in found.closed.items()},
     }
 
 

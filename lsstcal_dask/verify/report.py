@@ -27,7 +27,7 @@ td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-num
 .scroll { overflow-x: auto; }
 .v { display: inline-block; min-width: 3.2em; text-align: center; border-radius: 4px; color: #fff; font-weight: 600;
   font-size: .8rem; padding: .05rem .3rem; }
-.FAIL { background: #c62828; } .WARN { background: #b26a00; } .PASS { background: #2e7d32; }
+.FAIL, .fail { background: #c62828; } .WARN, .undecided { background: #b26a00; } .PASS, .pass { background: #2e7d32; }
 details { background: #fff; border: 1px solid #e3e6ea; border-radius: 6px; margin: .5rem 0; padding: .45rem .8rem; }
 summary { cursor: pointer; }
 summary .what { color: #5a6675; }
@@ -45,6 +45,7 @@ def report(found: Acceptance, camera: Camera) -> str:
         "<h2>Metrics, worst first</h2>",
         _overview(found),
         _not_measured(found),
+        _closed(found),
         "<h2>Every metric on the focal plane</h2>",
         *(_section(result, camera) for result in found.results),
         "<h2>Remarks of the products</h2>",
@@ -120,6 +121,23 @@ def _not_measured(found: Acceptance) -> str:
         return ""
     items = "".join(f"<li>{escape(what)}: {escape(why)}</li>" for what, why in found.not_measured.items())
     return f"<h2>Not measured</h2><p>That is no failure.</p><ul>{items}</ul>"
+
+
+def _closed(found: Acceptance) -> str:
+    """Rows of the closed loops that were run for this store."""
+    if not found.closed:
+        return ""
+    rows = [_row([_cell(c) for c in ("", "section", "loop", "target of", "target", "measured", "seeds")], "th")]
+    for loop, targets in found.closed.items():
+        for one in targets:
+            unit = f" <small>{escape(one['unit'])}</small>" if one["unit"] else ""
+            badge = f'<span class="v {one["verdict"]}">{one["verdict"]}</span>'
+            cells = [_cell(one["section"]), _cell(loop), _cell(one["name"]) + unit]
+            rows.append(_row([badge, *cells, *(_cell(one[key]) for key in ("target", "value", "seeds"))]))
+    return (
+        "<h2>Closed loops</h2><p>Targets measured on the virtual observatory against its truth.</p>"
+        f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+    )
 
 
 def _section(result: Result, camera: Camera) -> str:

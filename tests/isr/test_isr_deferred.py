@@ -1,6 +1,5 @@
 """Late charge that goes back: numbers worked out by hand, the law run forwards, and the simulator's registers."""
 
-import making_deferred as making
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +9,8 @@ from lsstcal_dask.isr.deferred import registers, restore_row
 from lsstcal_dask.isr.frame import RawFrame
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.isr.sequence import IsrConfig, Site, correct
+from lsstcal_dask.pipeline.closed import late_charge as making
+from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.products.deferred import DeferredConfig, deferred_amplifiers
 
 LARGE = {"serial_e2v": 2e-6, "offset_e2v": 1e-3, "parallel_e2v": 0.0, "traps_e2v": 0.0}
@@ -91,7 +92,7 @@ def truths(site, detector):
 
 def calibrated(site, detector, charge, products):
     order = [site.camera.amplifier_names.index(a.name) for a in detector.amplifiers]
-    raw = RawFrame("e1", detector, 1.0, making.read(site, detector, charge, 99)[order])
+    raw = RawFrame("e1", detector, 1.0, making.read_late(site, detector, charge, 99)[order])
     return correct(raw, Site(site.camera.image_shape), products, IsrConfig(overscan=OverscanConfig(method="row"))).image
 
 
@@ -105,7 +106,7 @@ def edge(site, detector, level, last):
 
 def test_nothing_is_left_after_bright_pixels():
     """Deferral alone: what is left is the rounding to whole adu, of a pixel and of the level of its row."""
-    site = making.site("mini9", 3, ("deferred",), **LARGE)
+    site = making.late_site("mini9", 3, ("deferred",), **LARGE)
     detector = site.camera.detector("R22_S11")
     charge, own = edge(site, detector, 8e4, 30), truths(site, detector)
     found = calibrated(site, detector, charge, {"deferred": own})[:, :, 30:38]
@@ -118,9 +119,9 @@ def test_nothing_is_left_after_bright_pixels():
 
 
 def test_what_flats_say_of_late_charge_removes_it():
-    site = making.site("mini9", 5, **LARGE)
+    site = making.late_site("mini9", 5, **LARGE)
     detector = site.camera.detector("R22_S11")
-    gain = making.gains(site, detector)
+    gain = true_gains(site, [detector.name]).isel(detector=0)
     results = dict(deferred_amplifiers(making.ladder(site, detector), detector, None, DeferredConfig(), {"gain": gain}))
     names = list(results)
     product = xr.concat(list(results.values()), "amplifier", combine_attrs="drop")
@@ -143,11 +144,11 @@ def test_what_flats_say_of_late_charge_removes_it():
 
 @pytest.mark.parametrize("order", ["lupton2016", "rubin"])
 def test_deferral_is_undone_in_any_order(order):
-    site = making.site("mini9", 3, ("deferred",), **LARGE)
+    site = making.late_site("mini9", 3, ("deferred",), **LARGE)
     detector = site.camera.detector("R22_S11")
     charge = edge(site, detector, 8e4, 30)
     names = [a.name for a in detector.amplifiers]
-    counts = making.read(site, detector, charge, 99)[[site.camera.amplifier_names.index(n) for n in names]]
+    counts = making.read_late(site, detector, charge, 99)[[site.camera.amplifier_names.index(n) for n in names]]
     gain = xr.Dataset({"gain": ("amplifier", np.ones(len(names)))}, coords={"amplifier": names})
     config = IsrConfig(overscan=OverscanConfig(method="row"), order=order)
     frame = correct(

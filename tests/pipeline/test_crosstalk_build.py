@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making import SEED, exposure, observatory
-from making_spots import expose, gains, true_matrix
 
 from lsstcal_dask.pipeline.build import build
+from lsstcal_dask.pipeline.closed.discs import expose, true_matrix
+from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.verify import verify
@@ -56,7 +57,7 @@ def scale(store, site):
     """Measured gains over the true ones (amplifier,): those of so few flats are off by some per cent."""
     (pointer,) = list_products(store.url, "gain")
     measured = open_product(store.url, "gain", pointer.version)["gain"].values[0]
-    return measured / gains(site, [site.camera.detectors[0].name])["gain"].values[0]
+    return measured / true_gains(site, [site.camera.detectors[0].name])["gain"].values[0]
 
 
 def test_products_are_published_whole(store, built):

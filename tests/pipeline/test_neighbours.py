@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from making import SEED, START, exposure
-from making_spots import disc, expose, gains, true_matrix
 
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.pipeline.calibrate import calibrate
+from lsstcal_dask.pipeline.closed.discs import disc, expose, true_matrix
+from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.store import create_store
 from lsstcal_dask.products import crosstalk, gain
@@ -77,7 +78,7 @@ def store(tmp_path_factory, site):
         record = FrameRecord(TAKEN.name, detector, "", "made.fits", "", "", header)
         records.append(write_frame(store.url, record, counts, {}))
     publish_frames(store.url, records)
-    true = gains(site, BOARD)
+    true = true_gains(site, BOARD)
     numbers = {}
     for detector in BOARD:
         own = true.sel(detector=detector)

@@ -86,7 +86,16 @@ def test_json_keeps_its_shape(store, found):
     assert err == ""
     made = json.loads(out)
     assert made == json.loads(json.dumps(as_json(found)))
-    assert list(made) == ["store", "camera", "verdict", "software", "products", "metrics", "not_measured"]
+    assert list(made) == [
+        "store",
+        "camera",
+        "verdict",
+        "software",
+        "products",
+        "metrics",
+        "not_measured",
+        "closed_loops",
+    ]
     for product in made["products"]:
         assert list(product) == [
             "product",

@@ -3,13 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from making_spots import dataset, disc, expose, gains, true_matrix
 from scipy.special import erfc
 from scipy.stats import norm
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.isr.crosstalk import Entries
+from lsstcal_dask.pipeline.closed.discs import dataset, disc, expose, true_matrix
+from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.products.crosstalk import (
     CrosstalkConfig,
     check_crosstalk,
@@ -257,7 +258,7 @@ def raw(site):
 
 @pytest.fixture(scope="module")
 def products(site, raw):
-    gain = gains(site, NAMES)
+    gain = true_gains(site, NAMES)
     return {"gain": gain, "spots": find_spots(raw, site.camera, {"gain": gain}).compute(scheduler="sync")}
 
 
@@ -295,7 +296,7 @@ def test_closed_loop(site, measured):
 def test_without_crosstalk_nothing_is_found(site, products, raw):
     quiet = Observatory(site.seed, site.camera, site.settings.without(["crosstalk"]))
     counts = [expose(quiet, NAMES, i, _lit(site.camera, i, 1.1e5)) for i in range(2)]
-    gain = gains(site, NAMES)
+    gain = true_gains(site, NAMES)
     dark = dataset(quiet, NAMES, counts)
     spots = find_spots(dark, site.camera, {"gain": gain}).compute(scheduler="sync")
     found = measure_crosstalk(dark.sel(detector=[TARGET]), site.camera, {"gain": gain, "spots": spots})
@@ -313,7 +314,7 @@ def test_saturated_spots_are_refused_by_name(site, raw):
     detector = site.camera.detector(TARGET)
     part = raw.sel(detector=TARGET).isel(exposure=[0])
     config = SpotConfig(brightest=3e4)
-    own = {"gain": gains(site, NAMES).sel(detector=TARGET)}
+    own = {"gain": true_gains(site, NAMES).sel(detector=TARGET)}
     remarks = [r for _, one in spot_amplifiers(part, detector, 46, config, own) for r in one.attrs["remarks"]]
     assert len(remarks) == 4
     assert remarks[0].startswith("exposure e0: spot left out: saturated at ")

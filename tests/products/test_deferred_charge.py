@@ -3,13 +3,14 @@
 from dataclasses import replace
 from functools import cache
 
-import making_deferred as making
 import numpy as np
 import pytest
 import xarray as xr
 
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 from lsstcal_dask.instrument import Box
+from lsstcal_dask.pipeline.closed import late_charge as making
+from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.products.deferred import (
     OUTPUTS,
     DeferredConfig,
@@ -34,9 +35,9 @@ def flats():
 
 
 def _flats(seed, amplifiers, effects):
-    site = making.site("mini9", seed, effects, **LARGE)
+    site = making.late_site("mini9", seed, effects, **LARGE)
     detector = site.camera.detector("R22_S11")
-    ladder, gains = making.ladder(site, detector), making.gains(site, detector)
+    ladder, gains = making.ladder(site, detector), true_gains(site, [detector.name]).isel(detector=0)
     return site, replace(detector, amplifiers=detector.amplifiers[:amplifiers]), ladder, {"gain": gains}
 
 

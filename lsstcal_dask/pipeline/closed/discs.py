@@ -1,24 +1,34 @@
 """Exposures of discs of light on chosen raw pixels of a few CCDs, read out by the virtual observatory's electronics."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import xarray as xr
 from scipy.special import erf
 
+from lsstcal_dask.pipeline.closed.raw import place
 from lsstcal_dask.simulate import Observatory
 from lsstcal_dask.simulate.crosstalk import couplings
-from lsstcal_dask.simulate.electronics import channel, read_out
+from lsstcal_dask.simulate.electronics import read_out
+
+__all__ = ["Disc", "dataset", "disc", "expose", "true_matrix"]
 
 SKY = 5.0  # electrons in every pixel
 
+Disc = tuple[float, float, float, float]
+"""Raw y and x, radius (px), electrons."""
 
-def disc(shape, y, x, radius, blur=0.8):
-    """A disc of height 1 with an edge blurred by a Gaussian."""
+
+def disc(shape: tuple[int, int], y: float, x: float, radius: float, blur: float = 0.8) -> np.ndarray:
+    """A disc (y, x) of height 1 with an edge blurred by a Gaussian."""
     yy, xx = np.mgrid[: shape[0], : shape[1]]
-    return 0.5 * (1 - erf((np.hypot(yy - y, xx - x) - radius) / blur / np.sqrt(2)))
+    return np.asarray(0.5 * (1 - erf((np.hypot(yy - y, xx - x) - radius) / blur / np.sqrt(2))))
 
 
-def expose(site: Observatory, names, number, lit, sky=SKY):
-    """Counts (detector, amplifier, y, x); ``lit``: (detector, amplifier name) -> raw (y, x), radius, electrons."""
+def expose(
+    site: Observatory, names: Sequence[str], number: int, lit: Mapping[tuple[str, str], Disc], sky: float = SKY
+) -> np.ndarray:
+    """Counts (detector, amplifier, y, x); ``lit``: the disc of a detector and amplifier."""
     random = np.random.default_rng([site.seed, number])
     camera, charge = site.camera, {}
     for name in names:
@@ -28,7 +38,7 @@ def expose(site: Observatory, names, number, lit, sky=SKY):
             if (name, a.name) in lit:
                 y, x, radius, level = lit[name, a.name]
                 mean += level * disc(camera.raw_shape, y, x, radius)[a.data.slices]
-            raw[(camera.amplifier_names.index(a.name), *a.data.slices)] = random.poisson(mean)
+            raw[(place(site, a.name), *a.data.slices)] = random.poisson(mean)
         charge[name] = raw
     dark = {d.name: np.zeros_like(raw) for d in camera.detectors if d.name not in charge}
     electronics = site.settings.electronics
@@ -37,7 +47,7 @@ def expose(site: Observatory, names, number, lit, sky=SKY):
     )
 
 
-def dataset(site, names, counts, kind="cbp"):
+def dataset(site: Observatory, names: Sequence[str], counts: Sequence[np.ndarray], kind: str = "cbp") -> xr.Dataset:
     """Exposures (exposure, detector, amplifier, y, x) as `open_raw` gives them."""
     n = len(counts)
     return xr.Dataset(
@@ -54,21 +64,8 @@ def dataset(site, names, counts, kind="cbp"):
     )
 
 
-def gains(site, names):
-    """True gains as the product `gain`."""
-    camera = site.camera
-    values = np.full((len(names), len(camera.amplifier_names)), np.nan)
-    for i, name in enumerate(names):
-        detector = camera.detector(name)
-        for k, a in enumerate(detector.amplifiers):
-            true = channel(site.seed, site.settings.electronics, camera, detector, k).gain
-            values[i, camera.amplifier_names.index(a.name)] = true
-    coords = {"detector": list(names), "amplifier": list(camera.amplifier_names)}
-    return xr.Dataset({"gain": (("detector", "amplifier"), values, {"units": "electron/adu"})}, coords=coords)
-
-
-def true_matrix(site, target, sources):
-    """c and c2 (2, target amplifier, source), along ``camera.amplifier_names`` of the CCDs named."""
+def true_matrix(site: Observatory, target: str, sources: Sequence[str]) -> np.ndarray:
+    """C and c2 (2, target amplifier, source), along ``camera.amplifier_names`` of the CCDs named."""
     camera = site.camera
     n = len(camera.amplifier_names)
     found = couplings(site.seed, site.settings.crosstalk, camera, camera.detector(target))

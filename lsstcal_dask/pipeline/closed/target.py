@@ -1,0 +1,154 @@
+"""A target of the specification and what was measured of it: a number, its error, two limits and a verdict."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from lsstcal_dask.verify.metric import number, span
+
+__all__ = ["VERDICTS", "Target", "from_json", "pulls", "ratio", "rms", "share", "verdict_of", "worst"]
+
+VERDICTS: Final = ("fail", "undecided", "pass")
+"""Verdicts, worst first."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target; it is met if ``low <= measured <= high``.
+
+    A limit that is not there is infinite. The error is one standard deviation of what was measured, from seed to seed
+    or from counting; zero where nothing is left to chance.
+    """
+
+    section: str  # of the specification, as "2.1"
+    name: str
+    unit: str
+    low: float
+    high: float
+    measured: float
+    error: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """pass, fail, or undecided where the error reaches over a limit; what has no value fails."""
+        if not np.isfinite(self.measured):
+            return "fail"
+        if not np.isfinite(self.error):
+            return "undecided"
+        inside = self.low <= self.measured <= self.high
+        away = min(abs(self.measured - self.low), abs(self.measured - self.high))
+        if away < self.error:
+            return "undecided"
+        return "pass" if inside else "fail"
+
+    @property
+    def limits(self) -> str:
+        """The limits as a person reads them; of one number that must be met, that number."""
+        return number(self.low) if self.low == self.high else span((self.low, self.high))
+
+    @property
+    def value(self) -> str:
+        """What was measured, and its error, as a person reads them."""
+        shown = number(self.measured) or "none"
+        return f"{shown} ± {number(self.error)}" if self.error > 0 and np.isfinite(self.error) else shown
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON holds it; a limit that is not there, or a value, is null."""
+        numbers = {name: _finite(getattr(self, name)) for name in ("low", "high", "measured", "error")}
+        given = {"section": self.section, "name": self.name, "unit": self.unit}
+        shown = {"target": self.limits, "value": self.value}
+        return {**given, **numbers, "seeds": self.seeds, "verdict": self.verdict, **shown}
+
+
+def from_json(row: Mapping[str, Any]) -> Target:
+    """The target that `Target.as_json` wrote.
+
+    Examples
+    --------
+    >>> one = Target("2.1", "eta", "", -np.inf, 1.05, 1.01, 0.01, 10)
+    >>> from_json(one.as_json()) == one
+    True
+    """
+    absent = {"low": -np.inf, "high": np.inf, "measured": np.nan, "error": np.nan}
+    numbers = {name: row[name] if row[name] is not None else value for name, value in absent.items()}
+    return Target(row["section"], row["name"], row["unit"], **numbers, seeds=row["seeds"])
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def verdict_of(targets: Iterable[Target]) -> str:
+    """The worst verdict; pass of none."""
+    found = {target.verdict for target in targets}
+    return next((verdict for verdict in VERDICTS if verdict in found), "pass")
+
+
+def rms(values: np.ndarray) -> tuple[float, float]:
+    """Root mean square of the seeds together, and its error.
+
+    Parameters
+    ----------
+    values : (seed, ...) deviations; those of a seed may be correlated, those of two are not.
+    """
+    return ratio(values, np.ones(1))
+
+
+def ratio(values: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Rms of ``values`` over that of ``expected``: eta, where that is the bound; and its error, from seed to seed.
+
+    Parameters
+    ----------
+    values : (seed, ...) deviations.
+    expected : standard deviations that broadcast with them.
+
+    Notes
+    -----
+    One seed, or values of one each, tell the error only as Gaussian and independent ones have it.
+    """
+    values = np.asarray(values, np.float64)
+    scale = np.sqrt(np.nanmean(np.square(np.broadcast_to(expected, values.shape))))
+    squares = np.square(values / scale).reshape(len(values), -1)
+    found = float(np.sqrt(np.nanmean(squares)))
+    if squares.shape[0] > 1 and squares.shape[1] > 1:
+        error = np.nanmean(squares, axis=1).std(ddof=1) / np.sqrt(len(squares)) / (2 * found) if found else 0.0
+    else:
+        error = found / np.sqrt(2 * np.isfinite(squares).sum())
+    return found, float(error)
+
+
+def worst(values: np.ndarray) -> tuple[float, float]:
+    """Largest of all, which has no error: it is what it is."""
+    return float(np.max(np.abs(values))), 0.0
+
+
+def share(hit: float, of: float) -> tuple[float, float]:
+    """Fraction ``hit / of`` and its error by counting; of all or nothing that of one more or one less.
+
+    Examples
+    --------
+    >>> share(50, 100)
+    (0.5, 0.05)
+    >>> share(100, 100)
+    (1.0, 0.01)
+    """
+    if not of:
+        return float("nan"), float("nan")
+    p = hit / of
+    return p, float(max(np.sqrt(p * (1 - p) / of), 1 / of if hit in (0, of) else 0.0))
+
+
+def pulls(section: str, name: str, values: np.ndarray) -> list[Target]:
+    """Width and mean of pulls (seed, ...): errors are honest to 10 %, the bias is below 0.3 of them."""
+    seeds = len(values)
+    pull = np.asarray(values, np.float64)[np.isfinite(values)]
+    n = max(pull.size, 1)
+    width = float(np.sqrt(np.mean((pull - pull.mean()) ** 2) * n / max(n - 1, 1))) if pull.size else float("nan")
+    centre = float(pull.mean()) if pull.size else float("nan")
+    return [
+        Target(section, f"{name}: width of pulls", "", 0.90, 1.10, width, width / np.sqrt(2 * n), seeds),
+        Target(section, f"{name}: mean pull", "", -0.3, 0.3, centre, width / np.sqrt(n), seeds),
+    ]
