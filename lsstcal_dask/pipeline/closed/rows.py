@@ -37,7 +37,7 @@ def print_targets(found: Mapping[str, Iterable[Target]]) -> None:
     from rich.table import Column, Table  # noqa: PLC0415
 
     console = Console()
-    console = Console(width=max(console.width, 130))
+    console = Console(width=max(console.width, 140))
     names = ("verdict", "section", "loop", "target of", "target", "measured", "seeds")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, title="closed loops", title_justify="left")
     for loop, targets in found.items():
