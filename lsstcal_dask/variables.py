@@ -157,6 +157,9 @@ VARIABLES: Final[dict[str, Variable]] = {
     "gain_summed_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_summed`"),
     "gain_relative": Variable(_AMPLIFIER, "f", ("",), "gain over the geometric mean of its CCD (Sec. 2.2d)"),
     "gain_relative_error": Variable(_AMPLIFIER, "f", ("",), "standard error of `gain_relative`"),
+    "gain_muons": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain from cosmic-ray muons, to a factor (Sec. 2.2e)"),
+    "gain_muons_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain_muons`"),
+    "muon_tracks": Variable(_AMPLIFIER, "f", ("",), "tracks behind `gain_muons`"),
     "read_noise": Variable(_AMPLIFIER, "f", ("adu", "electron"), "read noise from the overscan"),
     "read_noise_error": Variable(_AMPLIFIER, "f", ("adu", "electron"), "standard error of `read_noise`"),
     # Photon transfer of flats (Sec. 2.2b) and the brighter-fatter effect in it (Sec. 2.12)

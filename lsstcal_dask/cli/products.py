@@ -215,20 +215,36 @@ def show(
 @app.command()
 def history(
     store: StoreArgument,
-    product: Annotated[str, typer.Option(help="gain, ptc or continuity.")] = "gain",
+    product: Annotated[str, typer.Option(help="gain, ptc or continuity; muons alone.")] = "gain",
     sigma: Annotated[float, typer.Option(help="Significance from which a change is told.")] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how gains changed from epoch to epoch: jumps and drifts of every amplifier."""
-    from lsstcal_dask.pipeline.history import gain_history  # noqa: PLC0415
+    """Tell how gains changed from epoch to epoch: jumps and drifts of amplifiers, and what muons say of each CCD."""
+    from lsstcal_dask.errors import InsufficientInputs  # noqa: PLC0415
+    from lsstcal_dask.pipeline.history import gain_history, muon_history  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
+    opened, alone = open_store(store), product == "muons"
     variable = {"continuity": "gain_relative"}.get(product, "gain")
-    found = gain_history(open_store(store), product=product, variable=variable, threshold=sigma)
+    found = [] if alone else gain_history(opened, product=product, variable=variable, threshold=sigma)
     for one in found:
         say(
             f"{one.detector} {one.amplifier}: {one.kind} of {one.size:+.2%} +- {one.error:.2%} "
             f"({abs(one.sigma):.1f} sigma) since {one.since}"
         )
-    say(f"{len(found)} changes of {product} of {sigma:g} sigma or more")
-    finish({"changes": [vars(one) | {"sigma": one.sigma} for one in found]}, [], as_json)
+    if not alone:
+        say(f"{len(found)} changes of {product} of {sigma:g} sigma or more")
+    try:
+        checks = muon_history(opened, threshold=sigma)
+    except InsufficientInputs:
+        if alone:
+            raise
+        checks = []  # few stores have muons of several epochs
+    for check in checks:
+        since = f", changed since {', '.join(c.since for c in check.changes)}" if check.changes else ", no change"
+        say(
+            f"{check.detector}: muons say {check.size:+.2%} +- {check.error:.2%} over {check.epochs} epochs{since}: "
+            f"{check.verdict}"
+        )
+    muons = [vars(c) | {"changes": [vars(o) for o in c.changes], "verdict": c.verdict} for c in checks]
+    finish({"changes": [vars(one) | {"sigma": one.sigma} for one in found], "muons": muons}, [], as_json)

@@ -18,6 +18,7 @@ from lsstcal_dask.products.deferred import DeferredConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
+from lsstcal_dask.products.muons import MuonConfig
 from lsstcal_dask.products.saturation import SaturationConfig
 from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
@@ -38,6 +39,7 @@ class Config(BaseModel):
     defects: DefectConfig = DefectConfig()
     ptc: TransferConfig = TransferConfig()
     continuity: ContinuityConfig = ContinuityConfig()
+    muons: MuonConfig = MuonConfig()
     linearity: LinearityConfig = LinearityConfig()
     deferred: DeferredConfig = DeferredConfig()
     saturation: SaturationConfig = SaturationConfig()

@@ -11,11 +11,15 @@ the corner is linear, so this is one weighted least-squares problem. The result 
 ``L = (m + S) / (1 + S'(0))``, and so is its covariance.
 
 The relative variance of an exposure is ``c**2 + v**2 / m + e**2 / m**2``: c, v, e follow from the residuals by maximum
-likelihood (the -2 sum ln w of SITCOMTN-148), each divided by one less its leverage. How many knots there are is
-decided by leave-one-out cross-validation.
+likelihood (the -2 sum ln w of SITCOMTN-148), each divided by one less its leverage.
+
+The spline has more knots than any curve needs and a penalty on its second derivative, that of a curve whose slope
+wanders as it goes (Wahba 1983, J. R. Stat. Soc. B 45, 133). How far it wanders, `Model.bend`, follows from the ladder
+by the restricted likelihood. So the error holds what the exposures leave open, and no choice of few knots hides what
+a spline cannot follow: that is a third of the error of one chosen by cross-validation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import factorial
 from typing import Any, Final
 
@@ -30,25 +34,23 @@ __all__ = [
     "Solution",
     "choose_model",
     "clusters",
-    "models",
     "noise_model",
     "solve",
     "spline_columns",
+    "spline_model",
     "steps",
 ]
 
 Floats = NDArray[np.float64]
 
 _ORDER: Final = 3  # of the drift: Legendre polynomials in time
-_LOW: Final = (0, 2, 4)  # numbers of knots that are tried below a tenth of the highest level
-_HIGH: Final = (0, 1, 2, 4, 7, 11)  # and above
+_KNOTS: Final = 48  # they crowd towards the faint end: between them no curve wanders by a tenth of its error
+_BENDS: Final = np.exp(np.linspace(-2.5, 2.5, 11))  # over the expected one, that are tried
 _CORNERS: Final = 60  # places tried for a corner
 _TURNS: Final = 40  # at most, of the terms of the noise, until
 _AGREES: Final = 0.01  # a term changes no variance by more than that
-_SLACK: Final = 4.0  # of a cross-validation score: no more than chance
 _NEAR: Final = 0.08  # of the top
 _HIGHEST: Final = 0.75  # of the top: a corner above it is rather the beginning of saturation
-_GRID: Final = 64  # levels at which the penalty is evaluated, crowded towards the faint end
 _WORTH: Final = 9.0  # least gain of a corner in chi2 and in cross-validation: its place is one more parameter
 
 
@@ -77,16 +79,20 @@ class Nuisance:
     drift: float = 2e-4  # relative, of the photodiode over a day
     temperature: float = 2e-3  # 1/K, of the gain
     shutter: float = 1e-3  # s, by which the detector sees the lamp longer than the photodiode
-    bend: float = 0.03  # change of the slope of S from dark to the highest level
+    bend: float = 0.02  # change of the slope of S from dark to the highest level, to a factor of e
 
 
 @dataclass(frozen=True)
 class Model:
-    """Where the spline has knots, to which level it goes, and where its corner is, in adu; no corner: NaN."""
+    """Where the spline has knots, to which level it goes, and where its corner is, in adu; no corner: NaN.
+
+    ``bend`` is the rms change of the slope of S from dark to ``top``, the strength of the penalty.
+    """
 
     knots: tuple[float, ...]
     top: float
     corner: float = float("nan")
+    bend: float = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,14 +161,23 @@ def spline_columns(model: Model, level: Floats) -> Floats:
     return np.asarray(columns)
 
 
-def _penalty(model: Model, bend: float) -> Floats:
-    """Rows (grid, k) whose sum of squares with the spline's parameters is the penalty; the corner is free of it."""
-    share = (np.arange(_GRID) + 0.5) / _GRID
-    level, width = model.top * share**3, 3 * model.top * share**2 / _GRID
+def spline_model(top: float, corner: float = np.nan, bend: float = Model.bend) -> Model:
+    """Spline up to a level ``top``, adu, with all its knots."""
+    return Model(tuple(top * (np.arange(1, _KNOTS + 1) / (_KNOTS + 1)) ** 2), top, corner, bend)
+
+
+def _penalty(model: Model) -> Floats:
+    """Rows whose sum of squares with the spline's parameters is ``top integral of S''**2 / bend**2``; no corner in it.
+
+    Two nodes between knots are exact: the second derivative is straight there.
+    """
+    edges = np.r_[0.0, model.knots, model.top]
+    half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
+    level, width = np.r_[middle - half / np.sqrt(3), middle + half / np.sqrt(3)], np.r_[half, half]
     ends = np.r_[[0.0] * 4, model.knots, [model.top] * 4]
     second = BSpline(ends, np.eye(len(ends) - 4), 3).derivative(2)(level)[:, 1:]
-    rows = second * np.sqrt(width * model.top)[:, None] / bend
-    return np.column_stack([rows, np.zeros(_GRID)]) if np.isfinite(model.corner) else rows
+    rows = second * np.sqrt(width * model.top)[:, None] / model.bend
+    return np.column_stack([rows, np.zeros(len(rows))]) if np.isfinite(model.corner) else rows
 
 
 def _nuisance(ladder: Ladder, light: Floats, prior: Nuisance) -> list[Floats]:
@@ -225,8 +240,8 @@ def _columns(ladder: Ladder, model: Model, prior: Nuisance) -> _Columns:
     one_each = light[:, None] * (ladder.group[:, None] == np.arange(1, groups))
     design = np.column_stack([-spline, one_each, *others])
     free, total = spline.shape[1] + groups - 1, design.shape[1]
-    smooth, width = np.zeros((_GRID, total)), np.eye(total)[free:]
-    smooth[:, : spline.shape[1]] = _penalty(model, prior.bend)
+    penalty, width = _penalty(model), np.eye(total)[free:]
+    smooth = np.pad(penalty, ((0, 0), (0, total - spline.shape[1])))
     return _Columns(light, design, np.vstack([smooth, width]), spline.shape[1])
 
 
@@ -290,51 +305,40 @@ def noise_model(ladder: Ladder, model: Model, prior: Nuisance, start: Floats) ->
     return np.asarray(parts.sum(axis=0) + known)
 
 
-def _knots(ladder: Ladder, low: int, high: int, corner: float) -> tuple[float, ...]:
-    """Knots, log-spaced below a tenth of the highest level; above it evenly, but at twice the density from 0.7 on.
-
-    They are twice as dense near a corner too. Two levels lie between neighbours, or a knot is left out.
-    """
-    signal, top = ladder.signal, float(ladder.signal.max())
-    number = clusters(signal)
-    levels = np.bincount(number, signal) / np.bincount(number)
-    grid = np.linspace(0.1 * top, top, 1001)
-    density = np.where(grid > 0.7 * top, 2.0, 1.0) + (np.abs(grid - corner) < 0.1 * top)
-    share = np.cumsum(density) / density.sum()
-    faint = np.geomspace(max(2 * levels[0], 2e-3 * top), 0.1 * top, low + 1)[:low]
-    wanted = [*faint, *np.interp((np.arange(high) + 0.5) / max(high, 1), share, grid)]
-    kept: list[float] = []
-    for knot in wanted:
-        before = kept[-1] if kept else 0.0
-        if ((levels > before) & (levels < knot)).sum() >= 2 and (levels > knot).sum() >= 2:
-            kept.append(float(knot))
-    return tuple(kept)
-
-
-def models(ladder: Ladder, corner: float = np.nan) -> list[Model]:
-    """Splines from stiff to supple, as supple as the ladder has levels for."""
-    room = int(clusters(ladder.signal).max()) - int(ladder.group.max()) - 4 - int(np.isfinite(corner))
-    found = {_knots(ladder, low, high, corner) for low in _LOW for high in _HIGH}
-    kept = sorted((k for k in found if len(k) <= max(room, 0)), key=lambda k: (len(k), k))
-    return [Model(knots, float(ladder.signal.max()), corner) for knots in kept or [()]]
-
-
 def choose_model(ladder: Ladder, variance: Floats, prior: Nuisance) -> Solution:
-    """Spline, and corner if it is worth it: the most supple whose score is within `_SLACK` of the best.
-
-    A spline that is too stiff is off by more than its error says; one that is too supple says so in its error.
-    """
-    best = _supplest([solve(ladder, model, variance, prior) for model in models(ladder)])
-    corner = _corner(ladder, best.model, variance, prior)
+    """Spline as supple as the ladder says, with a corner if cross-validation finds it worth it."""
+    top = float(ladder.signal.max())
+    smooth = _bent(ladder, spline_model(top), variance, prior)
+    corner = _corner(ladder, smooth.model, variance, prior)
     if np.isnan(corner):
-        return best
-    bent = _supplest([solve(ladder, model, variance, prior) for model in models(ladder, corner)])
-    return bent if bent.score < best.score - _WORTH else best
+        return smooth
+    kinked = _bent(ladder, spline_model(top, corner), variance, prior)
+    return kinked if kinked.score < smooth.score - _WORTH else smooth
 
 
-def _supplest(found: list[Solution]) -> Solution:
-    least = min(one.score for one in found)
-    return max((one for one in found if one.score <= least + _SLACK), key=lambda one: len(one.model.knots))
+def _bent(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> Solution:
+    """Solution with the bend of greatest restricted likelihood, times that of the expected one.
+
+    The top of the parabola through the best of `_BENDS` and its neighbours is taken.
+    """
+    trials = np.log(_BENDS)
+    cost = np.array([trial**2 + _likelihood(ladder, _bend(model, prior, trial), variance, prior) for trial in trials])
+    best = int(np.clip(cost.argmin(), 1, len(cost) - 2))
+    (low, middle, high), step = cost[best - 1 : best + 2], trials[1] - trials[0]
+    away = (low - high) / 2 / max(low - 2 * middle + high, 1e-9)
+    return solve(ladder, _bend(model, prior, trials[best] + step * float(np.clip(away, -1, 1))), variance, prior)
+
+
+def _bend(model: Model, prior: Nuisance, logarithm: float) -> Model:
+    return replace(model, bend=prior.bend * float(np.exp(logarithm)))
+
+
+def _likelihood(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> float:
+    """Minus twice the logarithm of the restricted likelihood of a bend, to a constant: a line has no penalty."""
+    it = _problem(ladder, model, variance, prior)
+    chi2 = float(np.sum(it.target**2) - np.sum((it.q.T @ it.target) ** 2))
+    determinant = 2 * float(np.log(np.abs(np.diag(it.r)) * it.scale).sum())
+    return chi2 + determinant + 2 * (len(model.knots) + 2) * float(np.log(model.bend))
 
 
 def _corner(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> float:

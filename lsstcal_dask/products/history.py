@@ -1,4 +1,4 @@
-"""Gains compared: two methods across amplifiers, and one amplifier through time (Lupton 2016, Sec. 2.2)."""
+"""Gains compared: two methods across amplifiers, and amplifiers or a CCD through time (Lupton 2016, Sec. 2.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 
-__all__ = ["Agreement", "Change", "compare_gains", "find_changes"]
+__all__ = ["Agreement", "Change", "common_series", "compare_gains", "find_changes"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,34 @@ def find_changes(time: ArrayLike, value: ArrayLike, error: ArrayLike, threshold:
     good = np.flatnonzero(np.isfinite(v) & (e > 0))
     found = _changes(t[good], v[good], e[good], threshold, 0)
     return [Change(c.kind, int(good[c.at]), c.size, c.error) for c in sorted(found, key=lambda c: c.at)]
+
+
+def common_series(value: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """What all amplifiers of a CCD have in common through time: geometric means of their values over their own mean.
+
+    An amplifier has the same weight in every epoch, so that one that is noisier, or another mean, is no change; those
+    that lack an epoch in which others are there take no part.
+
+    Parameters
+    ----------
+    value, error : (epoch, amplifier), any unit; NaN where there is none.
+
+    Returns
+    -------
+    (epoch,) each, relative: the series about one, and its errors; NaN in epochs without amplifiers.
+    """
+    v, e = np.asarray(value, float), np.asarray(error, float)
+    good = np.isfinite(v) & (e > 0)
+    epochs = good.any(axis=1)
+    whole = good[epochs].all(axis=0) if epochs.any() else np.zeros(v.shape[1], bool)
+    found = np.full((2, len(v)), np.nan)
+    if whole.any():
+        own, relative = v[np.ix_(epochs, whole)], (e / v)[np.ix_(epochs, whole)]
+        weight = 1 / np.mean(relative**2, axis=0)
+        weight /= weight.sum()
+        about = np.log(own) - np.log(own).mean(axis=0)
+        found[:, epochs] = np.exp(about @ weight), np.sqrt(relative**2 @ weight**2)
+    return found[0], found[1]
 
 
 def _changes(t: np.ndarray, v: np.ndarray, e: np.ndarray, threshold: float, start: int) -> list[Change]:

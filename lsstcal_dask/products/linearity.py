@@ -19,9 +19,9 @@ from lsstcal_dask.products.curvefit import (
     Solution,
     choose_model,
     clusters,
-    models,
     noise_model,
     solve,
+    spline_model,
     steps,
 )
 from lsstcal_dask.products.ladder import find_rungs, flat_means, make_ladder, plateau
@@ -73,7 +73,7 @@ class LinearityConfig(BaseModel):
     drift: float = Field(2e-4, ge=0, description="relative rms drift of the photodiode over a day")
     temperature: float = Field(2e-3, ge=0, description="1/K rms, slope of the gain with temperature")
     shutter: float = Field(1e-3, ge=0, description="s rms by which detector and photodiode see different times")
-    bend: float = Field(0.03, gt=0, description="rms change of slope from dark to the brightest flat")
+    bend: float = Field(0.02, gt=0, description="rms change of slope from dark to the brightest flat, roughly")
     overscan: OverscanConfig = OverscanConfig()
 
     @property
@@ -128,7 +128,7 @@ def _fit(ladder: Ladder, use: np.ndarray, clip: float, prior: Nuisance) -> tuple
     """Model, noise and outliers in turn."""
     part = ladder.take(use)
     variance = 1e-8 + (part.floor / part.signal) ** 2 + 1e-3 / part.signal / max(np.sqrt(len(part.signal)), 1)
-    found = solve(part, models(part)[-1], variance, prior)
+    found = solve(part, spline_model(float(part.signal.max()), bend=prior.bend), variance, prior)
     for _ in range(_ROUNDS):
         variance = noise_model(part, found.model, prior, variance)
         found = choose_model(part, variance, prior)
@@ -141,7 +141,8 @@ def _fit(ladder: Ladder, use: np.ndarray, clip: float, prior: Nuisance) -> tuple
                 raise DegenerateSolution(
                     f"of {len(wild)} flats most contradict each other: photodiode and signal have nothing in common"
                 )
-            found = solve(part, replace(found.model, top=float(part.signal.max())), variance, prior)
+            model = spline_model(float(part.signal.max()), found.model.corner, found.model.bend)
+            found = solve(part, model, variance, prior)
     return solve(part, found.model, noise_model(part, found.model, prior, variance), prior), use
 
 
@@ -201,7 +202,7 @@ def _below(model: Model, part: Ladder) -> Model:
     """The model without its highest knots, so that it cannot follow a few levels that begin to saturate."""
     top = float(part.signal.max())
     knots = tuple(knot for knot in model.knots if knot < _STIFF * top)
-    return Model(knots, top, model.corner if model.corner < _STIFF * top else np.nan)
+    return Model(knots, top, model.corner if model.corner < _STIFF * top else np.nan, model.bend)
 
 
 def _turnoff(ladder: Ladder, bad: np.ndarray, found: Solution) -> float:
@@ -334,7 +335,7 @@ def _dataset(fitted: Fitted, limits: dict[str, float]) -> xr.Dataset:
     summary = {
         "exposures": int(fitted.used.sum()),
         "residual": rms,
-        "knots": len(solution.model.knots),
+        "bend": solution.model.bend,
         "corner": float(solution.model.corner) if np.isfinite(solution.model.corner) else None,
         "ceiling": float(ceiling),
         "largest_correction": float(np.abs(correction[1:] / level[1:]).max()),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
-from lsstcal_dask.products.history import compare_gains, find_changes
+from lsstcal_dask.products.history import common_series, compare_gains, find_changes
 
 
 def series(seed, n=40, error=1e-3):
@@ -56,6 +56,15 @@ def test_two_epochs_can_only_jump():
         find_changes([1, 0], [1, 1], [1, 1])
     with pytest.raises(InconsistentGeometry, match="one series"):
         find_changes([0, 1], [1.0], [1.0])
+
+
+def test_amplifiers_of_a_ccd_in_common_by_hand():
+    value = np.array([[1.0, 2.0, np.nan], [1.1, 2.2, 3.0], [np.nan, np.nan, np.nan], [1.1, 2.2, 3.3]])
+    found, error = common_series(value, 0.01 * value)
+    np.testing.assert_allclose(found[[1, 3]] / found[0], 1.1)  # the third amplifier has no first epoch
+    np.testing.assert_allclose(error[[0, 1, 3]], 0.01 / np.sqrt(2))
+    assert np.isnan(found[2])
+    assert np.isnan(common_series(value[:, 2:] * np.nan, value[:, 2:])).all()
 
 
 def ratios(seed, n=16, scatter=0.0):

@@ -10,7 +10,16 @@ import xarray as xr
 from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.isr.linearity import curve, tables
-from lsstcal_dask.products.curvefit import Ladder, Model, Nuisance, clusters, noise_model, solve, spline_columns
+from lsstcal_dask.products.curvefit import (
+    Ladder,
+    Model,
+    Nuisance,
+    clusters,
+    noise_model,
+    solve,
+    spline_columns,
+    spline_model,
+)
 from lsstcal_dask.products.ladder import find_rungs, make_ladder, plateau
 from lsstcal_dask.products.linearity import LinearityConfig, check_linearity, fit_ladder, measure_linearity
 from lsstcal_dask.simulate import Settings
@@ -74,7 +83,7 @@ def test_closed_loop_meets_the_targets():
     assert np.median(rms) <= 1e-4
     assert max(high) <= 3e-4
     # about ten independent numbers in a curve: 60 in all, whose rms scatters by 9 %
-    assert 0.7 < np.sqrt(np.mean(np.square(pulls))) < 1.4
+    assert 0.63 < np.sqrt(np.mean(np.square(pulls))) < 1.36  # 0.9 to 1.1, and three times that
     assert np.abs(scales).max() < 4
 
 
@@ -91,8 +100,10 @@ def test_noise_is_recovered_and_sets_the_error():
         part = found.ladder
         true = (1e-4) ** 2 + (2e-14 / part.light) ** 2 + 1 / 1.5 / PIXELS / part.signal + (FLOOR / part.signal) ** 2
         bright = part.signal > 10e3
-        # 100 exposures less 20 parameters: the noise is known to 8 %
-        assert np.sqrt(found.solution.variance[bright] / true[bright]) == pytest.approx(1.0, abs=0.32)
+        ratio = found.solution.variance[bright] / true[bright]
+        # 100 exposures less 25 parameters: the noise as a whole is known to 8 %, in each of its three terms to 14 %
+        assert np.sqrt(ratio.mean()) == pytest.approx(1.0, abs=4 * 0.08)
+        assert np.sqrt(ratio) == pytest.approx(1.0, abs=4 * 0.14)
 
 
 def test_a_corner_is_found():
@@ -111,13 +122,45 @@ def test_spline_by_hand():
     ladder = Ladder(
         signal, light, np.ones(40), np.zeros(40), nothing, np.zeros(40, np.int64), np.zeros(40)
     )  # fmt: skip
-    prior = Nuisance(leak=0.0, drift=0.0, bend=1e3)
-    found = solve(ladder, Model((), 50e3), np.full(40, 1e-10), prior)
+    prior = Nuisance(leak=0.0, drift=0.0)
+    found = solve(ladder, Model((), 50e3, bend=1e3), np.full(40, 1e-10), prior)
     level = np.array([0.0, 1e3, 20e3, 50e3])
     np.testing.assert_allclose(found.correction(level)[0], 1e-7 * level**2, atol=0.05)
     columns = spline_columns(Model((), 50e3), np.array([50e3, 60e3]))
     np.testing.assert_allclose(columns[0], [0, 0, 1], atol=1e-12)
     np.testing.assert_allclose(columns[1] - columns[0], np.array([0, -3, 3]) * 10e3 / 50e3, atol=1e-12)
+
+
+def wandering(random, bend, top, steps=20_000):
+    """Curve S (adu) of levels, whose slope is zero at zero and wanders by ``bend`` up to ``top``."""
+    grid = np.linspace(0, top, steps + 1)
+    slope = np.r_[0.0, bend * np.cumsum(random.standard_normal(steps)) / np.sqrt(steps)]
+    area = np.r_[0.0, np.cumsum((slope[1:] + slope[:-1]) / 2) * top / steps]
+    return lambda level: np.interp(level, grid, area)
+
+
+def test_errors_are_those_of_curves_that_wander_as_the_penalty_says():
+    """Pulls of scale and shape over 300 curves: rms of one each, to 1 / sqrt(600) for the scale."""
+    random, prior, top = np.random.default_rng(1), Nuisance(leak=0.3, drift=0.0, shutter=0.0), 100e3
+    model, grid = spline_model(top, bend=0.01), np.linspace(1000, 0.97 * top, 60)
+    signal = np.repeat(np.r_[np.geomspace(150, 5e3, 14), np.linspace(8e3, top, 30)], 2)
+    variance = 1e-8 + (0.02 / signal) ** 2
+    project, scales, shapes = np.eye(60) - 1 / 60, [], []
+    for _ in range(300):
+        curve_of = wandering(random, 0.01, top)
+        light = signal + curve_of(signal) + 0.3 * random.standard_normal()
+        light = UNIT * light * (1 + np.sqrt(variance) * random.standard_normal(len(signal)))
+        nothing = np.full(len(signal), np.nan)
+        group, floor = np.zeros(len(signal), np.int64), np.zeros(len(signal))
+        found = solve(Ladder(signal, light, nothing, nothing * 0, nothing, group, floor), model, variance, prior)
+        correction, covariance = found.correction(grid)
+        truth = grid + curve_of(grid)
+        ratio, relative = (grid + correction) / truth - 1, covariance / truth / truth[:, None]
+        scales.append(ratio.mean() / np.sqrt(relative.mean()))
+        shapes.append(project @ ratio / np.sqrt(np.diag(project @ relative @ project)))
+    assert np.sqrt(np.mean(np.square(scales))) == pytest.approx(1.0, abs=4 / np.sqrt(600))
+    # ten independent numbers or more in each shape
+    assert np.sqrt(np.mean(np.square(shapes))) == pytest.approx(1.0, abs=4 / np.sqrt(6000))
 
 
 def test_noise_model_finds_a_constant_relative_noise():

@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.special import ndtri
+from scipy.stats import moyal
 
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument import load_camera
-from lsstcal_dask.products.muons import Tracks, compare_tracks, dark_tracks, find_tracks
+from lsstcal_dask.products.history import common_series, find_changes
+from lsstcal_dask.products.muons import (
+    MuonConfig,
+    Tracks,
+    check_muons,
+    dark_tracks,
+    find_tracks,
+    measure_muons,
+    muon_amplifiers,
+    typical_loss,
+)
 from lsstcal_dask.simulate.cosmics import CosmicRays, cosmic_rays
 
 CAMERA = load_camera("mini9")
@@ -35,21 +45,39 @@ def test_what_is_no_muon_is_left_out():
 
 
 def losses(seed, n, gain=1.0):
-    rng = np.random.default_rng(seed)
-    return Tracks(np.ones(n), np.exp(0.2 * ndtri(rng.random(n))) / gain)
+    """Moyal's distribution, like Landau's: skewed, and here 20 % wide."""
+    return Tracks(np.ones(n), moyal.rvs(loc=80, scale=8, size=n, random_state=seed) / gain)
 
 
-def test_ratio_and_error_of_normal_logarithms():
-    """Hodges and Lehmann's shift of normal samples: unbiased, error sqrt(pi / 3) of that of means."""
-    found = [compare_tracks(losses(2 * s, 150), losses(2 * s + 1, 100, gain=1.02)) for s in range(150)]
-    pulls = np.array([(f.ratio - 1.02) / f.error for f in found])
-    assert abs(pulls.mean()) < 3.5 / np.sqrt(150)
-    assert pulls.std() == pytest.approx(1, abs=3.5 / np.sqrt(300))
-    expected = 1.02 * 0.2 * np.sqrt(np.pi / 3 * (1 / 150 + 1 / 100))
-    assert np.mean([f.error for f in found]) == pytest.approx(expected, rel=0.03)
-    assert found[0].tracks == (150, 100)
-    with pytest.raises(InsufficientInputs, match="9 and 150 muon tracks"):
-        compare_tracks(losses(1, 9), losses(2, 150))
+def test_typical_loss_and_its_error():
+    """Of 300 samples of 60: scatter of ln(loss) as told; the truth is that of a large sample."""
+    truth = np.log(np.mean([typical_loss(losses(1000 + s, 500))[0] for s in range(40)]))
+    found = np.array([typical_loss(losses(s, 60)) for s in range(300)])
+    pulls = (np.log(found[:, 0]) - truth) / (found[:, 1] / found[:, 0])
+    assert abs(pulls.mean()) < 3.5 / np.sqrt(300)
+    # the rank statistic knows a symmetric distribution; of this one it is right to 5 %
+    assert pulls.std() == pytest.approx(1, abs=3.5 / np.sqrt(600) + 0.05)
+    with pytest.raises(InsufficientInputs, match="9 muon tracks, 10 are needed"):
+        typical_loss(losses(1, 9))
+
+
+def test_a_jump_of_five_per_cent_is_found_by_enough_muons():
+    """Sixteen amplifiers of 140 tracks an epoch, whose gains rise by 5 %: 0.4 % an epoch, 9 sigma."""
+    own = 1 + 0.03 * np.random.default_rng(0).standard_normal(16)
+    found = np.array(
+        [
+            [typical_loss(losses(100 * epoch + i, 140, gain=own[i] * (1.05 if epoch >= 3 else 1))) for i in range(16)]
+            for epoch in range(6)
+        ]
+    )
+    gain, relative = 1 / found[..., 0], found[..., 1] / found[..., 0]
+    value, error = common_series(gain * 1e3, gain * relative * 1e3)
+    assert error == pytest.approx(0.2 / np.sqrt(16 * 140), rel=0.25)
+    (change,) = find_changes(np.arange(6), 1 / value, error / value**2)
+    assert (change.kind, change.at) == ("jump", 3)
+    assert change.sigma < -5
+    assert change.size == pytest.approx(1 / 1.05 - 1, abs=4 * change.error)
+    assert find_changes(np.arange(3), value[:3], error[:3]) == []
 
 
 def simulated(exposure, gain):
@@ -79,15 +107,31 @@ def all_tracks(raw):
 
 
 def test_a_drift_of_simulated_gains_is_found():
-    """Of a CCD: the ratio within its error, and a loss of some 80 electrons per um."""
+    """Of a CCD: the ratio within its error, and a loss of some 90 electrons per um; amplifiers as far as they can."""
     raw = epoch(1, 6, 1.5)
-    first, second = all_tracks(raw), all_tracks(epoch(101, 6, 1.65))
-    found = compare_tracks(first, second)
-    assert min(found.tracks) > 100
-    # Landau's distribution is about 20 % wide
-    assert found.error == pytest.approx(0.2 * np.sqrt(1 / found.tracks[0] + 1 / found.tracks[1]), rel=0.5)
-    assert abs(found.ratio - 1.1) < 4 * found.error
-    assert abs(found.ratio - 1) > 3 * found.error
-    assert 70 < 1.5 * np.median(first.loss) < 110
+    first, second = all_tracks(raw), all_tracks(epoch(101, 6, 1.8))
+    (before, a), (after, b) = typical_loss(first), typical_loss(second)
+    error = np.hypot(a / before, b / after)
+    assert min(len(first.path), len(second.path)) > 100
+    # Landau's distribution is 20 % wide, and of the shortest tracks the length is known to 10 %
+    assert 0.15 < a / before * np.sqrt(len(first.path)) < 0.4
+    assert abs(np.log(before / after) - np.log(1.2)) < 4 * error
+    assert np.log(before / after) > 3 * error
+    assert 70 < 1.5 * before < 110
+    made = dict(muon_amplifiers(raw, CAMERA.detectors[0], None, MuonConfig(), {}))
+    told = [one for one in made.values() if np.isfinite(one["gain_muons"])]
+    assert told
+    assert all(float(one["muon_tracks"]) >= 10 and float(one["gain_muons_error"]) > 0 for one in told)
+    silent = [one.attrs["remarks"][0] for one in made.values() if not np.isfinite(one["gain_muons"])]
+    assert silent
+    assert all("muon tracks, 10 are needed: add darks" in remark for remark in silent)
+
+
+def test_without_darks_there_are_no_muons(no_compute):
+    raw = epoch(1, 1, 1.5)
     with pytest.raises(InsufficientInputs, match="no dark exposures"):
         dark_tracks(raw.isel(exposure=[]), CAMERA.detectors[0].amplifiers[0], 0.01, {})
+    with pytest.raises(InsufficientInputs, match="muons: no dark exposures"):
+        check_muons(raw.isel(exposure=[]), MuonConfig())
+    lazy = measure_muons(raw.expand_dims(detector=["R22_S00"]), CAMERA, {})
+    assert lazy["gain_muons"].attrs["units"] == "electron/adu"
