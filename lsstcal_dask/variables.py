@@ -129,8 +129,6 @@ VARIABLES: Final[dict[str, Variable]] = {
         ("detector", *_PIXELS), "iu", ("",), "exposures that entered a pixel: its degrees of freedom + 1"
     ),
     "column_level": Variable(("detector", "amplifier", "x"), "f", ("adu",), "parallel overscan above the serial one"),
-    "flat": Variable(("detector", *_PIXELS), "f", ("1",), "response over that of the focal plane (§7, §9)"),
-    "flat_variance": Variable(("detector", *_PIXELS), "f", ("1",), "variance of `flat`"),
     "defect_kind": Variable(("detector", *_PIXELS), "u", ("",), "bit flags, see DEFECT_KINDS (Sec. 2.4)"),
     "overscan": Variable(("exposure", "detector", "amplifier", "y"), "f", ("adu",), "overscan level of a row"),
     "level": Variable(("exposure", "detector", "amplifier"), "f", ("adu", "electron/s"), "mean residual of one frame"),

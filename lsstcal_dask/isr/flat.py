@@ -23,7 +23,7 @@ def divide_by_flat(frame: Frame, flat: xr.Dataset) -> Frame:
 
     Parameters
     ----------
-    flat : ``flat`` (amplifier, y, x) and ``flat_variance``, of this detector.
+    flat : ``image`` (amplifier, y, x), of mean 1 over the focal plane, and its ``variance``, of this detector.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def _planes(frame: Frame, flat: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
             f"exposure {frame.exposure}: {frame.detector.name} {missing[0]}: is not in the flat field: make it again"
         )
     places = [known.index(name) for name in names]
-    response, noise = (np.asarray(flat[name].values, np.float32)[places] for name in ("flat", "flat_variance"))
+    response, noise = (np.asarray(flat[name].values, np.float32)[places] for name in ("image", "variance"))
     return np.where(response > 0, response, np.float32(np.nan)), noise
 
 

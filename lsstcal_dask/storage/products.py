@@ -48,7 +48,7 @@ __all__ = [
 CAMERA_TEAM = "camera_team"
 """Origin of a product that was delivered; all others are ``remeasured``."""
 
-_MAIN = ("image", "gain", "flat")
+_MAIN = ("image", "gain")
 """Variables without which an amplifier of a product that has them is of no use."""
 
 

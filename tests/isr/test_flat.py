@@ -48,7 +48,7 @@ def frame(image, variance=None, rows=None):
 
 def flat(values, variance=0.0, names="A"):
     values = np.asarray(values, np.float32)
-    planes = {"flat": values, "flat_variance": np.broadcast_to(np.float32(variance), values.shape)}
+    planes = {"image": values, "variance": np.broadcast_to(np.float32(variance), values.shape)}
     return xr.Dataset(
         {name: (("amplifier", "y", "x"), plane) for name, plane in planes.items()}, {"amplifier": list(names)}
     )
@@ -58,7 +58,7 @@ def random_frame(seed, level=1000.0):
     """Light of one level seen by pixels of unlike response, and the flats of two spectra."""
     rng = np.random.default_rng(seed)
     sky, stars = (flat(rng.normal(1, 0.05, (2, *SHAPE)), 1e-6, "AB") for _ in range(2))
-    expected = level * sky["flat"].values.astype(float)
+    expected = level * sky["image"].values.astype(float)
     image = rng.poisson(expected).astype(np.float32)
     return frame(image, expected, np.full((2, SHAPE[0]), 2.0)), sky, stars
 
@@ -102,7 +102,7 @@ def test_the_sky_becomes_smooth_and_keeps_its_noise():
     pulls = (found.image - 1000.0) / np.sqrt(found.variance)
     assert abs(pulls.std() - 1) < 4 / np.sqrt(2 * pulls.size)
     signal_to_noise = [
-        f.image**2 / f.variance for f in (before, divide_by_flat(before, sky.assign(flat_variance=0 * sky.flat)))
+        f.image**2 / f.variance for f in (before, divide_by_flat(before, sky.assign(variance=0 * sky.image)))
     ]
     np.testing.assert_allclose(*signal_to_noise, rtol=1e-5)
     # without the flat, its scatter of 5 % is 1.6 times the noise
