@@ -28,7 +28,6 @@ def detector(shape, names="A", overscan=0):
         "read_noise": 6.0,
     }
     where = {
-        "parallel_overscan": Box(0, 0, 0, 0),
         "raw_shape": (ny, nx + overscan),
         "position": (0, 0),
         "flip_x": False,
