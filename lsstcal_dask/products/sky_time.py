@@ -1,8 +1,9 @@
 """Spectrum of the sky at the time of a visit, from those taken before and after it (♥2, SCIENCE 2.8.3).
 
-Airglow waves with periods of 10-20 min. The brightness of each group of families is a random process about an unknown
-mean, with correlation exp(-t**2 / (2 scale**2)); the spectrum of a visit is the sum of the night's spectra with the
-least expected error under that (ordinary kriging), and what is expected is an error of its own, one for each group.
+The brightness of each group of families is a random process about an unknown mean: waves of 2 km that pass at 60 km/h
+(Lupton 2016, Sec. 2.9), so that a place changes within a minute, and a slow change over hours. Both have covariances
+rms**2 exp(-|t| / scale). The spectrum of a visit is the sum of the night's spectra with the least expected error
+(ordinary kriging), and that error is a mode of its own for each group.
 """
 
 from collections.abc import Sequence
@@ -21,29 +22,35 @@ __all__ = ["SkyVariation", "kriging", "sky_spectrum"]
 
 @dataclass(frozen=True)
 class SkyVariation:
-    """How the sky changes: standard deviation and time scale after the waves that Lupton 2016, ♥2 describes."""
+    """How the sky changes at a place; standard deviations are relative, times in minutes."""
 
-    rms: float = 0.1  # relative
-    scale: float = 4.0  # min: waves of 10-20 min have lost half of their correlation after a sixth to a third of that
-    noise: float = 0.01  # relative, of the brightness of a family in a spectrum
-    stale: float = 20.0  # min from a visit, beyond which a spectrum says nothing of it
+    waves: float = 0.08
+    passing: float = 0.7  # a third of what a wave takes to pass
+    slow: float = 0.08
+    lasting: float = 120.0
+    noise: float = 0.01  # of the brightness of a family in a spectrum
+    stale: float = 20.0  # from a visit, beyond which a spectrum says too little of it
+
+    def covariance(self, minutes: np.ndarray) -> np.ndarray:
+        """Of the relative brightness at two times."""
+        away = np.abs(minutes)
+        return np.asarray(self.waves**2 * np.exp(-away / self.passing) + self.slow**2 * np.exp(-away / self.lasting))
 
 
 def kriging(minutes: np.ndarray, variation: SkyVariation = SkyVariation()) -> tuple[np.ndarray, float]:
     """Weights of the best sum of values at times (min from where it is wanted), and its relative error.
 
-    Minimises w'Kw - 2 w'k + rms**2 under sum(w) = 1, K and k the covariances among times and with the wanted one.
+    Minimises w'(K + noise**2)w - 2 w'k + K(0) under sum(w) = 1, K and k the covariances among times and with the
+    wanted one. The error is without the noise, which the values bring along.
     """
     size = len(minutes)
-    away = minutes[:, None] - minutes
-    matrix = np.zeros((size + 1, size + 1))
-    matrix[:size, :size] = variation.rms**2 * np.exp(-0.5 * (away / variation.scale) ** 2)
-    matrix[np.arange(size), np.arange(size)] += variation.noise**2
-    matrix[size, :size] = matrix[:size, size] = 1.0
-    wanted = np.append(variation.rms**2 * np.exp(-0.5 * (minutes / variation.scale) ** 2), 1.0)
-    found = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
-    variance = variation.rms**2 - found @ wanted
-    return found[:size], float(np.sqrt(max(variance - variation.noise**2 * found[:size] @ found[:size], 0.0)))
+    among, wanted = variation.covariance(minutes[:, None] - minutes), variation.covariance(minutes)
+    matrix = np.ones((size + 1, size + 1))
+    matrix[:size, :size] = among + variation.noise**2 * np.eye(size)
+    matrix[size, size] = 0.0
+    weights = np.linalg.lstsq(matrix, np.append(wanted, 1.0), rcond=None)[0][:size]
+    variance = weights @ among @ weights - 2 * weights @ wanted + variation.covariance(np.zeros(1))[0]
+    return weights, float(np.sqrt(max(variance, 0.0)))
 
 
 def sky_spectrum(
