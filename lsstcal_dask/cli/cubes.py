@@ -1,6 +1,7 @@
-"""Commands of flat cubes: cube."""
+"""Commands of flat cubes and of the flats that are made from them: cube, synthesize."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,8 @@ from lsstcal_dask.cli.app import (
     app,
     compute_with,
     finish,
+    iso,
+    report,
     say,
     shows_progress,
 )
@@ -62,3 +65,42 @@ def cube(
         )
         result |= {"number": made.pointer.number, "wavelengths": nm}
     finish(result, made.errors, as_json)
+
+
+@app.command()
+def synthesize(
+    store: StoreArgument,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="sky_flat or photometric_flat; or another name.")],
+    band: Annotated[str, typer.Option("--filter", help="Filter: the product is KIND-FILTER.")],
+    spectrum: Annotated[
+        str, typer.Option(help="File of the source's spectrum (FITS, ECSV), or flat-fnu: even energy per frequency.")
+    ] = "flat-fnu",
+    atmosphere: Annotated[str | None, typer.Option(help="File of the air's transmission; none by default.")] = None,
+    cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
+    valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the cube's first.")] = "",
+    valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
+    clean: Annotated[bool, typer.Option("--clean", help="Leave out the dust that 'contamination' found.")] = False,
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the flat of a source from a cube, for one filter.
+
+    'calibrate' divides science frames by sky_flat-FILTER, and puts photometric_flat-FILTER in its place.
+    """
+    from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.flatfields import Wanted, make_flat, product_of, source_of  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config).synthesis, open_store(store)
+    wanted = Wanted(kind, band, source_of(opened, band, spectrum, atmosphere), cube, dust=not clean)
+    validity = Validity(iso(valid_from), iso(valid_until))
+
+    def make(compute: Any) -> Iterator[tuple[str, Any]]:
+        yield product_of(kind, band), make_flat(opened, wanted, settings, compute, validity, shows_progress())
+
+    with compute_with(scheduler, workers, memory) as compute:
+        report(opened, make(compute), as_json, "synthesised")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.isr.sequence import IsrConfig
+from lsstcal_dask.products.contamination import ContaminationConfig
 from lsstcal_dask.products.continuity import ContinuityConfig
 from lsstcal_dask.products.crosstalk import CrosstalkConfig
 from lsstcal_dask.products.dark import DarkConfig
@@ -22,9 +23,13 @@ from lsstcal_dask.products.muons import MuonConfig
 from lsstcal_dask.products.saturation import SaturationConfig
 from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
+from lsstcal_dask.products.synthesis import SynthesisConfig
 from lsstcal_dask.products.transfer import TransferConfig
 
 __all__ = ["Config", "read_config", "read_settings"]
+
+
+_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination")
 
 
 class Config(BaseModel):
@@ -47,13 +52,15 @@ class Config(BaseModel):
     crosstalk: CrosstalkConfig = CrosstalkConfig()
     calibrate: IsrConfig = IsrConfig()
     cube: MonochromaticConfig = MonochromaticConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    contamination: ContaminationConfig = ContaminationConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _share_overscan(cls, tables: Any) -> Any:
         if not isinstance(tables, dict) or "overscan" not in tables:
             return tables
-        sharing = {name: tables.get(name, {}) for name in cls.model_fields if name not in ("overscan", "cube")}
+        sharing = {name: tables.get(name, {}) for name in cls.model_fields if name not in _WITHOUT_OVERSCAN}
         given = {k: {"overscan": tables["overscan"], **t} if isinstance(t, dict) else t for k, t in sharing.items()}
         return {**tables, **given}
 

@@ -1,0 +1,216 @@
+"""Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
+from lsstcal_dask.mapping import AmplifierResults
+from lsstcal_dask.physics.passbands import Surface, passband_from_table, surface
+from lsstcal_dask.physics.spectra import Curve, Spectrum, from_photons
+from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
+from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
+from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
+from lsstcal_dask.products.weights import make_weights
+from lsstcal_dask.storage.cubes import Cube, read_cube
+from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
+from lsstcal_dask.storage.provenance import digest, software
+from lsstcal_dask.storage.tables import input_names, read_input
+from lsstcal_dask.variables import NOTE
+
+__all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_passband", "source_of"]
+
+FLAT_FNU: Final = "flat-fnu"
+"""Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
+
+_UNFILTERED: Final = ("none", "")
+_WHOLE_NM: Final = (250.0, 1300.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A flat that is asked for."""
+
+    kind: str  # sky_flat, photometric_flat, or another name
+    band: str  # filter
+    source: Source
+    cube: str = "flats"
+    dust: bool = True  # with that of the time at which it begins to be valid, where it is known
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else determines it, for the record
+
+
+def product_of(kind: str, band: str) -> str:
+    """Name of the product: one for each filter.
+
+    Raises
+    ------
+    WrongUse
+        A name that could leave its folder.
+    """
+    name = f"{kind}-{band}"
+    if not kind or not band or {"/", "\\"} & set(name) or ".." in name:
+        raise WrongUse(f"{name!r} is no name of a flat: use letters, digits, dashes and underscores")
+    return name
+
+
+def read_passband(store: Store, band: str) -> Surface | None:
+    """Transmission of a filter all over the focal plane, from the store's input; None without a filter.
+
+    Raises
+    ------
+    InsufficientInputs
+        The store has no curves of it.
+    """
+    if band in _UNFILTERED:
+        return None
+    known = [name.removeprefix("filter-") for name in input_names(store.url) if name.startswith("filter-")]
+    if band not in known:
+        raise InsufficientInputs(
+            f"filter {band}: its transmission is not known (there is {', '.join(known) or 'none'}): put a table into "
+            f"{store.url}/inputs/filter-{band}.ecsv"
+        )
+    return surface(passband_from_table(read_input(store.url, f"filter-{band}")))
+
+
+def source_of(store: Store, band: str, spectrum: str | Path, atmosphere: str | Path | None = None) -> Source:
+    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
+    return Source(_spectrum(spectrum), read_passband(store, band), _atmosphere(atmosphere))
+
+
+def _spectrum(given: str | Path) -> Spectrum:
+    if str(given) != FLAT_FNU:
+        return read_spectrum(given)
+    wavelength = np.arange(_WHOLE_NM[0], _WHOLE_NM[1] + 0.5)
+    return from_photons(wavelength, _WHOLE_NM[0] / wavelength, FLAT_FNU)
+
+
+def _atmosphere(given: str | Path | None) -> Curve | None:
+    return None if given is None else read_curve(given)
+
+
+def make_flat(
+    store: Store, wanted: Wanted, config: SynthesisConfig, compute: Compute, validity: Validity, progress: bool = False
+) -> Built:
+    """Synthesise a flat of the whole focal plane and publish it: one task for each CCD.
+
+    Raises
+    ------
+    CalibrationError
+        There is no such cube, or as `products.weights.make_weights`.
+    """
+    name = product_of(wanted.kind, wanted.band)
+    cube = read_cube(store.url, wanted.cube)
+    weights = make_weights(
+        wanted.source.spectrum,
+        wanted.source.passband,
+        scan_of(cube, store.camera),
+        wanted.source.atmosphere,
+        config.weights,
+    )
+    dust = _contamination(store, wanted, validity)
+    opener = CubeOpener(store.url, wanted.cube, cube.pointer.number)
+    task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config)
+    detectors = _measured(cube)
+    pointer = Pointer(
+        name=name,
+        valid_from=validity.valid_from or _start(cube),
+        valid_until=validity.valid_until,
+        inputs={
+            "cube": f"{wanted.cube}/{cube.pointer.number}",
+            "slices": digest([one.hash for one in cube.pointer.slots]),
+            "source": _digest_source(wanted.source),
+            "spectrum": wanted.source.spectrum.name,
+            "contamination": f"{dust.name}/{dust.version}" if dust else "",
+            **wanted.about,
+        },
+        configuration=config.model_dump(mode="json"),
+        software=software(),
+        failed={},
+        remarks=[] if dust or not wanted.dust else [f"{NOTE}no contamination is known of filter {wanted.band}"],
+    )
+    names: dict[str, Any] = {"detector": np.array(detectors, object)}
+    names["amplifier"] = np.array(cube.layout.amplifiers, object)
+    ny, nx = store.camera.image_shape
+    template = Template(
+        outputs={var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance},
+        sizes={"detector": len(detectors), "amplifier": len(cube.layout.amplifiers), "y": ny, "x": nx},
+        coords={dim: ((dim,), values) for dim, values in names.items()},
+        attrs={"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band},
+    )
+    source = xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
+    found = (store.url, dust.name, dust.version) if dust else None
+    work = dict.fromkeys(detectors, (_flat_of, (task, found)))
+    return run_version(store.url, pointer, template, source, work, compute, progress)
+
+
+def _flat_of(source: xr.Dataset, task: Task, dust: tuple[str, str, str] | None) -> AmplifierResults:
+    """What a worker does for one CCD."""
+    detector = task.camera.detector(str(source["detector"].values))
+    factor = None
+    if dust is not None:
+        product = open_product(*dust, chunked=False)
+        known = detector.name in product["detector"].values
+        factor = product["image"].sel(detector=detector.name) if known else None
+    for amplifier, flat in synthesis_amplifiers(task.open_slices(detector.name), detector, task):
+        one = flat.isel(spectrum=0, drop=True)
+        if factor is not None:
+            one = _shaded(one, factor.sel(amplifier=amplifier).values)
+        yield amplifier, one.assign_attrs(remarks=flat.attrs.get("remarks", []), summary={})
+
+
+def _shaded(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
+    """A flat with the dust of now: one factor for all wavelengths, for it is gray (2.8.2)."""
+    share = np.where(np.isfinite(factor), factor, 1).astype(np.float32)
+    more = {"image": flat["image"] * share}
+    if "variance" in flat:
+        more["variance"] = flat["variance"] * share**2
+    return flat.assign(more)
+
+
+def _contamination(store: Store, wanted: Wanted, validity: Validity) -> Pointer | None:
+    """What is known of dust when the flat begins to be valid: the last that was found until then."""
+    if not wanted.dust:
+        return None
+    known = [p for p in list_products(store.url, product_of("contamination", wanted.band)) if p.verdict != "FAIL"]
+    if validity.valid_from:
+        known = [
+            p
+            for p in known
+            if p.valid_from <= validity.valid_from and (not p.valid_until or validity.valid_from < p.valid_until)
+        ]
+    return known[-1] if known else None
+
+
+def _measured(cube: Cube) -> list[str]:
+    """CCDs of which there is any slice."""
+    found = np.asarray(cube.present.any(axis=1))
+    if not found.any():
+        raise CalibrationError(f"cube {cube.name}: holds nothing: add monochromatic flats with 'lsstcal cube'")
+    return [name for name, there in zip(cube.layout.detectors, found, strict=True) if there]
+
+
+def _start(cube: Cube) -> str:
+    """Noon (UTC) before the first flat of a cube, as of a product of its night."""
+    first = np.array([one.time for one in cube.pointer.slots], "datetime64[s]").min()
+    noon = (first - np.timedelta64(12, "h")).astype("datetime64[D]") + np.timedelta64(12, "h")
+    return str(np.datetime_as_string(noon, unit="s"))
+
+
+def _digest_source(source: Source) -> str:
+    """Hash of everything that determines the weights."""
+    spectrum, passband, air = source.spectrum, source.passband, source.atmosphere
+    parts: list[Any] = [getattr(spectrum, name) for name in ("wavelength", "density", "line_wavelength", "line_flux")]
+    if isinstance(passband, Surface):
+        parts += [passband.wavelength, passband.coefficients]
+    elif passband is not None:
+        parts += [passband.wavelength, passband.value]
+    if air is not None:
+        parts += [air.wavelength, air.value]
+    return digest([np.asarray(part, float).tolist() for part in parts])
