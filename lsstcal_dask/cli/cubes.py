@@ -1,4 +1,4 @@
-"""Commands of flat cubes and of the flats that are made from them: cube, synthesize."""
+"""Commands of flat cubes and of the flats that are made from them: cube, synthesize, contamination."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -104,3 +104,40 @@ def synthesize(
 
     with compute_with(scheduler, workers, memory) as compute:
         report(opened, make(compute), as_json, "synthesised")
+
+
+@app.command()
+def contamination(
+    store: StoreArgument,
+    band: Annotated[list[str], typer.Option("--filter", help="Filter; two or more tell what dust is gray.")],
+    lamp: Annotated[str, typer.Option(help="File of the broadband lamp's spectrum (FITS, ECSV).")],
+    cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
+    night: Annotated[str, typer.Option(help="Night of the flats, as 2026-07-01; the last of each filter.")] = "",
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find dust, and filters that drifted, since a cube was taken: its flats against those of a lamp.
+
+    The flats of each filter are combined to broadband-FILTER; contamination-FILTER is the factor of the dust, by which
+    'synthesize' multiplies what it makes from then on.
+    """
+    from lsstcal_dask.pipeline.broadband import make_broadband  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.contamination import find_contamination  # noqa: PLC0415
+    from lsstcal_dask.pipeline.flatfields import product_of, read_lamp  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp)
+
+    def make(compute: Any) -> Iterator[tuple[str, Any]]:
+        for one in band:
+            made = make_broadband(opened, one, settings, compute, night=night, progress=shows_progress())
+            yield product_of("broadband", one), made
+        found = find_contamination(opened, band, spectrum, settings, compute, cube=cube, progress=shows_progress())
+        yield from found[1].items()
+
+    with compute_with(scheduler, workers, memory) as compute:
+        report(opened, make(compute), as_json)

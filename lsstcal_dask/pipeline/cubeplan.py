@@ -108,7 +108,7 @@ class Plan:
     def job(self, group: Group) -> Job:
         """The slice of a group: where it is in the cube already, or a new slot for it."""
         own = self.raw.isel(exposure=[self.places[e] for e in group.exposures])
-        sensors, failed = self._sensors(own)
+        sensors, failed = self.sensors(own)
         record = self._record(group, own, sensors)
         known = [slot for slot, claim in self.claims.items() if claim["identity"] == record["identity"]]
         known = [s for s in known if s in self.slots or self.claims[s]["software"] == self.software]
@@ -140,7 +140,7 @@ class Plan:
         about = {"wavelength": group.wavelength, "exposures": group.exposures, "software": self.software}
         return {"identity": digest(identity), **about, **compared}
 
-    def _sensors(self, own: xr.Dataset) -> tuple[Mapping[str, Sensor], dict[str, str]]:
+    def sensors(self, own: xr.Dataset) -> tuple[Mapping[str, Sensor], dict[str, str]]:
         """Products of each CCD that has frames, and why some cannot be used."""
         found, failed = {}, {}
         time = str(np.datetime_as_string(own["time"].values.min(), unit="s"))

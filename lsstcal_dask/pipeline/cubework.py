@@ -26,7 +26,7 @@ from lsstcal_dask.storage.coding import Slice
 from lsstcal_dask.storage.cubewriting import write_slice
 from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["make_block"]
+__all__ = ["Bench", "make_block"]
 
 
 def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
@@ -36,7 +36,7 @@ def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
     """
     url, name, raw, config, isr, jobs = shared.value
     found: dict[int, Any] = {}
-    bench = _Bench(url, raw, config, isr, det)
+    bench = Bench(url, raw, config, isr, det)
     for job in (jobs[i] for i in own.value):
         try:
             given, about = bench.slice(job)
@@ -49,7 +49,7 @@ def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
     return found
 
 
-class _Bench:
+class Bench:
     """Corrects and combines the exposures of one CCD; keeps its products between slices."""
 
     def __init__(self, url: str, raw: xr.Dataset, config: MonochromaticConfig, isr: IsrConfig, det: str) -> None:
@@ -70,12 +70,12 @@ class _Bench:
             No exposure of it can be used; the message says why not.
         """
         group = job.group
-        repeats = list(self._corrected(job, group.exposures, group.photons))
+        repeats = list(self.corrected(job, group.exposures, group.photons))
         kept, reasons = choose_repeats(repeats, self.config)
         if not kept:
             told = "; ".join(f"exposure {name}: {why}" for name, why in reasons.items()) or "no frames"
             raise InsufficientInputs(told)
-        compared = list(self._corrected(job, group.compared, group.compared_photons)) if len(kept) == 1 else []
+        compared = list(self.corrected(job, group.compared, group.compared_photons)) if len(kept) == 1 else []
         compared, _ = choose_repeats(compared, self.config)
         made = combine_repeats(kept, compared, self.config)
         dead = [a.name for a, slope in zip(self.detector.amplifiers, made.slope, strict=True) if not np.isfinite(slope)]
@@ -89,7 +89,7 @@ class _Bench:
         }
         return self._stored(made, len(kept)), about
 
-    def _corrected(self, job: Job, exposures: Sequence[str], photons: Sequence[float]) -> Iterator[Repeat]:
+    def corrected(self, job: Job, exposures: Sequence[str], photons: Sequence[float]) -> Iterator[Repeat]:
         """Exposures of the CCD through the corrections, those of which there are frames."""
         for name, light in zip(exposures, photons, strict=True):
             raw = self.raw.isel(exposure=self.places[name])

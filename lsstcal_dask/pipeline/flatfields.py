@@ -12,7 +12,7 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
 from lsstcal_dask.mapping import AmplifierResults
 from lsstcal_dask.physics.passbands import Surface, passband_from_table, surface
-from lsstcal_dask.physics.spectra import Curve, Spectrum, from_photons
+from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
 from lsstcal_dask.pipeline.store import Store
@@ -25,7 +25,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_passband", "source_of"]
+__all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_lamp", "read_passband", "source_of"]
 
 FLAT_FNU: Final = "flat-fnu"
 """Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
@@ -79,20 +79,18 @@ def read_passband(store: Store, band: str) -> Surface | None:
     return surface(passband_from_table(read_input(store.url, f"filter-{band}")))
 
 
-def source_of(store: Store, band: str, spectrum: str | Path, atmosphere: str | Path | None = None) -> Source:
-    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
-    return Source(_spectrum(spectrum), read_passband(store, band), _atmosphere(atmosphere))
-
-
-def _spectrum(given: str | Path) -> Spectrum:
+def read_lamp(given: str | Path) -> Spectrum:
+    """Spectrum in a file, or `FLAT_FNU`."""
     if str(given) != FLAT_FNU:
         return read_spectrum(given)
     wavelength = np.arange(_WHOLE_NM[0], _WHOLE_NM[1] + 0.5)
     return from_photons(wavelength, _WHOLE_NM[0] / wavelength, FLAT_FNU)
 
 
-def _atmosphere(given: str | Path | None) -> Curve | None:
-    return None if given is None else read_curve(given)
+def source_of(store: Store, band: str, spectrum: str | Path, atmosphere: str | Path | None = None) -> Source:
+    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
+    air = None if atmosphere is None else read_curve(atmosphere)
+    return Source(read_lamp(spectrum), read_passband(store, band), air)
 
 
 def make_flat(

@@ -1,0 +1,295 @@
+"""Dust on filter and window, and a filter that drifts: broadband flats of now against the cube (Sec. 2.8.2).
+
+Two passes over the CCDs: in the first each gives the means of its cells, from which lamp and drift are fitted over the
+focal plane; in the second dust is sought in every pixel, and the bands are compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import dask
+import numpy as np
+import xarray as xr
+
+from lsstcal_dask.compute import Compute
+from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs
+from lsstcal_dask.instrument import Detector
+from lsstcal_dask.instrument.assembly import assemble, split
+from lsstcal_dask.instrument.geometry import ccd_to_focal
+from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
+from lsstcal_dask.physics.spectra import Spectrum
+from lsstcal_dask.pipeline.broadband import BROADBAND
+from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.flatfields import product_of, read_passband
+from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
+from lsstcal_dask.products.contamination import (
+    Cells,
+    ContaminationConfig,
+    Lamp,
+    Mote,
+    compare_bands,
+    find_dust,
+    fit_lamp,
+    make_cells,
+)
+from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amplifiers
+from lsstcal_dask.products.weights import make_weights
+from lsstcal_dask.statistics.starlet import bin_weighted, spread
+from lsstcal_dask.storage.cubes import read_cube
+from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
+from lsstcal_dask.storage.provenance import digest, software
+from lsstcal_dask.variables import NOTE
+
+__all__ = ["CONTAMINATION", "Drift", "find_contamination"]
+
+CONTAMINATION: Final = "contamination"
+_STEP: Final = 0.5  # nm, by which a filter is moved to see what that does
+_OUTPUTS: Final = {"image": Output("float32", "1")}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a band told of lamp and filter."""
+
+    band: str
+    shift: float  # nm, towards the red, since the filter's curve was measured; NaN if it cannot be told
+    error: float  # nm
+    chi2: float
+    note: str = ""  # why there is no shift
+
+
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """What is compared in a band."""
+
+    band: str
+    measured: Pointer
+    task: Task  # the flat of the cube, and those of a filter moved to either side
+
+
+def find_contamination(
+    store: Store,
+    bands: Sequence[str],
+    lamp: Spectrum,
+    config: Config,
+    compute: Compute,
+    *,
+    cube: str = "flats",
+    progress: bool = False,
+) -> tuple[list[Drift], dict[str, Built]]:
+    """Compare the newest broadband flats of some filters with the cube, and publish the factor of dust of each.
+
+    Parameters
+    ----------
+    bands : filters, two or more to tell what is gray.
+    lamp : spectrum of the broadband lamp.
+
+    Raises
+    ------
+    CalibrationError
+        A band has no broadband flat, or as `make_weights` and `fit_lamp`.
+    """
+    compared = [_band(store, band, lamp, config.synthesis, cube) for band in bands]
+    detectors = _common(compared)
+    lamps, drifts = _fit(store, compared, detectors, config.contamination, compute, progress)
+    made = _publish(store, compared, detectors, (lamps, drifts), config, compute, progress)
+    return drifts, made
+
+
+def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:
+    known = [p for p in list_products(store.url, product_of(BROADBAND, band)) if p.verdict != "FAIL"]
+    if not known:
+        raise InsufficientInputs(f"contamination: there is no broadband flat of filter {band}: take flats through it")
+    passband = read_passband(store, band)
+    if passband is None:
+        raise InsufficientInputs("contamination: flats without a filter have no band: name filters")
+    found = read_cube(store.url, cube)
+    scan = scan_of(found, store.camera)
+    moved = [replace(passband, wavelength=passband.wavelength + by) for by in (0.0, -_STEP, _STEP)]
+    weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
+    opener = CubeOpener(store.url, cube, found.pointer.number)
+    return _Band(band, known[-1], Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config))
+
+
+def _common(compared: Sequence[_Band]) -> list[str]:
+    """CCDs of which every band has a flat."""
+    found = [d for d in compared[0].measured.detectors if all(d in one.measured.detectors for one in compared)]
+    if not found:
+        raise InsufficientInputs("contamination: no CCD has a broadband flat of every filter: make them again")
+    return found
+
+
+def _fit(
+    store: Store,
+    compared: Sequence[_Band],
+    detectors: Sequence[str],
+    config: ContaminationConfig,
+    compute: Compute,
+    progress: bool,
+) -> tuple[list[Lamp], list[Drift]]:
+    """Lamp and drift of every band, from the cells of all CCDs."""
+    task = dask.delayed(_cells_of, pure=False)
+    shared = dask.delayed(Opaque((store.url, list(compared), config.cell)), pure=False)
+    tasks = [task(shared, det) for det in detectors]
+    cells: dict[str, list[Cells]] = {}
+    for det, found in compute.run(tasks, labels=list(detectors), describe="cells", progress=progress):
+        if isinstance(found, Exception):
+            raise CalibrationError(f"contamination: {det}: {found}")
+        cells[str(det)] = found
+    lamps, drifts = [], []
+    for i, one in enumerate(compared):
+        own = [cells[det][i] for det in detectors]
+        note = ""
+        try:
+            lamp = fit_lamp(own, config)
+        except DegenerateSolution as error:
+            lamp, note = fit_lamp(own, config, with_drift=False), str(error)
+        lamps.append(lamp)
+        drifts.append(Drift(one.band, lamp.drift, lamp.drift_error, lamp.chi2, note))
+    return lamps, drifts
+
+
+def _cells_of(shared: Opaque, det: str) -> list[Cells]:
+    """What a worker does in the first pass."""
+    url, compared, cell = shared.value
+    found = []
+    for one in compared:
+        camera = one.task.camera
+        detector = camera.detector(det)
+        ratio, variance, drift = _ratio(url, one, detector)
+        found.append(make_cells(ratio, variance, drift, _places(detector), cell))
+    return found
+
+
+def _places(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
+    ny, nx = detector.shape
+    x, y = ccd_to_focal(detector, np.arange(nx), np.arange(ny)[:, None])
+    return np.broadcast_to(x, (ny, nx)), np.broadcast_to(y, (ny, nx))
+
+
+def _ratio(url: str, one: _Band, detector: Detector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measured over synthetic flat of a CCD (y, x), its variance, and what a drift by one nm does to its logarithm."""
+    camera = one.task.camera
+    measured = open_product(url, one.measured.name, one.measured.version, chunked=False).sel(detector=detector.name)
+    flats = dict(synthesis_amplifiers(one.task.open_slices(detector.name), detector, one.task))
+    shape = (len(camera.amplifier_names), *camera.image_shape)
+    planes = {name: np.full(shape, np.nan, np.float32) for name in ("ratio", "variance", "drift")}
+    for i, amplifier in enumerate(camera.amplifier_names):
+        if amplifier not in flats:
+            continue
+        flat = flats[amplifier]
+        taken = measured.sel(amplifier=amplifier)
+        good = (taken["mask"].values == 0) & (flat["mask"].values[0] == 0)
+        image, expected = taken["image"].values.astype(float), flat["image"].values.astype(float)
+        good &= (image > 0) & (expected > 0).all(axis=0)
+        ratio = np.divide(image, expected[0], out=np.full(good.shape, np.nan), where=good)
+        noise = taken["variance"].values + ratio**2 * flat["variance"].values[0]
+        planes["ratio"][i] = ratio
+        planes["variance"][i] = np.divide(noise, expected[0] ** 2, out=np.full(good.shape, np.nan), where=good)
+        moved = np.divide(expected[2], expected[1], out=np.ones(good.shape), where=good)
+        planes["drift"][i] = np.where(good, np.log(moved) / (2 * _STEP), np.nan)
+    ratio, variance, drift = (np.asarray(assemble(p, detector, camera, fill=np.nan)) for p in planes.values())
+    return ratio, variance, drift
+
+
+def _publish(
+    store: Store,
+    compared: Sequence[_Band],
+    detectors: Sequence[str],
+    fitted: tuple[Sequence[Lamp], Sequence[Drift]],
+    config: Config,
+    compute: Compute,
+    progress: bool,
+) -> dict[str, Built]:
+    """Seek dust in every CCD, and publish the factor of each band; one after the other, from the same comparison."""
+    lamps, drifts = fitted
+    others = {one.band: f"{one.measured.version}/{one.measured.hash}" for one in compared}
+    made = {}
+    for i, (one, drift) in enumerate(zip(compared, drifts, strict=True)):
+        name = product_of(CONTAMINATION, one.band)
+        opener = one.task.open_slices
+        cube = f"{opener.name}/{opener.number}" if isinstance(opener, CubeOpener) else ""
+        pointer = Pointer(
+            name=name,
+            valid_from=one.measured.valid_from,
+            inputs={
+                "headers": one.measured.inputs["headers"],
+                "upstream": {"broadband": others},
+                "cube": cube,
+                "lamp": digest([lamp.coefficients.tolist() for lamp in lamps]),
+            },
+            configuration=config.contamination.model_dump(mode="json"),
+            software=software(),
+            failed={},
+            remarks=[_told(drift, config.contamination)],
+        )
+        ny, nx = store.camera.image_shape
+        amplifiers = np.array(store.camera.amplifier_names, object)
+        names: dict[str, Any] = {"detector": np.array(detectors, object), "amplifier": amplifiers}
+        template = Template(
+            _OUTPUTS,
+            {"detector": len(detectors), "amplifier": len(amplifiers), "y": ny, "x": nx},
+            {dim: ((dim,), values) for dim, values in names.items()},
+            {"product": name, "filter": one.band, "drift_nm": drift.shift, "drift_error_nm": drift.error},
+        )
+        source = xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
+        shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
+        work = dict.fromkeys(detectors, (_dust_of, (shared, i)))
+        made[name] = run_version(store.url, pointer, template, source, work, compute, progress)
+    return made
+
+
+def _told(drift: Drift, config: ContaminationConfig) -> str:
+    """One line of what became of the filter: a warning if it drifted."""
+    if not np.isfinite(drift.shift):
+        return f"{NOTE}whether filter {drift.band} drifted cannot be told: {drift.note}"
+    text = f"filter {drift.band} moved by {drift.shift:+.3f} +- {drift.error:.3f} nm since its curve was measured"
+    if abs(drift.shift) > config.drift * drift.error:
+        return f"CHROMATIC_DRIFT: {text}: measure its transmission again"
+    return f"{NOTE}{text}"
+
+
+def _dust_of(source: xr.Dataset, shared: Opaque, which: int) -> AmplifierResults:
+    """What a worker does in the second pass, for one CCD and band."""
+    url, compared, lamps, config = shared.value
+    detector = compared[0].task.camera.detector(str(source["detector"].values))
+    found, changes, variances = [], [], []
+    for one, lamp in zip(compared, lamps, strict=True):
+        ratio, variance, drift = _ratio(url, one, detector)
+        expected = _expected(lamp, drift, detector, config.cell)
+        found.append(find_dust(ratio, variance, expected, config)[0])
+        factor = np.exp(-expected)
+        changes.append(ratio * factor - 1)
+        variances.append(variance * factor**2)
+    factors, motes = compare_bands(np.array(changes), np.array(variances), np.array(found), config)
+    camera = compared[0].task.camera
+    planes = np.asarray(split(factors[which], detector, camera))
+    remarks = _remarks(motes, [one.band for one in compared], which)
+    for i, amplifier in enumerate(detector.amplifiers):
+        image = planes[camera.amplifier_names.index(amplifier.name)]
+        result = xr.Dataset({"image": (("y", "x"), image)})
+        yield amplifier.name, result.assign_attrs(remarks=remarks if i == 0 else [], summary={})
+
+
+def _expected(lamp: Lamp, drift: np.ndarray, detector: Detector, cell: int) -> np.ndarray:
+    """Logarithm of the change (y, x) that lamp and drift make; both are smooth over a cell."""
+    ones = np.where(np.isfinite(drift), 1.0, np.nan)
+    moved, _ = bin_weighted(drift, ones, cell)
+    moved = np.where(np.isfinite(moved), moved, np.nanmedian(moved) if np.isfinite(moved).any() else 0.0)
+    x, y = (bin_weighted(at, np.ones(at.shape), cell)[0] for at in _places(detector))
+    return spread(lamp.at(x, y, moved), cell, detector.shape)
+
+
+def _remarks(motes: Sequence[Mote], bands: Sequence[str], which: int) -> list[str]:
+    """How many pieces of dust of each kind; those that are not gray one by one, for nothing corrects them."""
+    kinds = [mote.kind for mote in motes]
+    told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    found = [f"{NOTE}dust: {told}"] if motes else []
+    for mote in motes:
+        if mote.kind == "chromatic":
+            seen = ", ".join(f"{100 * c:+.2f} % in {b}" for c, b in zip(mote.change, bands, strict=True))
+            found.append(f"not gray at pixel ({mote.x:.0f}, {mote.y:.0f}) of the CCD: {seen}: left uncorrected")
+    return found
