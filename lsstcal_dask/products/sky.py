@@ -23,14 +23,22 @@ from lsstcal_dask.errors import CalibrationError, DegenerateSolution
 from lsstcal_dask.physics.airglow import BRANCHING, GUESSED, SHAPE, TEMPERATURE, TILT, line_list, shares
 from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.physics.spectrum_files import photon_density
-from lsstcal_dask.products.sky_model import FINE, Measured, Spectrograph, line_grid, pixel_response, spline_basis
+from lsstcal_dask.products.sky_model import (
+    FINE,
+    Measured,
+    Spectrograph,
+    first_order,
+    line_grid,
+    pixel_response,
+    spline_basis,
+)
 
 __all__ = ["SkyFit", "SkySettings", "fit_sky", "measured_from_table"]
 
 _INSTRUMENT: Final = ("shift", "stretch", "log resolution", "log second order")
-_STEPS: Final = (0.01, 0.01, 0.002, 0.05)  # of the differences that give slopes
+_STEPS: Final = (0.01, 0.01, 0.002)  # of the differences that give slopes
 _OTHERS: Final = len(_INSTRUMENT) + len(SHAPE)  # parameters that are no amplitudes
-_TURNS: Final = 5
+_TURNS: Final = 4
 _USUAL: Final = np.array([TILT, 0.0, 0.0, *(TEMPERATURE for _ in BRANCHING)])
 
 
@@ -184,12 +192,13 @@ def _matrix(problem: _Problem, value: np.ndarray) -> np.ndarray:
     amplitude, instrument = value[: problem.amplitudes], value[problem.amplitudes : problem.amplitudes + 4]
     one = csr_array((share, (np.arange(len(share)), lines.family)), shape=(len(share), count))
     light = np.concatenate([(problem.grid @ one).toarray(), problem.splines.T], axis=1)
-    response = pixel_response(pixels, known, instrument)
-    total = light @ amplitude
-    here, moves = response @ total, []
-    for i, step in enumerate(_STEPS):
-        moved = pixel_response(pixels, known, instrument + step * (np.arange(4) == i)) @ total
+    first, second = pixel_response(pixels, known, instrument)
+    response, total = first + second, light @ amplitude
+    here, moves = first @ total, []
+    for i, step in enumerate(_STEPS):  # the second order is smooth, and does not mind
+        moved = first_order(pixels, known, instrument + step * (np.arange(4) == i)) @ total
         moves.append((moved - here) / step)
+    moves.append(second @ total)
     shape = response @ (problem.grid @ (slopes * amplitude[lines.family][:, None]))
     return np.concatenate([response @ light, np.stack(moves, axis=1), shape], axis=1)
 

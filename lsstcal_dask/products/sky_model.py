@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.physics.spectra import Curve, check_wavelengths
 
-__all__ = ["FINE", "Measured", "Spectrograph", "line_grid", "pixel_response", "spline_basis"]
+__all__ = ["FINE", "Measured", "Spectrograph", "first_order", "line_grid", "pixel_response", "spline_basis"]
 
 FINE: Final = np.arange(300.0, 1155.05, 0.1)
 """Wavelengths (nm, vacuum) on which light is kept."""
@@ -29,7 +29,6 @@ _WIDTH: Final = np.sqrt(8 * np.log(2))  # full width at half maximum over standa
 _REACH: Final = 5.0  # standard deviations to which a line is followed
 # Three points of Gauss and Legendre in a pixel: exact to 1e-4 of a line's peak where it is as narrow as a pixel
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(3)
-_NAMES: Final = ("shift", "stretch", "log resolution", "log second order")
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,23 @@ def spline_basis(first: float, last: float, spacing: float, wavelength: np.ndarr
     return np.asarray(BSpline.design_matrix(at, knots, 3).toarray().T)
 
 
-def pixel_response(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray) -> csr_array:
-    """Matrix (pixel, `FINE`) that makes a measured spectrum of light in photons per nm.
+def pixel_response(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray) -> list[csr_array]:
+    """Matrices (pixel, `FINE`) of each order, whose sum makes a measured spectrum of light in photons per nm.
 
     Parameters
     ----------
     pixels : stated wavelengths, nm.
     nuisance : shift (nm), stretch (nm), logarithms of resolution and of second order over the nominal ones.
     """
-    first = _order(pixels, known, nuisance, 1)
+    first = first_order(pixels, known, nuisance)
     if known.second_order == 0:
-        return first
-    return first + known.second_order * np.exp(nuisance[3]) * _order(pixels, known, nuisance, 2)
+        return [first, csr_array(first.shape)]
+    return [first, known.second_order * np.exp(nuisance[3]) * _order(pixels, known, nuisance, 2)]
+
+
+def first_order(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray) -> csr_array:
+    """Matrix (pixel, `FINE`) of the first order alone, see `pixel_response`."""
+    return _order(pixels, known, nuisance, 1)
 
 
 def _order(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray, order: int) -> csr_array:
