@@ -8,8 +8,8 @@ import numpy as np
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.products.sky import SkyFit, SkySettings, fit_sky, measured_from_table
-from lsstcal_dask.products.sky_model import Measured, Spectrograph
+from lsstcal_dask.products.sky import SkyFit, SkySettings, fit_sky
+from lsstcal_dask.products.sky_model import Measured, Spectrograph, measured_from_table
 from lsstcal_dask.products.sky_time import SkyVariation, sky_spectrum
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.tables import input_names, read_input

@@ -10,16 +10,28 @@ the mean over the pixel of Gaussians of full width w_j / R, t the throughput; an
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from astropy import units
+from astropy.table import Table
 from scipy.interpolate import BSpline
 from scipy.sparse import csr_array
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.physics.spectra import Curve, check_wavelengths
+from lsstcal_dask.physics.spectrum_files import photon_density
 
-__all__ = ["FINE", "Measured", "Spectrograph", "first_order", "line_grid", "pixel_response", "spline_basis"]
+__all__ = [
+    "FINE",
+    "Measured",
+    "Spectrograph",
+    "first_order",
+    "line_grid",
+    "measured_from_table",
+    "pixel_response",
+    "spline_basis",
+]
 
 FINE: Final = np.arange(300.0, 1155.05, 0.1)
 """Wavelengths (nm, vacuum) on which light is kept."""
@@ -80,6 +92,30 @@ class Measured:
     def good(self) -> np.ndarray:
         """(pixel,) with a flux and a positive variance."""
         return np.isfinite(self.flux) & np.isfinite(self.variance) & (self.variance > 0)
+
+
+def measured_from_table(table: Table, name: str, time: Any) -> Measured:
+    """Measured spectrum of a store's table ``inputs/spectrum-sky-VISIT``, per arcsec2 if ``slit_arcsec2`` is known.
+
+    Parameters
+    ----------
+    time : of the middle of the exposure, UTC.
+
+    Raises
+    ------
+    UnitsError
+        A column is in another unit.
+    CalibrationError
+        A column is missing, or as `Measured`.
+    """
+    missing = [column for column in ("wavelength", "flux", "variance") if column not in table.colnames]
+    if missing:
+        raise CalibrationError(f"sky spectrum {name}: has no column {missing[0]}: is it a spectrum of the sky?")
+    wavelength = np.asarray(table["wavelength"].quantity.to_value(units.nm), float)
+    slit = float(table.meta.get("slit_arcsec2", 1.0))
+    one = photon_density(wavelength, np.ones(len(wavelength)), table["flux"].unit, name) / slit
+    flux, variance = (np.asarray(table[column], float) for column in ("flux", "variance"))
+    return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)
 
 
 def line_grid(wavelength: np.ndarray) -> csr_array:
