@@ -43,7 +43,7 @@ class RowLevels:
     rejected: np.ndarray  # (n,) int, rows left out
 
 
-_COARSE: Final = 4
+_COARSE: Final = 2
 """Spacings of the knots of the spline that finds outliers, between those of the one that is left."""
 
 _AHEAD: Final = 64  # rows of reference pixels: some kilobytes, which stay in the first-level cache

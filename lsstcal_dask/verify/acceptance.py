@@ -15,7 +15,7 @@ METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *fra
 """Every metric; a product's stand together."""
 
 
-_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "forbidden": "WARN", "pass": "PASS"}
+_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "forbidden": "WARN", "told": "PASS", "pass": "PASS"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Closed loop of the applied linearity: true signals through a channel and back (Sec. 3.2).
 
-The channels are those of the virtual observatory on mini9; their curves become the product, with dense nodes, and the correction is that of a frame, from tables in float32.
+The channels are those of the virtual observatory on mini9; their curves, with dense nodes, become the product, and the
+correction is that of a frame, from tables in float32.
 
 - round trip: the product's own law inverted and applied again, whose error is that of tables and float32;
 - channel: what the observatory's channel makes of a true signal, corrected; nodes and spline add to the error.

@@ -44,7 +44,6 @@ def print_targets(found: Mapping[str, Iterable[Target]]) -> None:
         for one in targets:
             what = f"{one.name}{f' ({one.unit})' if one.unit else ''}"
             cells = (one.verdict, one.section, loop, what, one.limits, one.value, str(one.seeds))
-            table.add_row(
-                *cells, style={"fail": "bold red", "undecided": "yellow", "forbidden": "yellow"}.get(one.verdict, "")
-            )
+            style = {"fail": "bold red", "pass": "", "told": ""}.get(one.verdict, "yellow")
+            table.add_row(*cells, style=style)
     console.print(table)

@@ -10,7 +10,7 @@ from lsstcal_dask.verify.metric import number, span
 
 __all__ = ["VERDICTS", "Target", "from_json", "largest", "mean", "pulls", "ratio", "rms", "share", "verdict_of"]
 
-VERDICTS: Final = ("fail", "undecided", "forbidden", "pass")
+VERDICTS: Final = ("fail", "undecided", "forbidden", "pass", "told")
 """Verdicts, worst first."""
 
 _NEAR: Final = 1.25
@@ -41,9 +41,12 @@ class Target:
         """pass, fail, or undecided where the error reaches over a limit; what has no value fails.
 
         What misses a target that is forbidden, and is near the best that is possible, does not fail: it is forbidden.
+        What has no limits is only told.
         """
         if not np.isfinite(self.measured):
             return "fail"
+        if np.isinf(self.low) and np.isinf(self.high):
+            return "told"
         if not np.isfinite(self.error):
             return "undecided"
         inside = self.low <= self.measured <= self.high
@@ -94,7 +97,7 @@ def _finite(value: float) -> float | None:
 
 def verdict_of(targets: Iterable[Target]) -> str:
     """The worst verdict; pass of none."""
-    found = {target.verdict for target in targets}
+    found = {target.verdict for target in targets} - {"told"}
     return next((verdict for verdict in VERDICTS if verdict in found), "pass")
 
 

@@ -39,6 +39,7 @@ def target(measured, error=0.0, low=-np.inf, high=1.05, best=np.nan):
         (target(1.6, 0.01, best=1.2), "fail"),
         (target(1.3, 0.01, best=1.0), "fail"),
         (target(1.0, 0.01, best=1.0), "pass"),
+        (target(1.0, 0.01, high=np.inf), "told"),
     ],
 )
 def test_two_sided_verdicts(one, verdict):
