@@ -25,9 +25,9 @@ __all__ = ["follow_wander"]
 _SIZES: Final = np.geomspace(1e-3, 1e3, 15)  # a
 _COLOURS: Final = (1.0, 1.5, 2.0, 3.0, 4.0)  # b: 1 is 1/f, 2 a random walk
 _ENDS: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, np.inf)  # c: what is faster is not in the wander
-_JITTERS: Final = (0.0, *np.geomspace(0.03, 1e3, 11))  # j
+_JITTERS: Final = (0.0, *np.geomspace(0.03, 1e3, 16))  # j
 _GROWTH: Final = 1.2  # from one block of modes to the next
-_FILLS: Final = 8  # rounds in which rows that have no mean are filled
+_FILLS: Final = 10  # steps towards the values of rows that have no mean
 
 
 @lru_cache(maxsize=8)
@@ -120,15 +120,35 @@ def follow_wander(
     modes = dct(seen, norm="ortho", axis=1)
     parts = _likely(modes, noise, min(freedom, rows // 2))
     dirty = ~use.all(axis=1)
-    for _ in range(_FILLS if dirty.any() else 0):  # the fixed point is the estimate without the rows that are filled
-        filled = idct(parts.smooth[dirty] * modes[dirty], norm="ortho", axis=1)
-        modes[dirty] = dct(np.where(use[dirty], seen[dirty], filled), norm="ortho", axis=1)
+    if dirty.any():
+        modes[dirty] = dct(_filled(seen[dirty], use[dirty], parts.smooth[dirty]), norm="ortho", axis=1)
     slow = idct(parts.smooth * modes, norm="ortho", axis=1)
     share = parts.share * use
     value[some] = slow + share * (seen - slow)
     spread = share + (1 - share) ** 2 * (1 + parts.jitter) * parts.smooth.mean(axis=1, keepdims=True)
     variance[some] = noise[:, None] * (spread + parts.jitter * ~use + _unknown(parts.wander, use))
     return value, variance
+
+
+def _filled(seen: np.ndarray, use: np.ndarray, smooth: np.ndarray) -> np.ndarray:
+    """Residuals (n, y) whose rows that are not used hold what the smoother makes of them: they then change nothing.
+
+    Conjugate gradients for ``x = S (seen + x)`` in these rows, which the smoother S, symmetric, leaves well posed.
+    """
+
+    def smoothed(values: np.ndarray) -> np.ndarray:
+        return np.where(use, 0.0, idct(smooth * dct(values, norm="ortho", axis=1), norm="ortho", axis=1))
+
+    x = np.zeros(seen.shape)
+    left = smoothed(seen)
+    way, square = left, (left**2).sum(axis=1, keepdims=True)
+    for _ in range(_FILLS):
+        ahead = way - smoothed(way)
+        step = square / np.maximum((way * ahead).sum(axis=1, keepdims=True), 1e-300)
+        x, left = x + step * way, left - step * ahead
+        before, square = square, (left**2).sum(axis=1, keepdims=True)
+        way = left + square / np.maximum(before, 1e-300) * way
+    return seen + x
 
 
 def _unknown(wander: np.ndarray, use: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ __all__ = ["SEEDS", "covariance", "measure", "patterns"]
 
 SEEDS = 10
 SIZE = 20  # px, side of a field
+REACH = 6  # px, further than the predictor looks
 WIDTHS = (1.0, 0.8, 1.25)  # of the stars, over the configured one
 NOISE = 5.5  # electron
 _FILLED = ("BAD", "SATURATED", "COSMIC_RAY")
@@ -56,12 +57,14 @@ def _inside(wanted: np.ndarray) -> np.ndarray:
 
 def response(wanted: np.ndarray, config: InterpolationConfig) -> np.ndarray:
     """Weights (filled pixel, good pixel) of the prediction, which is linear: what it makes of one pixel at a time."""
-    nothing, found = np.zeros_like(wanted), []
-    for index in np.flatnonzero(~wanted.ravel()):
+    nothing, good = np.zeros_like(wanted), np.argwhere(~wanted)
+    apart = np.abs(good[:, None] - np.argwhere(wanted)).max(axis=2).min(axis=1)
+    found = np.zeros((len(good), wanted.sum()))
+    for index in np.flatnonzero(apart <= REACH):  # the others have no weight
         image = np.zeros(wanted.shape)
-        image.flat[index] = 1
-        found.append(predict(image, image, wanted, nothing, config)[0][wanted])
-    return np.array(found).T
+        image[tuple(good[index])] = 1
+        found[index] = predict(image, image, wanted, nothing, config)[0][wanted]
+    return found.T
 
 
 def errors(wanted: np.ndarray, weights: np.ndarray, sigma: float, noise: float) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from lsstcal_dask.simulate.electronics import ReadNoise
 
 __all__ = ["SEEDS", "measure"]
 
-SEEDS = 40
+SEEDS = 20
 ROW_NOISES = (0.0, ReadNoise().row)  # electron
 FRAMES = 4  # of one amplifier, for each seed
 PEDESTAL = 25000.0  # adu
