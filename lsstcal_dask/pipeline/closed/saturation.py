@@ -21,7 +21,7 @@ from lsstcal_dask.simulate.saturation import SerialClamp, full_well, serial_full
 
 __all__ = ["SEEDS", "measure"]
 
-SEEDS = 30
+SEEDS = 12
 LEVELS = np.arange(40e3, 330e3, 15e3)  # electron in a pixel of a spot, were there no full well
 RATE_OF = 40e3  # electron, of the recipe's own level
 
