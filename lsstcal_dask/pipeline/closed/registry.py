@@ -12,7 +12,16 @@ from lsstcal_dask.pipeline.closed.target import Target
 
 __all__ = ["LOOPS", "chosen", "run_loops"]
 
-LOOPS: Final[tuple[str, ...]] = ("linearity", "saturation", "crosstalk", "deferred")
+LOOPS: Final[tuple[str, ...]] = (
+    "gain",
+    "transfer",
+    "continuity",
+    "muons",
+    "linearity",
+    "saturation",
+    "crosstalk",
+    "deferred",
+)
 """Names of the loops, which are modules here, in the order of the document."""
 
 
