@@ -13,8 +13,11 @@ from lsstcal_dask.pipeline.closed.target import Target
 __all__ = ["LOOPS", "chosen", "run_loops"]
 
 LOOPS: Final[tuple[str, ...]] = (
-<<<<<<< HEAD
     "bias",
+    "gain",
+    "transfer",
+    "continuity",
+    "muons",
     "linearity",
     "defects",
     "saturation",
@@ -25,16 +28,6 @@ LOOPS: Final[tuple[str, ...]] = (
     "linearity_applied",
     "crosstalk_applied",
     "interpolation",
-=======
-    "gain",
-    "transfer",
-    "continuity",
-    "muons",
-    "linearity",
-    "saturation",
-    "crosstalk",
-    "deferred",
->>>>>>> gainloops
 )
 """Names of the loops, which are modules here, in the order of the document."""
 
