@@ -87,7 +87,7 @@ class _Bench:
             "hits": made.hits,
             "exposures": [one.exposure for one in kept],
         }
-        return self._stored(made, len(kept)), about
+        return self._stored(made), about
 
     def _corrected(self, job: Job, exposures: Sequence[str], photons: Sequence[float]) -> Iterator[Repeat]:
         """Exposures of the CCD through the corrections, those of which there are frames."""
@@ -109,16 +109,23 @@ class _Bench:
             read_frame(raw.sel(detector=self.det), self.detector), self.site, self._products, self.isr, others
         )
 
-    def _stored(self, made: Combined, full: int) -> Slice:
+    def _stored(self, made: Combined) -> Slice:
         """The slice with amplifiers in the order of the camera."""
         names = list(self.store.camera.amplifier_names)
         at = [names.index(a.name) for a in self.detector.amplifiers]
         if at == list(range(len(names))):
-            return Slice(made.value, made.mask, made.repeats, full, made.slope, made.floor)
-        empty = {"value": np.nan, "mask": MASK_BITS["NO_DATA"], "repeats": 0, "slope": np.nan, "floor": np.nan}
+            return Slice(made.value, made.mask, made.repeats, made.full, made.slope, made.floor)
+        empty = {
+            "value": np.nan,
+            "mask": MASK_BITS["NO_DATA"],
+            "repeats": 0,
+            "full": 0,
+            "slope": np.nan,
+            "floor": np.nan,
+        }
         found = {}
         for key, fill in empty.items():
             own = getattr(made, key)
             found[key] = np.full((len(names), *own.shape[1:]), fill, own.dtype)
             found[key][at] = own
-        return Slice(**found, full=full)
+        return Slice(**found)

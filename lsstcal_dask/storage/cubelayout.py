@@ -1,12 +1,13 @@
 """What flat cubes look like in a store: the response of every pixel at every wavelength that was taken (¶9, §7).
 
     cubes/NAME/cube.json                 form, camera: `CubeLayout`
+    cubes/NAME/arrays.json               the arrays of data/ are all there
     cubes/NAME/slots/SLOT.json           what determines the bits of a slice; SLOT is its place along the stored axis
     cubes/NAME/data/                     Zarr group that any Zarr library opens
         codes      (detector, amplifier, wavelength, y, x)   see `coding`; a shard is one CCD of one wavelength
         reference  of the same dims, float32, form i1 only: few slices have one
         mask       (detector, amplifier, y, x)               bits that pixels have at all wavelengths
-        scale, offset, level, variance_slope, variance_floor (detector, amplifier, wavelength)
+        scale, offset, level, variance_slope, variance_floor, repeats (detector, amplifier, wavelength)
         total, pixels (detector, wavelength)                 sum of the values of the good pixels of a CCD, their number
         reference_slot (detector, wavelength)                slot of the reference of a slice; -1 without one
         wavelength, wavelength_error, bandwidth, response, response_error (wavelength,)
@@ -16,7 +17,8 @@
 
 The wavelength axis on disk is in the order of arrival, so a slice is added without touching another; what
 `open_cube` and `CubeReader` give is sorted by measured wavelength and has only what the pointer names.
-The variance of a pixel is ``variance_slope * value + variance_floor``, times full / repeats of an exception.
+The variance of a pixel is ``variance_slope * value + variance_floor``, times ``repeats`` over those of
+an exception.
 """
 
 import io

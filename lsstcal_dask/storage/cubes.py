@@ -15,10 +15,11 @@ from xarray.core import indexing
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.cubelayout import SLOT_COORDS, Cube, base, read_cube, read_mask, shard_path
+from lsstcal_dask.storage.provenance import hash_arrays
 from lsstcal_dask.storage.shards import ShardFile
 from lsstcal_dask.variables import MASK_BITS, attributes, mask_attributes
 
-__all__ = ["Cube", "CubeReader", "open_cube", "read_cube"]
+__all__ = ["Cube", "CubeReader", "check_cube", "open_cube", "read_cube"]
 
 
 class CubeReader:
@@ -47,6 +48,7 @@ class CubeReader:
         own = {var: np.ascontiguousarray(values[self.index].T) for var, values in cube.numbers.items()}
         self.scale, self.offset, self.level = own["scale"], own["offset"], own["level"]  # (K, amplifier)
         self.variance_slope, self.variance_floor = own["variance_slope"], own["variance_floor"]
+        self.repeats = own["repeats"]  # (K, amplifier) exposures in most pixels
         self.present = cube.present[self.index]  # (K,) bool
         self._file = ShardFile(cube.url, layout.codec)
         self._buffer = np.empty((block, *layout.shape), layout.codec.dtype)
@@ -72,10 +74,11 @@ class CubeReader:
         for start in range(0, len(places), self.block):
             own = places[start : start + self.block]
             for i, k in enumerate(own):
-                self._load("codes", self._file, int(self.cube.slots[k]), (amplifier,), self._buffer[i : i + 1])
+                self.load("codes", self._file, int(self.cube.slots[k]), (amplifier,), self._buffer[i : i + 1])
             yield own, self._buffer[: len(own)]
 
-    def _load(self, what: str, file: ShardFile, slot: int, amplifiers: Sequence[int], out: np.ndarray) -> None:
+    def load(self, what: str, file: ShardFile, slot: int, amplifiers: Sequence[int], out: np.ndarray) -> None:
+        """Read some amplifiers (n, y, x) of a slot from the shards of a variable; raises as `blocks`."""
         try:
             file.read(shard_path(self.cube.name, what, self.index, slot), amplifiers, out)
         except (FileNotFoundError, RuntimeError, ValueError) as error:
@@ -85,7 +88,7 @@ class CubeReader:
 
     def read(self, k: int, out: np.ndarray) -> None:
         """Codes (amplifier, y, x) of the whole CCD at one wavelength; zero where an amplifier holds nothing."""
-        self._load("codes", self._file, int(self.cube.slots[k]), range(len(out)), out)
+        self.load("codes", self._file, int(self.cube.slots[k]), range(len(out)), out)
 
     def references(self, amplifier: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of form i1, the places (n,) of the slices that refer to a reference, and its image (y, x) float32."""
@@ -93,7 +96,7 @@ class CubeReader:
         file, out = ShardFile(self.cube.url, layout.reference_codec), np.empty((1, *self.shape), np.float32)
         usable = self.present & np.isfinite(self.scale[:, amplifier])
         for slot in np.unique(own[usable & (own >= 0)]):
-            self._load("reference", file, int(slot), (amplifier,), out)
+            self.load("reference", file, int(slot), (amplifier,), out)
             yield np.flatnonzero(usable & (own == slot)), out[0]
 
     def exceptions(self, k: int, amplifier: int | None = None) -> np.ndarray:
@@ -145,6 +148,36 @@ def _damaged(cube: Cube, detector: str, slot: int, error: Exception) -> StoreFai
         f"cube {cube.name} {detector} at {one.wavelength:.2f} nm: its stored pixels cannot be read ({reason}): delete "
         f"{marker}, then run 'lsstcal cube {cube.url} --name {cube.name}' again"
     )
+
+
+def check_cube(cube: Cube) -> list[str]:
+    """One line for each CCD of a slice whose stored values no longer have the hash of its marker."""
+    bad = []
+    for detector in cube.layout.detectors:
+        reader = CubeReader(cube, detector, block=1)
+        bad += [line for k in np.flatnonzero(reader.present) if (line := _check(reader, int(k)))]
+    return bad
+
+
+def _check(reader: CubeReader, k: int) -> str:
+    cube, slot = reader.cube, int(reader.cube.slots[k])
+    try:
+        marker = objects.read_json(cube.url, f"{base(cube.name)}/done/{slot:05d}/{reader.detector}.json")
+        arrays = {var: values[reader.index, :, k] for var, values in cube.numbers.items()}
+        arrays["codes"] = np.empty(cube.layout.codec.shape, cube.layout.codec.dtype)
+        reader.read(k, arrays["codes"])
+        arrays["exceptions"] = reader.exceptions(k).view(np.uint8)
+        if cube.reference_slot[reader.index, k] == slot:
+            arrays["reference"] = np.empty(cube.layout.reference_codec.shape, np.float32)
+            file = ShardFile(cube.url, cube.layout.reference_codec)
+            reader.load("reference", file, slot, range(len(arrays["codes"])), arrays["reference"])
+        if hash_arrays(arrays) == marker["hash"]:
+            return ""
+        return str(_damaged(cube, reader.detector, slot, ValueError("they are not those that were written")))
+    except FileNotFoundError:
+        return str(_damaged(cube, reader.detector, slot, FileNotFoundError()))
+    except StoreFailure as error:
+        return str(error)
 
 
 class _Values(BackendArray):

@@ -40,7 +40,7 @@ def make_slice(seed: int, *, noise: float = SIGMA, dead: bool = False) -> Slice:
     if dead:
         value[2], mask[2], repeats[2] = np.nan, MASK_BITS["NO_DATA"], 0
     slope, floor = np.full(3, noise**2), np.full(3, 1e-3 * noise**2)
-    return Slice(value, mask, repeats, 3, slope, floor)
+    return Slice(value, mask, repeats, np.full(3, 3), slope, floor)
 
 
 def slot_of(number: int, wavelength: float) -> Slot:
