@@ -22,6 +22,7 @@ an exception.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -226,12 +227,19 @@ def read_cube(url: str, name: str, number: int | None = None) -> Cube:
     return _read(url, name, known[-1] if number is None else number)
 
 
-def read_mask(url: str, name: str, layout: CubeLayout, detector: int) -> np.ndarray | None:
-    """Bits (amplifier, y, x) that the pixels of a CCD have at all wavelengths; None where no slice of it is."""
-    codec = layout.mask_codec
-    out = np.empty(codec.shape, codec.dtype)
+def read_mask(
+    url: str, name: str, layout: CubeLayout, detector: int, amplifiers: Sequence[int] | None = None
+) -> np.ndarray | None:
+    """Bits (amplifier, y, x) that pixels of a CCD have at all wavelengths; None where no slice of it is.
+
+    Parameters
+    ----------
+    amplifiers : places of those to read; all by default.
+    """
+    codec, own = layout.mask_codec, range(len(layout.amplifiers)) if amplifiers is None else amplifiers
+    out = np.empty((len(own), *layout.shape), codec.dtype)
     try:
-        ShardFile(url, codec).read(shard_path(name, "mask", detector), range(codec.shape[0]), out)
+        ShardFile(url, codec).read(shard_path(name, "mask", detector), own, out)
     except FileNotFoundError:
         return None
     return out

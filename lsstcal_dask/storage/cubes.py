@@ -90,11 +90,17 @@ class CubeReader:
         """Codes (amplifier, y, x) of the whole CCD at one wavelength; zero where an amplifier holds nothing."""
         self.load("codes", self._file, int(self.cube.slots[k]), range(len(out)), out)
 
-    def references(self, amplifier: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of form i1, the places (n,) of the slices that refer to a reference, and its image (y, x) float32."""
+    def references(self, amplifier: int, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of form i1, the places (n,) of the slices that refer to a reference, and its image (y, x) float32.
+
+        Parameters
+        ----------
+        which : places of the slices that matter; all by default.
+        """
         own, layout = self.cube.reference_slot[self.index], self.cube.layout
         file, out = ShardFile(self.cube.url, layout.reference_codec), np.empty((1, *self.shape), np.float32)
         usable = self.present & np.isfinite(self.scale[:, amplifier])
+        usable &= np.isin(np.arange(len(usable)), which) if which is not None else True
         for slot in np.unique(own[usable & (own >= 0)]):
             self.load("reference", file, int(slot), (amplifier,), out)
             yield np.flatnonzero(usable & (own == slot)), out[0]
@@ -114,20 +120,19 @@ class CubeReader:
         first, last = np.searchsorted(found["amplifier"], [amplifier, amplifier + 1])
         return np.asarray(found[first:last])
 
-    def mask(self) -> np.ndarray:
-        """Bits (amplifier, y, x) that the pixels have at all wavelengths."""
-        found = read_mask(self.cube.url, self.cube.name, self.cube.layout, self.index)
-        no_data = np.full((len(self.cube.layout.amplifiers), *self.shape), MASK_BITS["NO_DATA"], np.uint16)
-        return no_data if found is None else found
+    def mask(self, amplifiers: Sequence[int] | None = None) -> np.ndarray:
+        """Bits (amplifier, y, x) that the pixels have at all wavelengths; of some amplifiers or of all."""
+        found = read_mask(self.cube.url, self.cube.name, self.cube.layout, self.index, amplifiers)
+        number = len(self.cube.layout.amplifiers) if amplifiers is None else len(amplifiers)
+        return np.full((number, *self.shape), MASK_BITS["NO_DATA"], np.uint16) if found is None else found
 
     def values(self, k: int, amplifier: int) -> np.ndarray:
         """Values (y, x) float32 of an amplifier at one wavelength; NaN where nothing is known."""
         out = np.full(self.shape, np.nan, np.float32)
         for _, codes in self.blocks(amplifier, np.array([k])):
             out[...] = self.offset[k, amplifier] + self.scale[k, amplifier] * codes[0].astype(np.float64)
-        for places, image in self.references(amplifier) if self.form == "i1" else ():
-            if k in places:
-                out += np.float32(self.level[k, amplifier]) * image
+        for _, image in self.references(amplifier, np.array([k])) if self.form == "i1" else ():
+            out += np.float32(self.level[k, amplifier]) * image
         if np.isfinite(self.scale[k, amplifier]):
             odd = self.exceptions(k, amplifier)
             out[odd["y"], odd["x"]] += odd["change"]
@@ -195,13 +200,13 @@ class _Values(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         axes = [np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape, key, strict=True)]
         out = np.empty(tuple(len(axis) for axis in axes), np.float32)
-        padding = {}
         for i, detector in enumerate(axes[0]):
             reader = CubeReader(self.cube, self.cube.layout.detectors[detector], block=1)
-            padding = (reader.mask() & MASK_BITS["NO_DATA"]) != 0
             for j, amplifier in enumerate(axes[1]):
+                padding = (reader.mask([amplifier])[0] & MASK_BITS["NO_DATA"]) != 0
                 for n, k in enumerate(axes[2]):
-                    found = np.where(padding[amplifier], np.float32(np.nan), reader.values(int(k), int(amplifier)))
+                    found = reader.values(int(k), int(amplifier))
+                    found[padding] = np.nan
                     out[i, j, n] = found[np.ix_(axes[3], axes[4])]
         return out[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
 
@@ -233,7 +238,8 @@ def open_cube(url: str, name: str, number: int | None = None, *, chunked: bool =
     Parameters
     ----------
     number : of the publication; the last by default.
-    chunked : Dask arrays of one chunk per amplifier and wavelength, or (False) arrays that are read when indexed.
+    chunked : Dask arrays of one chunk per CCD and wavelength, a shard, or (False) arrays that are read when indexed:
+        the faster way to some amplifiers, for even a part of a graph of all of LSST's shards costs half a second.
         What goes over a whole cube uses `CubeReader`, one task per CCD.
 
     Returns
@@ -248,11 +254,10 @@ def open_cube(url: str, name: str, number: int | None = None, *, chunked: bool =
     times = np.array([np.datetime64(one.time, "ns") for one in cube.pointer.slots], "datetime64[ns]")
     flat = xr.Variable(dims, indexing.LazilyIndexedArray(_Values(cube)), attributes("flat"))
     mask = xr.Variable((*dims[:2], *dims[3:]), indexing.LazilyIndexedArray(_Masks(cube)), mask_attributes())
-    single = {"detector": 1, "amplifier": 1}
     return xr.Dataset(
         {
-            "flat": flat.chunk({**single, "wavelength": 1}) if chunked else flat,
-            "mask": mask.chunk(single) if chunked else mask,
+            "flat": flat.chunk(detector=1, wavelength=1) if chunked else flat,
+            "mask": mask.chunk(detector=1) if chunked else mask,
             **{v: xr.Variable(small, cube.numbers[v], attributes(v)) for v in ("variance_slope", "variance_floor")},
         },
         coords={
