@@ -1,7 +1,7 @@
 """What a worker does for a cube: some wavelengths of one CCD, from raw frames to stored slices (¶9)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -28,11 +28,15 @@ from lsstcal_dask.variables import MASK_BITS
 
 __all__ = ["make_block"]
 
+_KEPT: Final = 3
+"""Corrected exposures that are kept: a single flat and those beside it, each of which is wanted three times."""
+
 
 def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
     """What a worker does: marker, or the reason for which there is none, of each slot.
 
-    Holds the corrected frames of one slice, 0.1 GB of an LSST CCD for each exposure, and what `correct` needs, 0.6 GB.
+    Holds the corrected frames of one slice, 0.1 GB of an LSST CCD for each exposure and for three more, and what
+    `correct` needs, 0.6 GB.
     """
     url, name, raw, config, isr, jobs = shared.value
     found: dict[int, Any] = {}
@@ -59,6 +63,7 @@ class _Bench:
         self.site = Site(camera.image_shape, camera.vignetting_mm)
         self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
         self._versions: Any = None
+        self._recent: list[tuple[Any, Repeat]] = []
         self._products: dict[str, xr.Dataset] = {}
 
     def slice(self, job: Job) -> tuple[Slice, dict[str, Any]]:
@@ -93,8 +98,15 @@ class _Bench:
         """Exposures of the CCD through the corrections, those of which there are frames."""
         for name, light in zip(exposures, photons, strict=True):
             raw = self.raw.isel(exposure=self.places[name])
-            if bool(raw["present"].sel(detector=self.det)):
-                yield make_repeat(self._frame(job, raw.isel(detector=np.flatnonzero(raw["present"].values))), light)
+            if not bool(raw["present"].sel(detector=self.det)):
+                continue
+            key = (name, light, job.sensors[self.det].versions)
+            found = next((one for known, one in self._recent if known == key), None)
+            if found is None:
+                present = np.flatnonzero(raw["present"].values)
+                found = make_repeat(self._frame(job, raw.isel(detector=present)), light)
+            self._recent = [(key, found), *(entry for entry in self._recent if entry[0] != key)][:_KEPT]
+            yield found
 
     def _frame(self, job: Job, raw: xr.Dataset) -> Frame:
         sensor = job.sensors[self.det]

@@ -27,12 +27,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+import google_crc32c
 import numpy as np
 import zarr
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.coding import DTYPES, NUMBERS, Form
+from lsstcal_dask.storage.coding import DTYPES, EXCEPTION, NUMBERS, Form
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile
 
 __all__ = [
@@ -48,9 +49,12 @@ __all__ = [
     "list_pointers",
     "load_layout",
     "read_cube",
+    "read_exceptions",
     "read_mask",
     "shard_path",
 ]
+
+_CHECKSUM: Final = 4  # bytes
 
 SLOT_COORDS: Final = ("wavelength", "wavelength_error", "bandwidth", "response", "response_error")
 """Numbers of a slice."""
@@ -135,10 +139,17 @@ def shard_path(name: str, variable: str, detector: int, slot: int | None = None)
 
 
 def exception_bytes(exceptions: np.ndarray) -> bytes:
-    """A list of exceptions as a NumPy file."""
+    """A list of exceptions as a NumPy file, with a CRC-32C of all of it behind, which NumPy does not mind."""
     out = io.BytesIO()
     np.save(out, exceptions, allow_pickle=False)
-    return out.getvalue()
+    return out.getvalue() + google_crc32c.value(out.getvalue()).to_bytes(_CHECKSUM, "little")
+
+
+def read_exceptions(blob: bytes) -> np.ndarray:
+    """What `exception_bytes` wrote; ValueError where it is damaged."""
+    if google_crc32c.value(blob[:-_CHECKSUM]) != int.from_bytes(blob[-_CHECKSUM:], "little"):
+        raise ValueError("the checksum of its exceptions is wrong")
+    return np.frombuffer(blob[blob.index(b"\n") + 1 : -_CHECKSUM], EXCEPTION)
 
 
 @lru_cache(maxsize=64)
