@@ -43,6 +43,7 @@ class MonochromaticConfig(BaseModel):
     faintest: float = Field(200.0, ge=0, description="electrons, level of a CCD below which a flat is left out")
     brightest: float = Field(150_000.0, gt=0, description="electrons, level of a CCD above which a flat is left out")
     saturated: float = Field(0.02, ge=0, le=1, description="part of the pixels that may be saturated")
+    dead: float = Field(0.05, ge=0, lt=1, description="level of an amplifier, of that of its CCD, at which it is dead")
     disagree: float = Field(0.03, gt=0, description="relative, between level and photodiode of repeats: 3 are needed")
     mismatch_nm: float = Field(0.3, gt=0, description="between the wavelength asked for and the measured one")
     mismatch: Literal["refuse", "flag"] = Field("refuse", description="what becomes of a flat beyond mismatch_nm")
@@ -82,6 +83,7 @@ class Combined:
     value: np.ndarray  # (amplifier, y, x) float32, electron/photon; NaN where nothing is known
     mask: np.ndarray  # (amplifier, y, x) uint16
     repeats: np.ndarray  # (amplifier, y, x) uint8, exposures that entered
+    full: np.ndarray  # (amplifier,) exposures in which it lives: what enters a pixel that nothing befell
     slope: np.ndarray  # (amplifier,), see above
     floor: np.ndarray  # (amplifier,)
     total: float  # sum of the values of good pixels
@@ -123,7 +125,9 @@ def choose_repeats(repeats: Sequence[Repeat], config: MonochromaticConfig) -> tu
         away = ratio / np.median(ratio) - 1
         for one, by in zip(kept, away, strict=True):
             if abs(by) > config.disagree:
-                reasons[one.exposure] = f"{by:+.1%} brighter than its photodiode says, compared with its repeats"
+                reasons[one.exposure] = (
+                    f"its level is {by:+.1%} off what its photodiode says, compared with its repeats"
+                )
     return [one for one in kept if one.exposure not in reasons], reasons
 
 
@@ -212,26 +216,20 @@ def combine_repeats(
     """
     shape = repeats[0].image.shape
     value, counts = np.full(shape, np.nan, np.float32), np.zeros(shape, np.uint8)
-    mask = np.zeros(shape, np.uint16)
-    line, hits = np.full((2, shape[0]), np.nan), np.zeros(len(repeats), int)
-    photons = np.array([one.photons for one in repeats])
+    mask = np.full(shape, MASK_BITS["NO_DATA"], np.uint16)
+    line, hits, full = np.full((2, shape[0]), np.nan), np.zeros(len(repeats), int), np.zeros(shape[0], int)
     for i in range(shape[0]):
-        own = _Amplifier(
-            images=np.stack([one.image[i] for one in repeats]),
-            masks=np.stack([one.mask[i] for one in repeats]),
-            level=np.array([one.level[i] for one in repeats]),
-            noise=np.array([one.noise[i] for one in repeats]),
-        )
-        if not np.isfinite(own.level).all():
-            mask[i] = np.bitwise_or.reduce(own.masks)
+        alive = [k for k, one in enumerate(repeats) if one.level[i] > config.dead * one.mean_level]
+        full[i] = len(alive)
+        if not alive:
             continue
-        expected = _expected(i, own.level[0] / photons[0], compared) if len(repeats) == 1 else None
-        value[i], counts[i], mask[i], line[:, i], found = _combine_amplifier(own, photons, expected, config)
-        hits += found
+        own = _amplifier(i, [repeats[k] for k in alive])
+        expected = _expected(i, float(own.level[0]), compared, config) if len(alive) == 1 else None
+        value[i], counts[i], mask[i], line[:, i], found = _combine_amplifier(own, expected, config)
+        hits[alive] += found
     good = (mask == 0) & np.isfinite(value)
-    return Combined(
-        value, mask, counts, line[0], line[1], float(value[good].sum(dtype=float)), int(good.sum()), hits.tolist()
-    )
+    total, pixels = float(value[good].sum(dtype=float)), int(good.sum())
+    return Combined(value, mask, counts, full, line[0], line[1], total, pixels, hits.tolist())
 
 
 @dataclass(frozen=True)
@@ -242,24 +240,36 @@ class _Amplifier:
     masks: np.ndarray  # (n, y, x)
     level: np.ndarray  # (n,)
     noise: np.ndarray  # (n,)
+    photons: np.ndarray  # (n,)
 
 
-def _expected(i: int, level: float, compared: Sequence[Repeat]) -> np.ndarray | None:
-    """Values (y, x) of an amplifier that flats nearby let expect, the larger of two; None without any."""
-    usable = [one for one in compared if one.level[i] > 0]
+def _amplifier(i: int, repeats: Sequence[Repeat]) -> _Amplifier:
+    return _Amplifier(
+        images=np.stack([one.image[i] for one in repeats]),
+        masks=np.stack([one.mask[i] for one in repeats]),
+        level=np.array([one.level[i] for one in repeats]),
+        noise=np.array([one.noise[i] for one in repeats]),
+        photons=np.array([one.photons for one in repeats]),
+    )
+
+
+def _expected(i: int, level: float, compared: Sequence[Repeat], config: MonochromaticConfig) -> np.ndarray | None:
+    """Electrons (y, x) of an amplifier that flats nearby let expect, the larger of two; None without any."""
+    usable = [one for one in compared if one.level[i] > config.dead * one.mean_level]
     if not usable:
         return None
-    scaled = [one.image[i] * np.float32(level / one.level[i]) for one in usable]
-    return np.asarray(np.fmax.reduce(scaled), np.float32)
+    return np.asarray(np.fmax.reduce([one.image[i] * np.float32(level / one.level[i]) for one in usable]), np.float32)
 
 
 def _combine_amplifier(
-    own: _Amplifier, photons: np.ndarray, expected: np.ndarray | None, config: MonochromaticConfig
+    own: _Amplifier, expected: np.ndarray | None, config: MonochromaticConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Value, repeats, mask (y, x), slope and floor (2,), hits (n,)."""
     usable = ((own.masks & _UNUSABLE) == 0) & np.isfinite(own.images)
     kind = np.zeros(usable.shape, np.uint8)
+    photons = own.photons
     scale = (1 / photons).astype(np.float32)
+    expected = None if expected is None else expected * scale[0]
     model = float(np.mean(own.level / photons))
     sigma = np.sqrt(max(model, 0) / photons + own.noise / photons**2)
     median_noise = np.pi / 2 * len(sigma) / np.sum(1 / sigma) ** 2  # densities at the centre add up

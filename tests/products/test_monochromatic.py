@@ -117,16 +117,23 @@ def test_saturated_pixels_of_one_repeat_are_left_out_and_of_all_are_unknown():
     assert found.pixels == found.value.size - 2
 
 
-def test_a_dead_amplifier_is_nan_and_does_not_touch_the_others():
-    taken = [repeat(i) for i in range(2)]
+@pytest.mark.parametrize("level", [np.nan, 3.0])
+def test_a_dead_amplifier_is_nan_and_does_not_touch_the_others(level):
+    taken = [repeat(i) for i in range(3)]
     alive = combine_repeats(taken, [])
-    for one in taken:
-        one.mask[1], one.image[1], one.level[1], one.noise[1] = MASK_BITS["NO_DATA"], np.nan, np.nan, np.nan
+    for one in taken[1:]:
+        one.image[1], one.level[1] = level, level
+    once = combine_repeats(taken, [])
+    assert_array_equal(once.full, [3, 1])
+    assert_allclose(once.value[1], taken[0].image[1] / np.float32(BRIGHT), rtol=1e-6)
+    assert_allclose(once.slope, alive.slope * [1, 3], rtol=0.01)
+    taken[0].image[1], taken[0].level[1] = level, level
     found = combine_repeats(taken, [])
     assert_array_equal(found.value[0], alive.value[0])
     assert np.isnan(found.value[1]).all()
     assert np.isnan(found.slope[1])
     assert np.all(found.mask[1] == MASK_BITS["NO_DATA"])
+    assert_array_equal(found.full, [3, 0])
 
 
 def test_noise_without_light_is_found_in_a_frame():
@@ -149,7 +156,7 @@ def test_noise_without_light_is_found_in_a_frame():
         ({"level": np.full(2, 2e5)}, "saturated: 0.0 % of the pixels, level 200000 electron"),
         ({"saturated": 0.3}, "saturated: 30.0 % of the pixels"),
         ({"level": np.full(2, np.nan)}, "no usable pixel"),
-        ({"photons": 0.8 * BRIGHT}, r"\+25.0% brighter than its photodiode says"),
+        ({"photons": 0.8 * BRIGHT}, r"\+25.0% off what its photodiode says"),
     ],
 )
 def test_flats_that_cannot_be_used_are_told_by_name(change, says):

@@ -40,7 +40,7 @@ def make_slice(seed: int, *, noise: float = SIGMA, dead: bool = False) -> Slice:
     if dead:
         value[2], mask[2], repeats[2] = np.nan, MASK_BITS["NO_DATA"], 0
     slope, floor = np.full(3, noise**2), np.full(3, 1e-3 * noise**2)
-    return Slice(value, mask, repeats, 3, slope, floor)
+    return Slice(value, mask, repeats, np.full(3, 3), slope, floor)
 
 
 def slot_of(number: int, wavelength: float) -> Slot:
@@ -199,7 +199,7 @@ def test_a_cube_is_opened_without_reading_pixels(tmp_path, no_compute):
     write_cube(tmp_path, "i2", {501.0: make_slice(0), 500.0: make_slice(1)})
     shutil.rmtree(tmp_path / "cubes" / "c" / "data" / "codes" / "c")
     found = validate(open_cube(str(tmp_path), "c"))
-    assert found["flat"].chunks == ((1, 1), (1, 1, 1), (1, 1), (120,), (100,))
+    assert found["flat"].chunks == ((1, 1), (3,), (1, 1), (120,), (100,))
     np.testing.assert_array_equal(found["wavelength"], [500, 501])
 
 
