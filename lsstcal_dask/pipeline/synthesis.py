@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -15,6 +16,9 @@ from lsstcal_dask.products.weights import Scan, make_weights
 from lsstcal_dask.storage.cubes import Cube, CubeReader, read_cube
 
 __all__ = ["CubeOpener", "Source", "scan_of", "synthetic_flats"]
+
+
+_BLOCK: Final = 32  # wavelengths read at once at most: of an amplifier of LSSTCam 66 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,7 @@ class CubeOpener:
     url: str
     name: str
     number: int
-    block: int = 8  # wavelengths read at once
+    block: int = 8  # wavelengths read at once: more for many flats, whose sums take longer to fetch than to add to
 
     def __call__(self, detector: str) -> CubeReader:
         """Reader of a CCD."""
@@ -70,6 +74,6 @@ def synthetic_flats(
     found = read_cube(store.url, cube, number)
     scan = scan_of(found, store.camera)
     weights = [make_weights(s.spectrum, s.passband, scan, s.atmosphere, config.weights) for s in sources]
-    opener = CubeOpener(store.url, cube, found.pointer.number)
+    opener = CubeOpener(store.url, cube, found.pointer.number, min(max(8, len(sources)), _BLOCK))
     flats = synthesize(weights, store.camera, found.layout.amplifiers, opener, config)
     return flats.assign_attrs(cube=cube, number=found.pointer.number)

@@ -72,14 +72,14 @@ def sum_slices(slices: Slices, amplifier: int, vectors: np.ndarray, odd: dict[in
     """
     there = np.isfinite(slices.scale[:, amplifier])
     scale, offset, level = (np.where(there, n[:, amplifier], 0.0) for n in (slices.scale, slices.offset, slices.level))
-    totals = np.zeros((len(vectors), slices.shape[0] * slices.shape[1]), np.float32)
+    totals = np.empty((len(vectors), slices.shape[0] * slices.shape[1]), np.float32)
+    totals[...] = (vectors @ offset)[:, None]
     wrong: dict[int, np.ndarray] = {}  # values that the codes give to unusable pixels
     for places, codes in slices.blocks(amplifier, np.flatnonzero(vectors.any(axis=0))):
         rows = codes.reshape(len(places), -1)
         add_slices(totals, rows, vectors[:, places] * scale[places])
         for k, row in zip(places.tolist(), rows, strict=True):
             wrong[k] = offset[k] + scale[k] * row[odd[k].at[odd[k].unusable]].astype(float)
-    totals += (vectors @ offset).astype(np.float32)[:, None]
     for places, image in slices.references(amplifier):
         own = image.reshape(-1)
         totals += (vectors[:, places] @ level[places]).astype(np.float32)[:, None] * own
