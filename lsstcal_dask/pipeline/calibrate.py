@@ -231,7 +231,8 @@ def charge_of_neighbours(
         name = one.sensor.detector.name
         lit = np.unique(one.entries.sources)
         part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
-        image = electrons(read_frame(one.raw, part), site, one.sensor.products(url), config)
+        products = {k: v.sel(amplifier=[a.name for a in part.amplifiers]) for k, v in one.sensor.products(url).items()}
+        image = electrons(read_frame(one.raw, part), site, products, config)
         images[name] = raw_frame(image, part, shape)
         entries[name] = replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
     seen = from_others(images, entries, detector)

@@ -46,7 +46,7 @@ def test_jitter_is_weighed_against_noise(jitter):
 
 
 def test_a_wander_is_followed_and_its_error_known():
-    """Within a tenth of the filter that knows the powers, which leaves of each mode P N / (P + N); 12 x 77 modes tell 5 %.
+    """Within a tenth of the filter that knows the powers, which leaves of each mode P N / (P + N); 924 modes tell 5 %.
 
     Without following it all of the wander is left.
     """
@@ -59,7 +59,7 @@ def test_a_wander_is_followed_and_its_error_known():
 
 
 def test_rows_without_a_mean_are_filled_from_their_neighbours():
-    """A random walk of 3 / 1000 in a row is known to a quarter of 40 rows of it between the ends of such a gap, 0.03."""
+    """A random walk of 3 / 1000 in a row is known to a quarter of 40 rows of it between the ends of a gap, 0.03."""
     true, mean = made(4, wander=1.0)
     good = np.ones(mean.shape, bool)
     good[:, 500:540] = False
