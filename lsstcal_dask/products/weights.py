@@ -10,7 +10,7 @@ exact, and a line without width counts where it is. T is a polynomial of the pla
 w is one too; within an amplifier a plane or a little more stands for it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,10 +20,10 @@ from scipy.interpolate import BSpline, make_interp_spline
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Detector
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal
-from lsstcal_dask.physics.passbands import Surface
+from lsstcal_dask.physics.passbands import Passband, Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum, check_cover, check_wavelengths, multiply
 
-__all__ = ["Local", "Scan", "Weights", "WeightsConfig", "local_weights", "make_weights", "without"]
+__all__ = ["Filter", "Local", "Scan", "Weights", "WeightsConfig", "local_weights", "make_weights", "without"]
 
 _FWHM: Final = float(2 * np.sqrt(2 * np.log(2)))  # of a Gaussian, in units of its rms
 _WIDE: Final = 2.5  # times the median step: a gap
@@ -58,6 +58,17 @@ class Scan:
 
 
 @dataclass(frozen=True, eq=False)
+class Filter:
+    """A filter whose curve is measured for every CCD, and is taken to change within one as a polynomial does.
+
+    The noise of a CCD's own curve averages over the band; what a polynomial of the focal plane misses does not.
+    """
+
+    surface: Surface
+    measured: Passband
+
+
+@dataclass(frozen=True, eq=False)
 class Weights:
     """Weights at any place: the terms of ``surface`` there times ``values``.
 
@@ -72,6 +83,7 @@ class Weights:
     surface: Surface | None  # None: one term, 1
     scale: float
     uncovered: float  # bound of the share of the light where spectrum or cube are not known, or slices not read
+    own: dict[str, np.ndarray] = field(default_factory=dict)  # (k,) that a CCD's own curve adds, all over it
 
     def at(self, x: Any, y: Any) -> np.ndarray:
         """Weights at places (mm): (..., k)."""
@@ -97,7 +109,7 @@ class Local:
 
 def make_weights(
     spectrum: Spectrum,
-    passband: Surface | Curve | None,
+    passband: Surface | Curve | Filter | None,
     scan: Scan,
     atmosphere: Curve | None = None,
     config: WeightsConfig = WeightsConfig(),
@@ -111,6 +123,8 @@ def make_weights(
     InsufficientInputs
         Too much of the light is beyond the cube or in a gap of it; there is no light at all.
     """
+    if isinstance(passband, Filter):
+        return _with_own_curves(spectrum, passband, scan, atmosphere, config)
     what = f"spectrum {spectrum.name}".strip()
     check_wavelengths("cube", scan.wavelength)
     middle = _curve_in_the_middle(passband)
@@ -135,6 +149,21 @@ def make_weights(
     scale = float((terms.mean(axis=0) @ values) @ scan.response)
     uncovered = missing + dropped
     return Weights(spectrum.name, scan.wavelength, scan.response, values / scale, _surface(passband), scale, uncovered)
+
+
+def _with_own_curves(
+    spectrum: Spectrum, passband: Filter, scan: Scan, atmosphere: Curve | None, config: WeightsConfig
+) -> Weights:
+    """Weights of the polynomial, and what the difference of each CCD's curve to it makes."""
+    found = make_weights(spectrum, passband.surface, scan, atmosphere, config)
+    one, fitted = passband.measured, passband.surface
+    values = one.transmission - _between(one.wavelength, fitted.wavelength, fitted.at(one.x, one.y))
+    curves = [] if atmosphere is None else [atmosphere]
+    grid = _quadrature(spectrum, (one.wavelength, values), curves, scan.wavelength)
+    more = _shares(*grid, scan.wavelength, config.interpolation) / found.scale
+    more = _sharpened(more, scan) if config.sharpen else more
+    more = np.where((found.values != 0).any(axis=0), more, 0.0)
+    return replace(found, own=dict(zip(one.detector, more, strict=True)))
 
 
 def _surface(passband: Surface | Curve | None) -> Surface | None:
@@ -265,7 +294,7 @@ def without(weights: Weights, there: np.ndarray, config: WeightsConfig = Weights
     InsufficientInputs
         None is there, or those that are missing leave gaps with too much of the light.
     """
-    gone = ~there & (weights.values != 0).any(axis=0)
+    gone = ~there & np.any([one.any(axis=0) for one in (weights.values, *_rows(weights))], axis=0)
     if not gone.any():
         return weights
     what, known = f"spectrum {weights.name}".strip(), weights.wavelength[there]
@@ -274,9 +303,15 @@ def without(weights: Weights, there: np.ndarray, config: WeightsConfig = Weights
     light = weights.at(0.0, 0.0) * weights.response
     _beyond(what, weights.wavelength, light, known, config)
     _check_gaps(what, weights.wavelength, light, known, config)
-    values = np.zeros_like(weights.values)
-    values[:, there] = _shares(weights.wavelength, weights.values, known, "linear")
-    return replace(weights, values=values)
+    every = np.concatenate([weights.values, *_rows(weights)])
+    values = np.zeros_like(every)
+    values[:, there] = _shares(weights.wavelength, every, known, "linear")
+    first = len(weights.values)
+    return replace(weights, values=values[:first], own=dict(zip(weights.own, values[first:], strict=True)))
+
+
+def _rows(weights: Weights) -> list[np.ndarray]:
+    return [one[None] for one in weights.own.values()]
 
 
 def local_weights(weights: Weights, detector: Detector, amplifier: Amplifier, tolerance: float) -> Local:
@@ -295,7 +330,9 @@ def local_weights(weights: Weights, detector: Detector, amplifier: Amplifier, to
         wrong = np.abs((terms - matrix @ share) @ weights.values) @ np.abs(weights.response)
         if wrong.max() <= tolerance:
             break
-    return Local(share @ weights.values, powers, float(wrong.max()))
+    values = share @ weights.values
+    values[0] += weights.own.get(detector.name, 0.0)
+    return Local(values, powers, float(wrong.max()))
 
 
 def _monomials(u: np.ndarray, v: np.ndarray, powers: np.ndarray) -> np.ndarray:
