@@ -8,11 +8,12 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.instrument.camera import Camera
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.synthesis import SynthesisConfig, synthesize
-from lsstcal_dask.products.weights import Filter, Scan, make_weights
+from lsstcal_dask.products.weights import Scan, make_weights
 from lsstcal_dask.storage.cubes import Cube, CubeReader, read_cube
 
 __all__ = ["CubeOpener", "Source", "scan_of", "synthetic_flats"]
@@ -26,7 +27,7 @@ class Source:
     """Light that a flat is wanted for."""
 
     spectrum: Spectrum
-    passband: Surface | Curve | Filter | None = None
+    passband: Surface | Nearby | Curve | None = None
     atmosphere: Curve | None = None
 
 

@@ -6,11 +6,12 @@ them. Then a broadband flat is a weighted sum of slices,
     B(x, y) = sum_k w_k f_k(x, y),    w_k = integral S(l) T(l; x, y) A(l) h_k(l) dl,
 
 h_k being one at slice k and zero at the others. S, T and A are straight between their own wavelengths: the integral is
-exact, and a line without width counts where it is. T is a polynomial of the place (`physics.passbands.Surface`), so
-w is one too; within an amplifier a plane or a little more stands for it.
+exact, and a line without width counts where it is. T is linear in some curves with shares that depend on the place
+(`physics.passbands.Surface`, `physics.nearby`), so w is too; within an amplifier a plane or a little more stands for
+it.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,10 +21,11 @@ from scipy.interpolate import BSpline, make_interp_spline
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Detector
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal
-from lsstcal_dask.physics.passbands import Passband, Surface
+from lsstcal_dask.physics.nearby import Nearby
+from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum, check_cover, check_wavelengths, multiply
 
-__all__ = ["Filter", "Local", "Scan", "Weights", "WeightsConfig", "local_weights", "make_weights", "without"]
+__all__ = ["Local", "Scan", "Weights", "WeightsConfig", "local_weights", "make_weights", "without"]
 
 _FWHM: Final = float(2 * np.sqrt(2 * np.log(2)))  # of a Gaussian, in units of its rms
 _WIDE: Final = 2.5  # times the median step: a gap
@@ -58,17 +60,6 @@ class Scan:
 
 
 @dataclass(frozen=True, eq=False)
-class Filter:
-    """A filter whose curve is measured for every CCD, and is taken to change within one as a polynomial does.
-
-    The noise of a CCD's own curve averages over the band; what a polynomial of the focal plane misses does not.
-    """
-
-    surface: Surface
-    measured: Passband
-
-
-@dataclass(frozen=True, eq=False)
 class Weights:
     """Weights at any place: the terms of ``surface`` there times ``values``.
 
@@ -80,10 +71,9 @@ class Weights:
     wavelength: np.ndarray  # (k,) nm
     response: np.ndarray  # (k,)
     values: np.ndarray  # (term, k)
-    surface: Surface | None  # None: one term, 1
+    surface: Surface | Nearby | None  # None: one term, 1
     scale: float
     uncovered: float  # bound of the share of the light where spectrum or cube are not known, or slices not read
-    own: dict[str, np.ndarray] = field(default_factory=dict)  # (k,) that a CCD's own curve adds, all over it
 
     def at(self, x: Any, y: Any) -> np.ndarray:
         """Weights at places (mm): (..., k)."""
@@ -109,7 +99,7 @@ class Local:
 
 def make_weights(
     spectrum: Spectrum,
-    passband: Surface | Curve | Filter | None,
+    passband: Surface | Nearby | Curve | None,
     scan: Scan,
     atmosphere: Curve | None = None,
     config: WeightsConfig = WeightsConfig(),
@@ -123,8 +113,6 @@ def make_weights(
     InsufficientInputs
         Too much of the light is beyond the cube or in a gap of it; there is no light at all.
     """
-    if isinstance(passband, Filter):
-        return _with_own_curves(spectrum, passband, scan, atmosphere, config)
     what = f"spectrum {spectrum.name}".strip()
     check_wavelengths("cube", scan.wavelength)
     middle = _curve_in_the_middle(passband)
@@ -151,36 +139,21 @@ def make_weights(
     return Weights(spectrum.name, scan.wavelength, scan.response, values / scale, _surface(passband), scale, uncovered)
 
 
-def _with_own_curves(
-    spectrum: Spectrum, passband: Filter, scan: Scan, atmosphere: Curve | None, config: WeightsConfig
-) -> Weights:
-    """Weights of the polynomial, and what the difference of each CCD's curve to it makes."""
-    found = make_weights(spectrum, passband.surface, scan, atmosphere, config)
-    one, fitted = passband.measured, passband.surface
-    values = one.transmission - _between(one.wavelength, fitted.wavelength, fitted.at(one.x, one.y))
-    curves = [] if atmosphere is None else [atmosphere]
-    grid = _quadrature(spectrum, (one.wavelength, values), curves, scan.wavelength)
-    more = _shares(*grid, scan.wavelength, config.interpolation) / found.scale
-    more = _sharpened(more, scan) if config.sharpen else more
-    more = np.where((found.values != 0).any(axis=0), more, 0.0)
-    return replace(found, own=dict(zip(one.detector, more, strict=True)))
+def _surface(passband: Surface | Nearby | Curve | None) -> Surface | Nearby | None:
+    return passband if isinstance(passband, Surface | Nearby) else None
 
 
-def _surface(passband: Surface | Curve | None) -> Surface | None:
-    return passband if isinstance(passband, Surface) else None
-
-
-def _curve_in_the_middle(passband: Surface | Curve | None) -> Curve | None:
-    if isinstance(passband, Surface):
+def _curve_in_the_middle(passband: Surface | Nearby | Curve | None) -> Curve | None:
+    if isinstance(passband, Surface | Nearby):
         return Curve(passband.wavelength, passband.at(0.0, 0.0), passband.band)
     return passband
 
 
-def _table(passband: Surface | Curve | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _table(passband: Surface | Nearby | Curve | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Wavelengths (n,) and transmission (term, n)."""
     if passband is None:
         return None
-    values = passband.coefficients if isinstance(passband, Surface) else passband.value[None]
+    values = passband.coefficients if isinstance(passband, Surface | Nearby) else passband.value[None]
     return passband.wavelength, values
 
 
@@ -294,7 +267,7 @@ def without(weights: Weights, there: np.ndarray, config: WeightsConfig = Weights
     InsufficientInputs
         None is there, or those that are missing leave gaps with too much of the light.
     """
-    gone = ~there & np.any([one.any(axis=0) for one in (weights.values, *_rows(weights))], axis=0)
+    gone = ~there & (weights.values != 0).any(axis=0)
     if not gone.any():
         return weights
     what, known = f"spectrum {weights.name}".strip(), weights.wavelength[there]
@@ -303,15 +276,9 @@ def without(weights: Weights, there: np.ndarray, config: WeightsConfig = Weights
     light = weights.at(0.0, 0.0) * weights.response
     _beyond(what, weights.wavelength, light, known, config)
     _check_gaps(what, weights.wavelength, light, known, config)
-    every = np.concatenate([weights.values, *_rows(weights)])
-    values = np.zeros_like(every)
-    values[:, there] = _shares(weights.wavelength, every, known, "linear")
-    first = len(weights.values)
-    return replace(weights, values=values[:first], own=dict(zip(weights.own, values[first:], strict=True)))
-
-
-def _rows(weights: Weights) -> list[np.ndarray]:
-    return [one[None] for one in weights.own.values()]
+    values = np.zeros_like(weights.values)
+    values[:, there] = _shares(weights.wavelength, weights.values, known, "linear")
+    return replace(weights, values=values)
 
 
 def local_weights(weights: Weights, detector: Detector, amplifier: Amplifier, tolerance: float) -> Local:
@@ -330,9 +297,7 @@ def local_weights(weights: Weights, detector: Detector, amplifier: Amplifier, to
         wrong = np.abs((terms - matrix @ share) @ weights.values) @ np.abs(weights.response)
         if wrong.max() <= tolerance:
             break
-    values = share @ weights.values
-    values[0] += weights.own.get(detector.name, 0.0)
-    return Local(values, powers, float(wrong.max()))
+    return Local(share @ weights.values, powers, float(wrong.max()))
 
 
 def _monomials(u: np.ndarray, v: np.ndarray, powers: np.ndarray) -> np.ndarray:
