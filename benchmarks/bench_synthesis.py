@@ -137,7 +137,7 @@ def run_ccd(url: str, spectra: int, amplifiers: int, slices: int, config: Synthe
     sources = [Spectrum(part, np.array([1.0, 1 + i / 10]), str(i)) for i in range(spectra)]
     weights = tuple(make_weights(one, None, scan_of(cube, store.camera), config=config.weights) for one in sources)
     task = Task(
-        weights, store.camera, cube.layout.amplifiers, CubeOpener(url, "c", 1, min(max(8, spectra), 32)), config
+        weights, store.camera, cube.layout.amplifiers, CubeOpener(url, "c", 1, min(max(8, 2 * spectra), 64)), config
     )
     detector = store.camera.detector(DETECTOR)
     found = synthesis_amplifiers(task.open_slices(DETECTOR), detector, task)

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.instrument.camera import Camera
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.store import Store
@@ -18,7 +19,7 @@ from lsstcal_dask.storage.cubes import Cube, CubeReader, read_cube
 __all__ = ["CubeOpener", "Source", "scan_of", "synthetic_flats"]
 
 
-_BLOCK: Final = 32  # wavelengths read at once at most: of an amplifier of LSSTCam 66 MB
+_BLOCK: Final = 64  # wavelengths read at once at most: of an amplifier of LSSTCam 131 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Source:
     """Light that a flat is wanted for."""
 
     spectrum: Spectrum
-    passband: Surface | Curve | None = None
+    passband: Surface | Nearby | Curve | None = None
     atmosphere: Curve | None = None
 
 
@@ -74,6 +75,6 @@ def synthetic_flats(
     found = read_cube(store.url, cube, number)
     scan = scan_of(found, store.camera)
     weights = [make_weights(s.spectrum, s.passband, scan, s.atmosphere, config.weights) for s in sources]
-    opener = CubeOpener(store.url, cube, found.pointer.number, min(max(8, len(sources)), _BLOCK))
+    opener = CubeOpener(store.url, cube, found.pointer.number, min(max(8, 2 * len(sources)), _BLOCK))
     flats = synthesize(weights, store.camera, found.layout.amplifiers, opener, config)
     return flats.assign_attrs(cube=cube, number=found.pointer.number)

@@ -16,6 +16,7 @@ from lsstcal_dask.products.monochromatic import (
     make_repeat,
 )
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
+from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
 from lsstcal_dask.products.slices import Line, group_flats, mean_response
 from lsstcal_dask.variables import MASK_BITS
 
@@ -94,6 +95,42 @@ def test_hits_are_rejected_among_repeats_or_by_flats_nearby(n):
         assert abs(away.mean()) < 4 / np.sqrt(60) * np.sqrt(n / (n - 1))
     unrejected = combine_repeats(taken, nearby, MonochromaticConfig(clip=1e3))
     assert abs((unrejected.value[0] - pattern()[0])[track].mean()) * BRIGHT > 0.9 * 3000 / n
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_only_suspects_need_a_look(n):
+    rng = np.random.default_rng(n)
+    images = np.stack([repeat(i).image[0] for i in range(n)])
+    for k, y, x in zip(rng.integers(0, n, 40), rng.integers(0, 150, 40), rng.integers(0, 100, 40), strict=True):
+        images[k, y, x] += rng.uniform(0, 3000)
+    masks = np.where(rng.random(images.shape) < 0.02, MASK_BITS["SATURATED"], 0).astype(np.uint16)
+    ones = np.ones(n, np.float32)
+    terms = Terms(ones, NOISE * ones, ones / n, np.float32(6), np.float32(0), np.float32(4e4 * np.pi / 2 / n))
+    guide = repeat(9).image[0] if n == 1 else np.zeros((0, 0), np.float32)
+    value, counts = np.empty((150, 100), np.float32), np.empty((150, 100), np.uint8)
+    suspect = np.zeros((150, 100), bool)
+    combine(images, masks, terms, guide, value, counts, suspect)
+    found, every = np.zeros(images.shape, bool), np.zeros(images.shape, bool)
+    find_hits(images, masks, terms, guide, value, np.argwhere(suspect), found)
+    find_hits(images, masks, terms, guide, value, np.argwhere(np.ones_like(suspect)), every)
+    assert found.sum() > 50
+    assert_array_equal(found, every)
+    assert suspect.mean() < 0.05
+    leave_out(images, masks, terms, every, np.argwhere(np.ones_like(suspect)), value, counts)
+    good = ~every & (masks == 0)
+    assert_array_equal(counts, good.sum(axis=0))
+    with np.errstate(invalid="ignore"):
+        assert_allclose(value, np.where(good, images, 0).sum(axis=0) / good.sum(axis=0), rtol=1e-5)
+
+
+def test_moving_fringes_are_no_hits():
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    fringed = [pattern() * (1 + 0.05 * np.cos((x + y) / 5 + turn)) for turn in (0, 1, 2)]
+    one, *nearby = (repeat(i, flat=flat) for i, flat in enumerate(fringed))
+    found = combine_repeats([one], nearby)
+    assert sum(found.hits) == 0
+    _hit(one, np.s_[40:42, 30:60], 40_000.0)
+    assert combine_repeats([one], nearby).hits[0] >= 60
 
 
 def test_a_single_flat_without_others_is_taken_as_it_is():
