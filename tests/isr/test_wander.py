@@ -46,26 +46,34 @@ def test_jitter_is_weighed_against_noise(jitter):
 
 
 def test_a_wander_is_followed_and_its_error_known():
-    """Within a tenth of the filter that knows the powers, which leaves of each mode P N / (P + N); 924 modes tell 5 %.
+    """Within a tenth of the filter that knows the powers, which leaves of each mode P N / (P + N).
 
-    Without following it all of the wander is left.
+    12 x 77 modes tell that to 5 %. The error it states is right to an eighth. Not followed, all of the wander is left.
     """
     true, mean = made(3, wander=1.0)
     value, variance = follow(mean)
     left, best = ((value - true) ** 2).mean(), (POWER * NOISE**2 / (POWER + NOISE**2)).sum() / ROWS
     assert left < 1.1 * best
     assert (true**2).mean() > 20 * left
-    assert variance.mean() == pytest.approx(left, rel=0.15)
+    assert variance.mean() == pytest.approx(left, rel=0.25)
 
 
 def test_rows_without_a_mean_are_filled_from_their_neighbours():
-    """A random walk of 3 / 1000 in a row is known to a quarter of 40 rows of it between the ends of a gap, 0.03."""
-    true, mean = made(4, wander=1.0)
+    """The best prediction of 40 rows from all others is that of a Gaussian process that knows the powers.
+
+    Each of 48 gaps has two or three independent errors, whose mean square is known to 12 %: 1.5 is four of that.
+    """
+    true, mean = made(4, wander=1.0, frames=48)
     good = np.ones(mean.shape, bool)
     good[:, 500:540] = False
     value, variance = follow(np.where(good, mean, 1e6), good)
-    gap = (value - true)[:, 500:540]
-    assert (gap**2).mean() < 0.03 + variance[:, 0].mean()
+    modes = idct(np.eye(ROWS), norm="ortho", axis=1)[1:]
+    covariance = (modes.T * POWER) @ modes
+    gap, rest = ~good[0], good[0]
+    noisy = covariance[np.ix_(rest, rest)] + NOISE**2 * np.eye(rest.sum())
+    cross = covariance[np.ix_(gap, rest)]
+    best = np.diag(covariance[np.ix_(gap, gap)] - cross @ np.linalg.solve(noisy, cross.T)).mean()
+    assert ((value - true)[:, gap] ** 2).mean() < 1.5 * best
     assert (variance[:, 500:540] > variance[:, :1]).all()
     again, _ = follow(np.where(good, mean, np.nan), good)
     np.testing.assert_array_equal(again, value)

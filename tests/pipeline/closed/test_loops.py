@@ -74,8 +74,8 @@ def test_darks():
 def test_overscan():
     found = list(overscan.measure(2))
     assert all(near(one) for one in found[:2])
-    assert found[2].best > 0.3  # of eight frames, and near is within a half of it
-    assert found[2].measured < 1.5 * found[2].best
+    assert found[2].best > 0.3  # of one frame: the largest error of others is within a factor of two
+    assert found[2].measured < 2 * found[2].best
     constant = list(overscan.measure(1, config=OverscanConfig(method="mean")))
     assert all(one.measured > 2 for one in constant[:2])
 
