@@ -167,16 +167,28 @@ def share(hit: float, of: float) -> tuple[float, float]:
     return p, float(max(np.sqrt(p * (1 - p) / of), 1 / of if hit in (0, of) else 0.0))
 
 
-def pulls(section: str, name: str, values: np.ndarray) -> list[Target]:
-    """Width and mean of pulls (seed, ...): errors are honest to 10 %, the bias is below 0.3 of them."""
+def pulls(section: str, name: str, values: np.ndarray, drawn: np.ndarray | None = None) -> list[Target]:
+    """Width and mean of pulls (seed, ...): errors are honest to 10 %, the bias is below 0.3 of them.
+
+    Parameters
+    ----------
+    drawn : as ``values``: what the seeds drew of the largest error, in units of itself. Its width is one and its mean
+        zero, whatever those of a few draws are: what they are off by is taken out.
+    """
     seeds = len(values)
     pull = np.asarray(values, np.float64)[np.isfinite(values)]
+    known = np.zeros(pull.size) if drawn is None else np.asarray(drawn, np.float64)[np.isfinite(values)]
     n = max(pull.size, 1)
-    width = float(np.sqrt(np.mean((pull - pull.mean()) ** 2) * n / max(n - 1, 1))) if pull.size else float("nan")
-    centre = float(pull.mean()) if pull.size else float("nan")
-    # Of a few pulls the width itself does not tell its error: that of honest ones is taken where it is more.
-    unit = max(width, 1.0)
+    squares = (pull - pull.mean()) ** 2 * n / max(n - 1, 1) if pull.size else np.full(1, np.nan)
+    if drawn is None:
+        width, centre = float(np.sqrt(squares.mean())), float(pull.mean()) if pull.size else float("nan")
+        # Of a few pulls the width itself does not tell its error: that of honest ones is taken where it is more.
+        errors = max(width, 1.0) / np.sqrt(2 * n), max(width, 1.0) / np.sqrt(n)
+    else:
+        squares, left = pull**2 - known**2 + 1, pull - known
+        width, centre = float(np.sqrt(squares.mean())), float(left.mean())
+        errors = float(squares.std()) / np.sqrt(n) / (2 * width), float(left.std()) / np.sqrt(n)
     return [
-        Target(section, f"{name}: width of pulls", "", 0.90, 1.10, width, unit / np.sqrt(2 * n), seeds),
-        Target(section, f"{name}: mean pull", "", -0.3, 0.3, centre, unit / np.sqrt(n), seeds),
+        Target(section, f"{name}: width of pulls", "", 0.90, 1.10, width, errors[0], seeds),
+        Target(section, f"{name}: mean pull", "", -0.3, 0.3, centre, errors[1], seeds),
     ]

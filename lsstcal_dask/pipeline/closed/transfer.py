@@ -54,7 +54,7 @@ class Measured:
 
 def measure(seeds: int, large: tuple[int, int] = _LARGE, many: int = _MANY) -> list[Target]:
     """Bias of large amplifiers, of both makers in turn; errors of ``many`` small ones for each of them."""
-    fine, coarse = BrighterFatter(error=2e-5), BrighterFatter(error=5e-4)
+    fine, coarse = BrighterFatter(error=2e-5), BrighterFatter(error=1e-4)
     channels = [Channel(_MAKERS[seed % 2]) for seed in range(seeds)]
     bias = [twin_transfer(seed, fine, one, large).bias for seed, one in enumerate(channels)]
     small = [

@@ -150,3 +150,14 @@ def test_no_loops_no_section(loops, tmp_path, threads):
     found = verify(open_store(store.url), threads)
     assert "Closed loops" in report(found, store.camera)
     assert "Closed loops" not in report(type(found)(**{**vars(found), "closed": {}}), store.camera)
+
+
+def test_pulls_without_what_was_drawn():
+    """Forty draws, whose own width is 11 % off as like as not: what they are off by is taken out."""
+    random = np.random.default_rng(3)
+    drawn = 1.15 * random.normal(0, 1, 40)
+    width, centre = pulls("2.1", "x", drawn + random.normal(0, 0.1, 40), drawn)
+    assert width.measured == pytest.approx(np.hypot(1, 0.1), abs=4 * width.error)
+    assert width.error < 0.05 < pulls("2.1", "x", drawn)[0].error
+    assert centre.measured == pytest.approx(0, abs=4 * centre.error)
+    assert centre.error < 0.03
