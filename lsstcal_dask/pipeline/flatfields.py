@@ -1,7 +1,7 @@
 """Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -217,12 +217,15 @@ def _start(cube: Cube) -> str:
 
 def _digest_source(source: Source) -> str:
     """Hash of everything that determines the weights."""
-    spectrum, passband, air = source.spectrum, source.passband, source.atmosphere
-    parts: list[Any] = [getattr(spectrum, name) for name in ("wavelength", "density", "line_wavelength", "line_flux")]
-    if isinstance(passband, Surface):
-        parts += [passband.wavelength, passband.coefficients]
-    elif passband is not None:
-        parts += [passband.wavelength, passband.value]
-    if air is not None:
-        parts += [air.wavelength, air.value]
-    return digest([np.asarray(part, float).tolist() for part in parts])
+    return digest([_plain(one) for one in (source.spectrum, source.passband, source.atmosphere)])
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and arrays as JSON holds them."""
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return np.asarray(value).tolist()
