@@ -35,8 +35,8 @@ _KEPT: Final = 3
 def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
     """What a worker does: marker, or the reason for which there is none, of each slot.
 
-    Holds the corrected frames of one slice, 0.1 GB of an LSST CCD for each exposure and for three more, and what
-    `correct` needs, 0.6 GB.
+    Takes 1.6 GB for CCDs of LSST with single flats and 1.8 GB with three of each: what `correct` needs, and 0.1 GB for
+    each exposure and for three more.
     """
     url, name, raw, config, isr, jobs = shared.value
     found: dict[int, Any] = {}

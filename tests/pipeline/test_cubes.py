@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from lsstcal_dask.cli import main
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.pipeline.config import Config, read_config
-from lsstcal_dask.pipeline.cubeplan import read_lines, read_photodiode
-from lsstcal_dask.pipeline.cubes import make_cube
+from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
+from lsstcal_dask.pipeline.cubes import _waves, make_cube
 from lsstcal_dask.pipeline.listing import list_contents, show_picture
+from lsstcal_dask.pipeline.upstream import read_upstream
+from lsstcal_dask.products.slices import Group
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.truth import amplifiers
 from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
@@ -153,6 +156,31 @@ def test_the_bytes_do_not_depend_on_the_workers(store, cubes):
         with cluster("threads", 1) as compute:
             make_cube(store, f"{form}-again", form, CONFIG, compute)
         assert content(store, f"{form}-again") == content(store, form)
+
+
+def test_what_is_bad_at_all_wavelengths_is_told_by_the_first_slice(tmp_path, monkeypatch):
+    """Of many workers none begins with another slice of that CCD; blocks of one slice each make it hard."""
+    monkeypatch.setattr("lsstcal_dask.pipeline.cubes._BLOCK", 1)
+    found = []
+    for workers in (1, 4):
+        mine = new_store(tmp_path / str(workers))
+        take(mine, flats(each=1, last=603.0))
+        with cluster("threads", workers) as compute:
+            make_cube(mine, "c", "i2", CONFIG, compute)
+        found.append(content(mine, "c"))
+    assert found[0] == found[1]
+
+
+def test_the_first_slice_of_a_ccd_goes_ahead(store, cubes, tmp_path):
+    run = Plan(store, "i2", CONFIG, open_raw(store.url, store.camera, chunked=False), read_upstream(store.url))
+    job = Job(Group(600.0, ["a"], [1.0], 600.0, 0.01, 1.0, "", 0.0), 0, {CCD: None}, {}, {}, None)
+    jobs = [replace(job, slot=slot) for slot in range(20)]
+    assert list(_waves(run, "i2", jobs)) == [[(CCD, list(range(n, min(n + 8, 20)))) for n in (0, 8, 16)]]
+    run.name = "new"
+    waves = _waves(run, "i2", jobs)
+    assert next(waves) == [(CCD, list(range(8)))]
+    assert next(waves) == [(CCD, list(range(8, 20)))]  # none of the first could be made: the rest one by one
+    assert list(_waves(run, "i1", jobs)) == [[(CCD, list(range(20)))]]
 
 
 def test_the_same_command_again_makes_nothing(store, cubes, threads):
