@@ -29,6 +29,7 @@ _PUBLIC = {
     "open_store": "pipeline.store",
     "picture": "verify.display",
     "read_config": "pipeline.config",
+    "synthetic_flats": "pipeline.synthesis",
 }
 
 __all__ = list(_PUBLIC)
