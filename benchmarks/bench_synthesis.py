@@ -114,7 +114,7 @@ def flat(k: int) -> Slice:
     noise = np.random.default_rng(k + 2).standard_normal(SHAPE, dtype=np.float32) * 0.005
     value += np.stack([np.roll(noise, a, axis=0) for a in range(16)])
     mask, repeats = np.zeros(shape, np.uint16), np.full(shape, 4, np.uint8)
-    return Slice(value, mask, repeats, np.full(16, 4.0), np.full(16, 2.5e-5), np.full(16, 1e-7))
+    return Slice(value, mask, repeats, repeats[:, 0, 0], np.full(16, 2.5e-5), np.full(16, 1e-7))
 
 
 def link(url: str, index: int, slot: int, like: int, markers: list[dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ go into all sums (`sums`). The bits depend neither on how many are read at once 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import numpy as np
@@ -118,7 +117,6 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
     padding = [np.flatnonzero(bits & MASK_BITS["NO_DATA"]) for bits in usual]
     if slices.scale.shape != (task.weights[0].values.shape[1], len(task.amplifiers)):
         raise InconsistentGeometry(f"{detector.name}: weights and cube do not belong together: make them for this cube")
-    odd = cache(slices.exceptions)
     for amplifier in detector.amplifiers:
         a = task.amplifiers.index(amplifier.name)
         try:
@@ -127,10 +125,10 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
             yield amplifier.name, _nothing(len(task.weights), slices.shape, str(error))
             continue
         used = np.flatnonzero(plan.vectors.any(axis=0)).tolist()
-        own = {k: exceptions_of(odd(k), a, slices.shape[1]) for k in used}
+        own = {k: exceptions_of(slices, k, a) for k in used}
         totals = sum_slices(slices, a, plan.vectors, own)
         image, variance = _flats(totals, plan, amplifier, slices.shape)
-        _few_repeats(variance, plan, own, slices.full)
+        _few_repeats(variance, plan, own, slices.repeats[:, a])
         mask = _masks(plan, own, usual[a])
         _without_unusable(image, variance, mask, _losses(plan, own), task.config.lost)
         for values in (image, variance):

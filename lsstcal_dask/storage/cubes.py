@@ -49,7 +49,6 @@ class CubeReader:
         self.variance_slope, self.variance_floor = own["variance_slope"], own["variance_floor"]
         self.repeats = own["repeats"]  # (K, amplifier) exposures in most pixels
         self.present = cube.present[self.index]  # (K,) bool
-        self.full = np.array([len(one.exposures) for one in cube.pointer.slots])  # (K,) that enter a pixel, if known
         self._file = ShardFile(cube.url, layout.codec)
         self._exceptions: dict[int, np.ndarray] = {}
         self._buffer = np.empty((block, *layout.shape), layout.codec.dtype)

@@ -57,7 +57,9 @@ def store(tmp_path_factory):
             lines = np.full(len(value), slope), np.zeros(len(value))
             mask, repeats = np.isnan(value).astype(np.uint16), np.full(value.shape, 10, np.uint8)
             sums = {"total": float(np.nansum(noisy)), "pixels": int(np.isfinite(noisy).sum())}
-            write_slice(made.url, "c", (number, detector.name), Slice(noisy, mask, repeats, 10, *lines), sums)
+            write_slice(
+                made.url, "c", (number, detector.name), Slice(noisy, mask, repeats, repeats[:, 0, 0], *lines), sums
+            )
             means.append(np.nanmean(noisy))
         centre = laser_centre(SITE.seed, SITE.settings.laser, taken) + 0.01 * rng.standard_normal()
         slots.append(Slot(number, centre, 0.01, 1.0, "2026-07-01", float(np.mean(means)), 1e-3))
