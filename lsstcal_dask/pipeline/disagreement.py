@@ -25,6 +25,7 @@ from lsstcal_dask.pipeline.build import run_version
 from lsstcal_dask.pipeline.exchange import check_product
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.products.defects import merge_lists
 from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template, accept_version, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.variables import DEFECT_KINDS, MASK_BITS
@@ -334,13 +335,7 @@ def _merged(part: xr.Dataset, detector: Detector, url: str, versions: Sequence[s
         own = [(v, product.sel(amplifier=amplifier.name)) for v, product in lists.items()]
         masks = np.stack([product["mask"].values for _, product in own])
         kinds = np.stack([product["defect_kind"].values for _, product in own])
-        listed = np.uint16(DEFECT_KINDS["LISTED"])
-        for i, (v, _) in enumerate(own):
-            if v != latest:
-                kinds[i] |= np.where(masks[i] & _BAD > 0, listed, np.uint16(0))
-        nothing = np.uint16(MASK_BITS["NO_DATA"])
-        mask = np.bitwise_or.reduce(masks & ~nothing, axis=0) | (np.bitwise_and.reduce(masks, axis=0) & nothing)
-        kind = np.bitwise_or.reduce(kinds, axis=0)
+        mask, kind = merge_lists(masks, kinds, list(lists).index(latest) if latest in lists else -1)
         summary = {name.lower(): int(np.sum(kind & bit > 0)) for name, bit in DEFECT_KINDS.items()}
         variables = {"mask": (("y", "x"), mask), "defect_kind": (("y", "x"), kind)}
         yield amplifier.name, xr.Dataset(variables, attrs={"remarks": [], "summary": summary})

@@ -41,6 +41,7 @@ __all__ = [
     "find_inconsistent",
     "find_traps",
     "flag_defects",
+    "merge_lists",
 ]
 
 OUTPUTS: Final = {"mask": Output("uint16"), "defect_kind": Output("uint16")}
@@ -211,6 +212,26 @@ def flag_defects(kinds: np.ndarray) -> np.ndarray:
     """Mask bits (y, x) uint16 of kinds of defects: BAD, or SUSPECT where nothing worse is known."""
     suspect, bad = kinds & _SUSPECT > 0, kinds & ~np.uint16(_SUSPECT) > 0
     return np.where(bad, MASK_BITS["BAD"], np.where(suspect, MASK_BITS["SUSPECT"], 0)).astype(np.uint16)
+
+
+def merge_lists(masks: np.ndarray, kinds: np.ndarray, latest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Union of lists of defects; what another list than the latest flags is LISTED. To merge again changes no mask.
+
+    Parameters
+    ----------
+    masks, kinds : (list, y, x) uint16, as in `OUTPUTS`.
+    latest : index of the list that was measured last.
+
+    Returns
+    -------
+    mask, kind : (y, x) uint16; NO_DATA where no list has data.
+    """
+    nothing, listed = np.uint16(MASK_BITS["NO_DATA"]), np.uint16(DEFECT_KINDS["LISTED"])
+    flags = np.uint16(MASK_BITS["BAD"] | MASK_BITS["SUSPECT"])
+    older = np.arange(len(masks))[:, None, None] != latest
+    kinds = kinds | np.where(older & (masks & flags > 0), listed, np.uint16(0))
+    mask = np.bitwise_or.reduce(masks & ~nothing, axis=0) | (np.bitwise_and.reduce(masks, axis=0) & nothing)
+    return mask, np.bitwise_or.reduce(kinds, axis=0)
 
 
 def _kinds(faint: Flat, bright: Flat, both: Flat, dark: xr.Dataset | None, config: DefectConfig) -> np.ndarray:

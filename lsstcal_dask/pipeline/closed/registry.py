@@ -12,7 +12,19 @@ from lsstcal_dask.pipeline.closed.target import Target
 
 __all__ = ["LOOPS", "chosen", "run_loops"]
 
-LOOPS: Final[tuple[str, ...]] = ("deferred",)
+LOOPS: Final[tuple[str, ...]] = (
+    "bias",
+    "linearity",
+    "defects",
+    "saturation",
+    "crosstalk",
+    "darks",
+    "overscan",
+    "deferred",
+    "linearity_applied",
+    "crosstalk_applied",
+    "interpolation",
+)
 """Names of the loops, which are modules here, in the order of the document."""
 
 

@@ -16,8 +16,8 @@ from lsstcal_dask.pipeline.verify import verify
 from lsstcal_dask.verify.report import report
 
 
-def target(measured, error=0.0, low=-np.inf, high=1.05):
-    return Target("2.1", "eta", "adu", low, high, measured, error, 10)
+def target(measured, error=0.0, low=-np.inf, high=1.05, best=np.nan):
+    return Target("2.1", "eta", "adu", low, high, measured, error, 10, best)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def target(measured, error=0.0, low=-np.inf, high=1.05):
         (target(0.85, 0.01, 0.9, 1.1), "fail"),
         (target(0.0, 0.0, 0.0, 0.0), "pass"),
         (target(1e-9, 0.0, 0.0, 0.0), "fail"),
+        (target(1.3, 0.01, best=1.2), "forbidden"),
+        (target(1.6, 0.01, best=1.2), "fail"),
+        (target(1.3, 0.01, best=1.0), "fail"),
+        (target(1.0, 0.01, best=1.0), "pass"),
+        (target(1.0, 0.01, high=np.inf), "told"),
     ],
 )
 def test_two_sided_verdicts(one, verdict):
