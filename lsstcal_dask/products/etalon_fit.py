@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from lsstcal_dask.errors import DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
-from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning
+from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning, to_vector
 from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
 
-__all__ = ["EtalonFit", "Prior", "bin_scan", "fit_etalon"]
+__all__ = ["EtalonFit", "Prior", "bin_scan", "fit_etalon", "fit_scan", "refine", "thinned"]
 
 Floats = NDArray[np.float64]
 
@@ -35,7 +35,9 @@ _SHORTEST: Final = 25.0  # nm, of a scan: one fringe of the glue
 _CLEAR: Final = 25.0  # chi2 that fringes of silicon or glue have to gain
 _TURNS: Final = 25
 _HOPS: Final = 8  # turns after a move by a fringe
-_ORDERS: Final = 4  # fringes of the glue by which the first thickness may be off
+_GLANCE: Final = 2  # turns after a move that only asks what it costs
+_ORDERS: Final = 8  # fringes by which the first thickness may be off
+_MOST: Final = 1024  # small blocks
 _NEAR: Final = 0.1  # of chi2: the fit stands still
 
 
@@ -51,7 +53,7 @@ class EtalonFit:
     chi2: float
     dof: float
     gain: tuple[float, float]  # by which chi2 rises without fringes of silicon, of glue
-    order_gain: float  # by which chi2 rises with silicon one fringe off, dispersion refitted
+    order_gain: float  # by which chi2, over its mean, rises with silicon one fringe off and dispersion to match
     cone: Cone
     mirrors: Mirrors
 
@@ -60,6 +62,12 @@ class EtalonFit:
         shape = (len(self.knots[0]) - 4, len(self.knots[1]) - 4)
         up, across = (spline_basis(k, a) for k, a in zip(self.knots, (y, x), strict=True))
         return up @ self.silicon.reshape(shape) @ across.T, up @ self.glue.reshape(shape) @ across.T
+
+    def thickness_at(self, y: Any, x: Any) -> tuple[Floats, Floats]:
+        """The same (place,) at some places, px."""
+        up, across = (spline_basis(k, a) for k, a in zip(self.knots, (y, x), strict=True))
+        columns = np.einsum("pa,pb->pab", up, across).reshape(len(up), -1)
+        return columns @ self.silicon, columns @ self.glue
 
     def error(self, y: Any, x: Any) -> tuple[Floats, Floats]:
         """Standard errors of `thickness` (y, x), um."""
@@ -130,24 +138,74 @@ def fit_etalon(
     _check(blocks, prior)
     start = start or first_thickness(blocks, Span(prior.silicon, prior.glue), cone, mirrors, prior.smooth)
     problem = Problem(blocks, cone, mirrors, prior)
-    state = _best_order(problem, _solve(problem, problem.state(start)))
-    gain = _gains(problem, state)
-    if max(gain) < _CLEAR * max(1.0, state.chi2 / problem.dof):
-        raise DegenerateSolution(f"etalon: {_missing(blocks, prior)}")
-    others = [_solve(problem, problem.shifted(state, 0, m), _HOPS) for m in (-1, 1)]
-    n = problem.basis.shape[1]
+    return _result(problem, _best_order(problem, _solve(problem, problem.state(start))))
+
+
+def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
+    """Fit again from where a fit of larger blocks, over which fringes blur, has ended; on the same CCD.
+
+    Raises
+    ------
+    DegenerateSolution
+        As `fit_etalon`.
+    """
+    _check(blocks, prior)
+    problem = Problem(blocks, fit.cone, fit.mirrors, prior)
+    return _result(problem, _solve(problem, problem.at(np.r_[fit.silicon, fit.glue, to_vector(fit.tuning)])))
+
+
+def fit_scan(
+    line: Line, value: Any, variance: Any, cone: Cone, steps: tuple[int, int] = (32, 8), prior: Prior = Prior()
+) -> tuple[EtalonFit, Blocks]:
+    """Fit of a scan (wavelength, y, x) of a CCD: a search on large blocks, the answer on small ones.
+
+    Parameters
+    ----------
+    steps : px of the blocks: below half the distance of fringes; below a twentieth, which blurs 0.4 % of them away.
+
+    Returns
+    -------
+    The fit and the blocks on which it was made.
+
+    Raises
+    ------
+    DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
+        As `fit_etalon` and `bin_scan`.
+    """
+    first = fit_etalon(bin_scan(line, value, variance, steps[0]), cone, prior=prior)
+    blocks = thinned(bin_scan(line, value, variance, steps[1]), _MOST)
+    return refine(first, blocks, prior), blocks
+
+
+def thinned(blocks: Blocks, most: int) -> Blocks:
+    """At most so many of the blocks, spread over the CCD without a pattern; thickness is smooth between them."""
+    used = np.flatnonzero(blocks.share > 0)
+    chosen = np.sort(np.random.default_rng(0).permutation(used)[:most])
+    y, x = (c[chosen] for c in blocks.centre)
+    return replace(
+        blocks, value=blocks.value[:, chosen], share=blocks.share[chosen], shape=(1, len(chosen)), centre=(y, x)
+    )
+
+
+def _result(problem: Problem, state: State) -> EtalonFit:
+    """The fit at the end of the search, with what it is worth."""
+    gain, n = _gains(problem, state), problem.basis.shape[1]
+    noise = max(1.0, state.chi2 / problem.dof)
+    if max(gain) < _CLEAR * noise:
+        raise DegenerateSolution(f"etalon: {_missing(problem.blocks, problem.prior)}")
+    others = [_solve(problem, problem.shifted(state, 0, m), _GLANCE) for m in (-1, 1)]
     return EtalonFit(
         silicon=state.vector[:n],
         glue=state.vector[n : 2 * n],
         knots=problem.knots,
         tuning=to_tuning(state.vector[2 * n :]),
-        covariance=np.asarray(np.linalg.inv(state.normal) * max(1.0, state.chi2 / problem.dof)),
+        covariance=np.asarray(np.linalg.inv(state.normal) * noise),
         chi2=state.chi2,
         dof=problem.dof,
         gain=gain,
-        order_gain=min(one.chi2 for one in others) - state.chi2,
-        cone=cone,
-        mirrors=mirrors,
+        order_gain=(min(one.chi2 for one in others) - state.chi2) / noise,
+        cone=problem.cone,
+        mirrors=problem.mirrors,
     )
 
 
@@ -187,8 +245,8 @@ def _solve(problem: Problem, state: State, turns: int = _TURNS) -> State:
 
 
 def _best_order(problem: Problem, state: State) -> State:
-    """Move the glue by whole fringes, silicon by one at most, as long as chi2 falls."""
-    for layer, most in ((1, _ORDERS), (0, 1)):
+    """Move both layers by whole fringes as long as chi2 falls."""
+    for layer, most in ((1, _ORDERS), (0, _ORDERS)):
         for sign in (-1, 1):
             for _ in range(most):
                 other = _solve(problem, problem.shifted(state, layer, sign), _HOPS)

@@ -16,7 +16,7 @@ from lsstcal_dask.physics.etalon import PIVOT, REACH, Cone, Mirrors, Tuning, sil
 from lsstcal_dask.physics.etalon_table import Table, evaluate, span_of, tabulate
 from lsstcal_dask.products.etalon_start import Blocks, Start, polynomials, projector
 
-__all__ = ["Prior", "Problem", "State", "spline_basis", "to_tuning"]
+__all__ = ["Prior", "Problem", "State", "spline_basis", "to_tuning", "to_vector"]
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +57,8 @@ def _knots(length: int, scale: float) -> Floats:
     return np.r_[[-0.5] * 3, np.linspace(-0.5, length - 0.5, count + 1), [length - 0.5] * 3]
 
 
-def _vector(tuning: Tuning) -> Floats:
+def to_vector(tuning: Tuning) -> Floats:
+    """Seven parameters of a tuning."""
     return np.array(
         [tuning.support, tuning.visibility, *tuning.absorption, *tuning.dispersion, tuning.cone], np.float64
     )
@@ -107,7 +108,7 @@ class Problem:
         found = [
             np.linalg.lstsq(left, np.r_[one * root[:, 0], zeros], rcond=None)[0] for one in (start.silicon, start.glue)
         ]
-        return self.at(np.r_[found[0], found[1], _vector(start.tuning)])
+        return self.at(np.r_[found[0], found[1], to_vector(start.tuning)])
 
     def shifted(self, state: "State", layer: int, fringes: int) -> "State":
         """The state with silicon (0) or glue (1) thicker by some fringes, the phases of silicon kept by dispersion."""
@@ -153,7 +154,7 @@ class Problem:
         """Priors in units of their widths."""
         n = self.basis.shape[1]
         rough = [self.rough @ vector[i * n : (i + 1) * n] for i in (0, 1)]
-        return np.r_[rough[0], rough[1], (vector[2 * n :] - _vector(Tuning())) / self.prior.widths]
+        return np.r_[rough[0], rough[1], (vector[2 * n :] - to_vector(Tuning())) / self.prior.widths]
 
     def at(self, vector: Floats) -> "State":
         """Normal matrix and gradient at some parameters."""
@@ -161,7 +162,7 @@ class Problem:
         fringes, by_d, by_h = evaluate(self.table(d, h, tuning), d, h)
         slopes = [by_d / fringes, by_h / fringes]
         for i, step in enumerate(_STEPS):
-            there = evaluate(self.table(d, h, to_tuning(_moved(_vector(tuning), i, step))), d, h)[0]
+            there = evaluate(self.table(d, h, to_tuning(_moved(to_vector(tuning), i, step))), d, h)[0]
             slopes.append((np.log(np.maximum(there, _DARKEST)) - np.log(np.maximum(fringes, _DARKEST))) / step)
         residual = self.residual_of(fringes)
         normal, gradient = self._normal(np.stack(slopes), residual)

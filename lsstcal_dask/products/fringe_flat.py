@@ -14,10 +14,11 @@ from scipy.ndimage import map_coordinates
 
 from lsstcal_dask.errors import WrongUse
 from lsstcal_dask.physics.etalon import silicon_index
-from lsstcal_dask.physics.etalon_table import Line, pattern_table, span_of, tabulate
+from lsstcal_dask.physics.etalon_table import Line, evaluate, pattern_table, span_of, tabulate
 from lsstcal_dask.products.etalon_fit import EtalonFit
+from lsstcal_dask.products.etalon_start import Blocks
 
-__all__ = ["Light", "fringe_factor", "fringe_pattern"]
+__all__ = ["Light", "fringe_factor", "fringe_pattern", "response_of"]
 
 Floats = NDArray[np.float64]
 
@@ -79,3 +80,14 @@ def fringe_factor(fit: EtalonFit, y: Any, x: Any, light: Light, flats: Light) ->
     (y, x), `fringe_pattern` of the light over that of the flats.
     """
     return fringe_pattern(fit, y, x, light) / fringe_pattern(fit, y, x, flats)
+
+
+def response_of(fit: EtalonFit, blocks: Blocks) -> Floats:
+    """Mean response of a CCD (wavelength,) to the flats of its scan with its fringes taken out.
+
+    What each flat contributes to a synthesised one is its weight times this.
+    """
+    silicon, glue = fit.thickness_at(*blocks.centre)
+    table = tabulate(blocks.line, span_of(silicon, glue), fit.cone, fit.mirrors, fit.tuning)
+    fringes = evaluate(table, silicon, glue)[0] @ blocks.share
+    return np.exp(blocks.value) @ blocks.share / fringes
