@@ -61,8 +61,8 @@ def _nodes(ends: tuple[float, float], count: int) -> Floats:
 
 
 def _glue_nodes(ends: tuple[float, float]) -> int:
-    """Enough for two harmonics: coefficients fall as Bessel functions beyond the phase of half the span."""
-    return int(2 * np.pi * (ends[1] - ends[0]) / _PERIOD) + 10
+    """Enough for three harmonics: coefficients fall as Bessel functions beyond their phase over half the span."""
+    return int(3 * np.pi * (ends[1] - ends[0]) / _PERIOD) + 10
 
 
 def _lagrange(ends: tuple[float, float], count: int, at: Floats, slope: bool = False) -> Floats:
@@ -91,12 +91,13 @@ def tabulate(line: Line, span: Span, cone: Cone, mirrors: Mirrors, tuning: Tunin
     return Table(terms, span, mean_constant(line, span, cone, mirrors, tuning))
 
 
-def _weights(table: Table, silicon: Floats, glue: Floats, slope: bool = False) -> Floats:
-    """Weights (node of both, place); ``slope`` of the change with the glue."""
+def _weights(table: Table, silicon: Floats, glue: Floats) -> list[Floats]:
+    """Weights (node of both, place) of the value, and of its change with silicon and with glue."""
     n = table.terms.constant.shape
-    across = _lagrange(table.span.silicon, n[1], silicon)
-    along = _lagrange(table.span.glue, n[2], glue, slope)
-    return (across[:, :, None] * along[:, None, :]).reshape(len(across), -1).T
+    across, steep = (_lagrange(table.span.silicon, n[1], silicon, slope) for slope in (False, True))
+    along, other = (_lagrange(table.span.glue, n[2], glue, slope) for slope in (False, True))
+    pairs = ((across, along), (steep, along), (across, other))
+    return [(a[:, :, None] * b[:, None, :]).reshape(len(a), -1).T for a, b in pairs]
 
 
 def evaluate(table: Table, silicon: Any, glue: Any) -> tuple[Floats, Floats, Floats]:
@@ -110,18 +111,16 @@ def evaluate(table: Table, silicon: Any, glue: Any) -> tuple[Floats, Floats, Flo
     -------
     Three arrays (wavelength, place): value, 1/um of silicon, 1/um of glue.
     """
-    d = np.asarray(silicon, float).ravel()
-    plain, steep = (_weights(table, silicon, glue, slope) for slope in (False, True))
-    count = len(table.mean)
+    d, weights, count = np.asarray(silicon, float).ravel(), _weights(table, silicon, glue), len(table.mean)
     constant, wave = table.terms.constant.reshape(count, -1), table.terms.wave.reshape(count, 1)
-    value, along = constant @ plain, constant @ steep
-    across = np.zeros_like(value)
+    value, across, along = (constant @ w for w in weights)
     turn = np.exp(1j * wave * d)
     for m, harmonic in enumerate(table.terms.harmonics, 1):
-        part = (harmonic.reshape(count, -1) @ plain) * turn**m
+        flat, phase = harmonic.reshape(count, -1), turn**m
+        part = (flat @ weights[0]) * phase
         value += part.real
-        across -= m * wave * part.imag
-        along += ((harmonic.reshape(count, -1) @ steep) * turn**m).real
+        across += ((flat @ weights[1]) * phase).real - m * wave * part.imag
+        along += ((flat @ weights[2]) * phase).real
     mean = table.mean[:, None]
     return value / mean, across / mean, along / mean
 

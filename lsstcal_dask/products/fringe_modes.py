@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 _FEWEST: Final = 10  # frames
 _TURNS: Final = 60
-_STILL: Final = 1e-6  # change of chi2 at which the turns end
+_STILL: Final = 1e-5  # change of chi2 at which the turns end
 _FOLDS: Final = 5
 _TILE: Final = 8  # pixels held out together along a row
 
@@ -39,6 +39,12 @@ def _values(data: Any, weight: Any) -> tuple[list[Floats], list[Floats]]:
     return [np.where(w > 0, np.asarray(d, float), 0.0) for d, w in zip(data, weights, strict=True)], weights
 
 
+def _products(columns: Floats, weight: Floats) -> Floats:
+    """Normal matrices (n, k, k) of columns (m, k), one for each set of weights (m, n)."""
+    pairs = np.einsum("mk,ml->mkl", columns, columns).reshape(len(columns), -1)
+    return (weight.T @ pairs).reshape(-1, columns.shape[1], columns.shape[1])
+
+
 def coefficients(maps: Any, data: Any, weight: Any) -> tuple[Floats, Floats]:
     """Coefficients (frame, mode) common to all CCDs, and their covariance (frame, mode, mode).
 
@@ -53,7 +59,7 @@ def coefficients(maps: Any, data: Any, weight: Any) -> tuple[Floats, Floats]:
         A frame has no good pixel.
     """
     data, weights = _values(data, weight)
-    normal: Any = sum(np.einsum("kp,fp,lp->fkl", m, w, m, optimize=True) for m, w in zip(maps, weights, strict=True))
+    normal: Any = sum(_products(np.asarray(m).T, w.T) for m, w in zip(maps, weights, strict=True))
     right: Any = sum((w * d) @ m.T for m, d, w in zip(maps, data, weights, strict=True))
     if len(empty := np.flatnonzero(normal[:, 0, 0] <= 0)):
         raise InsufficientInputs(f"fringes: frame {empty[0]} has no good pixel with fringes: leave it out")
@@ -62,8 +68,8 @@ def coefficients(maps: Any, data: Any, weight: Any) -> tuple[Floats, Floats]:
 
 def _maps(c: Floats, data: Floats, weight: Floats) -> Floats:
     """Maps (mode, pixel) of a CCD for coefficients; zero where no frame tells all modes."""
-    normal = np.einsum("fk,fp,fl->pkl", c, weight, c, optimize=True)
-    right = np.einsum("fk,fp->pk", c, weight * data, optimize=True)
+    normal = _products(c, weight)
+    right = (weight * data).T @ c
     scale = np.trace(normal, axis1=1, axis2=2).max()
     told = np.linalg.eigvalsh(normal)[:, 0] > 1e-9 * scale
     found = np.zeros_like(right)
