@@ -23,6 +23,7 @@ LOOPS: Final[tuple[str, ...]] = (
     "saturation",
     "crosstalk",
     "darks",
+    "fringes",
     "overscan",
     "deferred",
     "linearity_applied",
