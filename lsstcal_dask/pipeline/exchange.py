@@ -20,10 +20,11 @@ from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.delivered import keep
 from lsstcal_dask.storage.deliveries import DELIVERED, source_names
 from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template
 from lsstcal_dask.storage.provenance import hash_file, software
-from lsstcal_dask.storage.rubin.coupling import read_crosstalk
+from lsstcal_dask.storage.rubin.coupling import read_crosstalk, read_together
 from lsstcal_dask.storage.rubin.defects import DefectList, defect_masks, read_defects
 from lsstcal_dask.storage.rubin.files import RubinFile, read_file
 from lsstcal_dask.storage.rubin.linearizer import read_linearizer
@@ -31,10 +32,13 @@ from lsstcal_dask.storage.rubin.ptc import labelled, read_eo_summary, read_ptc
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import DEFECT_KINDS, NOTE
 
-__all__ = ["EXCHANGED", "check_product", "import_all", "import_files", "import_inputs"]
+__all__ = ["BESIDE", "EXCHANGED", "KEPT", "check_product", "import_all", "import_files", "import_inputs"]
 
 EXCHANGED: Final = tuple(DELIVERED)
 """Products that can be imported and exported."""
+
+KEPT: Final = ("gain", "linearity", "crosstalk")
+"""Products of which Rubin's files, one for each CCD, are kept as they were delivered."""
 
 _LEVELS: Final = tuple(
     f"{name}{end}"
@@ -43,7 +47,7 @@ _LEVELS: Final = tuple(
 )
 """What the product `saturation` holds in any case."""
 
-_BESIDE: Final = (".ic.ecsv", ".sources.fits")
+BESIDE: Final = (".ic.ecsv", ".sources.fits")
 """Files of crosstalk that are read with the one they stand beside."""
 
 _ALWAYS: Final = "1970-01-01T00:00:00"
@@ -58,7 +62,8 @@ class _Delivery:
     """What files say, by CCD, and what tells these files from others."""
 
     values: dict[str, Any] = field(default_factory=dict)  # Dataset over amplifiers, or lists of defects
-    files: list[dict[str, str]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    paths: dict[str, list[Path]] = field(default_factory=dict)  # by hash, of files of one CCD that are to be kept
     dates: set[str] = field(default_factory=set)
 
     def add(self, name: str, value: Any, file: RubinFile) -> None:
@@ -70,11 +75,16 @@ class _Delivery:
         else:
             self.values[name] = value
 
-    def record(self, file: RubinFile) -> None:
-        """Remember a file: the end of its path, its hash, its date."""
-        self.files.append({"name": "/".join(Path(file.path).parts[-2:]), "hash": file.hash})
-        if date := file.entry("CALIBDATE"):
-            self.dates.add(_iso(str(date), file.path))
+    def record(self, file: RubinFile, product: str = "", detector: str = "") -> None:
+        """Remember a file: the end of its path, its hash, its date; where it is of one CCD, which, to keep it."""
+        row: dict[str, Any] = {"name": "/".join(Path(file.path).parts[-2:]), "hash": file.hash}
+        date = _iso(str(file.entry("CALIBDATE")), file.path) if file.entry("CALIBDATE") else ""
+        if detector:
+            row |= {"detector": detector, "date": date}
+            self.paths[file.hash] = read_together(file.path) if product == "crosstalk" else [Path(file.path)]
+        self.files.append(row)
+        if date:
+            self.dates.add(date)
 
 
 def _iso(text: str, path: str) -> str:
@@ -172,13 +182,13 @@ def import_files(
     if not files:
         raise WrongUse(f"{product}: name files to import")
     delivery, errors = _Delivery(), []
-    for path in (path for path in map(str, files) if not path.endswith(_BESIDE)):
+    for path in (path for path in map(str, files) if not path.endswith(BESIDE)):
         try:
             file = None
             for name, value, file in _read(product, path, store.camera):
                 delivery.add(name, value, file)
             if file is not None:
-                delivery.record(file)
+                delivery.record(file, product, name if product in KEPT and file.entry("OBSTYPE") else "")
         except CalibrationError as error:
             errors.append(str(error))
     if errors:
@@ -241,11 +251,16 @@ def _publish(store: Store, product: str, delivery: _Delivery, validity: Validity
         raise WrongUse(f"{product}: --valid-until {validity.valid_until} is not later than {validity.valid_from}")
     values = {d.name: delivery.values[d.name] for d in store.camera.detectors if d.name in delivery.values}
     template = _template(store, product, values)
+    files = [
+        row
+        | ({"kept": keep(store.url, product, delivery.paths[row["hash"]], row["hash"])} if "detector" in row else {})
+        for row in delivery.files
+    ]
     pointer = Pointer(
         name=product,
         valid_from=validity.valid_from,
         valid_until=validity.valid_until,
-        inputs={"files": sorted(delivery.files, key=lambda row: (row["name"], row["hash"]))},
+        inputs={"files": sorted(files, key=lambda row: (row["name"], row["hash"]))},
         configuration={},
         software=software(),
         failed={},
