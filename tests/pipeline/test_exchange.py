@@ -522,6 +522,42 @@ def test_curves_crosstalk_and_levels_are_compared(delivered, tmp_path, threads):
         assert row.chi2 > 25 * max(row.dof / 2, 1)
 
 
+def test_a_number_without_an_error_is_not_judged(one_ccd, threads):
+    """On either side; but a pair that the camera team does not list is zero, and one that is found there differs."""
+    write_table(one_ccd.url, "inputs/crosstalk", pair_table(["C10", "C11"], ["C11", "C10"]))
+    dict(import_inputs(one_ccd, threads))
+    values = product(one_ccd, "crosstalk").copy(deep=True)
+    values["crosstalk_error"][:] = 1e-6
+    values["crosstalk_quadratic"][:] = 1e-9
+    values["crosstalk_quadratic_error"][:] = np.nan
+    listed = {"amplifier": "C10", "source": "R22_S11/C11"}
+    values["crosstalk_quadratic_error"].loc[listed] = 1e-12
+    for name in ("crosstalk_error", "crosstalk"):
+        values[name].loc[{"amplifier": "C11", "source": "R22_S11/C10"}] = np.nan
+    remeasure(one_ccd, "crosstalk", values, "b" * 16)
+    found = compare(one_ccd, "crosstalk")
+    assert {r.amplifier for r in found.rows if r.exceeds} == {"C10"}  # by its one judged quadratic, listed as zero
+    values["crosstalk_quadratic"][:] = 0.0
+    values["crosstalk"].loc[{"amplifier": "C01", "source": "R22_S11/C00"}] = 1e-5
+    remeasure(one_ccd, "crosstalk", values, "c" * 16)
+    assert [(r.amplifier, r.quantity) for r in compare(one_ccd, "crosstalk").rows if r.exceeds] == [
+        ("C01", "crosstalk")
+    ]
+    table = read_input(one_ccd.url, "crosstalk")
+    table["c"], table["c_error"] = 3e-4, np.nan
+    write_table(one_ccd.url, "inputs/crosstalk", table)
+    dict(import_inputs(one_ccd, threads))
+    assert "C10" not in {r.amplifier for r in compare(one_ccd, "crosstalk").rows if r.exceeds}
+
+
+def test_nothing_to_compare_is_not_agreement(one_ccd, threads):
+    dict(import_inputs(one_ccd, threads))
+    remeasure(one_ccd, "gain", gains([1.5] * 4, [np.nan] * 4), "b" * 16)
+    assert np.isnan([row.significance for row in compare(one_ccd, "gain").rows]).all()
+    with pytest.raises(CalibrationError, match=r"gain b{16} cannot be compared with .*: there is no number that both"):
+        accept(one_ccd, "gain", threads)
+
+
 def defects_of(store, places, bit="BAD", kind="HOT"):
     """A list with these pixels (amplifier, y, x)."""
     shape = (1, len(store.camera.amplifier_names), *store.camera.image_shape)

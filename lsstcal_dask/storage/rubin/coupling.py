@@ -180,7 +180,7 @@ def _matrices(own: xr.Dataset) -> dict[str, np.ndarray]:
         "linear_error": np.where(known, error, 0.0),
         "counts": np.zeros(linear.shape, np.int64),
         "valid": known & ~np.eye(len(linear), dtype=bool),  # as theirs: nothing was measured there
-        "quadratic": np.where(known, square, 0.0),
+        "quadratic": np.where(known, np.nan_to_num(square), 0.0),
         "quadratic_error": np.where(known, square_error, 0.0),
         "gain_ratios": np.zeros(linear.shape),
         "gains": np.zeros(len(linear)),
