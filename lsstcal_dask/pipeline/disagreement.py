@@ -4,9 +4,9 @@ updated.)
 A remeasured product differs in an amplifier where a quantity is off by more than 4 sigma of both errors. Of many
 numbers of an amplifier (pairs of crosstalk, nodes of a curve) the worst is judged by the chance that any of them is
 so far off. A number without an error, on either side, cannot be judged; only pairs of crosstalk that the camera team
-does not list are zero without one. The camera team's is used until a remeasured version that differs is accepted, and then only for the CCDs
-in which it does. Of defects, every pixel that is new counts: it was significant when it was found; what is accepted
-is the union with the list of the camera team and with what was accepted before.
+does not list are zero without one. The camera team's is used until a remeasured version that differs is accepted, and
+then only for the CCDs in which it does. Of defects, every pixel that is new counts: it was significant when it was
+found; what is accepted is the union with the list of the camera team and with what was accepted before.
 """
 
 from collections.abc import Iterator, Sequence

@@ -18,11 +18,12 @@ from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, WrongUse
 from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.levels import LEVELS, complete_levels
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.delivered import keep
 from lsstcal_dask.storage.deliveries import DELIVERED, source_names
-from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template
+from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template, list_products
 from lsstcal_dask.storage.provenance import hash_file, software
 from lsstcal_dask.storage.rubin.coupling import read_crosstalk, read_together
 from lsstcal_dask.storage.rubin.defects import DefectList, defect_masks, read_defects
@@ -39,13 +40,6 @@ EXCHANGED: Final = tuple(DELIVERED)
 
 KEPT: Final = ("gain", "linearity", "crosstalk")
 """Products of which Rubin's files, one for each CCD, are kept as they were delivered."""
-
-_LEVELS: Final = tuple(
-    f"{name}{end}"
-    for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
-    for end in ("", "_error")
-)
-"""What the product `saturation` holds in any case."""
 
 BESIDE: Final = (".ic.ecsv", ".sources.fits")
 """Files of crosstalk that are read with the one they stand beside."""
@@ -250,6 +244,12 @@ def _publish(store: Store, product: str, delivery: _Delivery, validity: Validity
     if validity.valid_until and validity.valid_until <= validity.valid_from:
         raise WrongUse(f"{product}: --valid-until {validity.valid_until} is not later than {validity.valid_from}")
     values = {d.name: delivery.values[d.name] for d in store.camera.detectors if d.name in delivery.values}
+    inputs: dict[str, Any] = {}
+    if product == "saturation":
+        values, inputs["delivers"], upstream = complete_levels(
+            store.url, list_products(store.url), values, validity.valid_from
+        )
+        inputs |= {"upstream": upstream} if upstream else {}
     template = _template(store, product, values)
     files = [
         row
@@ -260,7 +260,7 @@ def _publish(store: Store, product: str, delivery: _Delivery, validity: Validity
         name=product,
         valid_from=validity.valid_from,
         valid_until=validity.valid_until,
-        inputs={"files": sorted(files, key=lambda row: (row["name"], row["hash"]))},
+        inputs={"files": sorted(files, key=lambda row: (row["name"], row["hash"])), **inputs},
         configuration={},
         software=software(),
         failed={},
@@ -290,7 +290,7 @@ def _template(store: Store, product: str, values: Mapping[str, Any]) -> Template
     found = {str(name): array for value in values.values() for name, array in value.data_vars.items()}
     outputs = {name: Output("float64", array.attrs.get("units", "")) for name, array in found.items()}
     if product == "saturation":
-        outputs = {name: Output("float64", "electron") for name in _LEVELS} | outputs
+        outputs = {f"{name}{end}": Output("float64", "electron") for name in LEVELS for end in ("", "_error")} | outputs
     if product == "linearity":
         sizes["node"] = max(value.sizes["node"] for value in values.values())
     if product == "crosstalk":

@@ -343,7 +343,8 @@ def measure_crosstalk(
     Returns
     -------
     Dataset with `OUTPUTS` (detector, amplifier, source): electrons in the target per electron of the source.
-    NaN where a pair, or its quadratic term, is unmeasured, exactly zero where it was measured and not told from zero; errors of both.
+    NaN where a pair, or its quadratic term, is unmeasured, exactly zero where it was measured and not told from zero;
+    errors of both.
 
     Raises
     ------

@@ -227,6 +227,34 @@ def test_turnoff_of_a_photon_transfer_curve(delivered, tmp_path, threads):
     assert np.isnan(own["well_bloom"]).all()
 
 
+def test_levels_of_saturation_add_up(delivered, tmp_path, threads):
+    """Turnoffs after full wells, and full wells again: what is not delivered anew stays, and is not doubled."""
+    from lsstcal_dask.storage.rubin.ptc import read_ptc, write_ptc
+
+    store = create_store(tmp_path / "s", "mini9")
+    write_table(store.url, "inputs/saturation", read_input(delivered.url, "saturation"))
+    table = dict(import_inputs(store, threads))["saturation"].pointer
+    path = export_product(delivered, "gain", tmp_path / "out").files[4]
+    found = read_ptc(path, SITE.camera)
+    turnoff = np.linspace(6e4, 9e4, 16)
+    write_ptc(path, replace(found, turnoff=turnoff, turnoff_error=turnoff / 100), SITE.camera, TIME)
+    built = import_files(store, "saturation", [str(path)], threads)
+    own = {"detector": found.detector, "amplifier": found.gains["amplifier"].values}
+    first, both = (product(store, "saturation", p.version).sel(own) for p in (table, built.pointer))
+    assert np.isfinite(both["well_bloom"]).all()
+    for name in ("well_bloom", "well_bloom_error"):
+        assert np.array_equal(both[name], first[name])
+    assert np.array_equal(both["ptc_turnoff"].values, turnoff * found.gains["gain"].values)
+    assert in_use(store, "saturation", found.detector, "2026-07-03T00:00:00").version == built.pointer.version
+    assert not import_files(store, "saturation", [str(path)], threads).new
+    edited(store, "saturation", full_well=read_input(store.url, "saturation")["full_well"] * 0.9)
+    again = dict(import_inputs(store, threads, validity=Validity("2026-07-04T00:00:00")))["saturation"].pointer
+    third = product(store, "saturation", again.version)
+    assert np.allclose(third["well_bloom"].sel(own), 0.9 * first["well_bloom"], rtol=1e-12)
+    assert np.array_equal(third["ptc_turnoff"].sel(own), both["ptc_turnoff"])
+    assert int(np.isfinite(third["ptc_turnoff"]).sum()) == 16
+
+
 def test_bad_files_are_all_named_and_nothing_is_published(delivered, tmp_path, threads):
     done = export_product(delivered, "gain", tmp_path / "out")
     files = [str(path) for path in done.files[:3]]
