@@ -41,7 +41,8 @@ def complete_levels(
     }
     team = [p for p in pointers if p.name == "saturation" and p.origin == CAMERA_TEAM and p.verdict != "FAIL"]
     valid = [p for p in team if p.valid_from <= start and (not p.valid_until or start < p.valid_until)]
-    complete, sources = {}, {}
+    complete: dict[str, xr.Dataset] = {}
+    sources: dict[str, dict[str, str]] = {}
     for name, own in values.items():
         complete[name] = own.copy()
         for level in LEVELS:
