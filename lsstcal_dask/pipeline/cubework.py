@@ -11,7 +11,7 @@ from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.isr.sequence import IsrConfig, Site, correct
 from lsstcal_dask.mapping import Opaque
-from lsstcal_dask.pipeline.calibrate import charge_of_neighbours, find_neighbours, read_frame
+from lsstcal_dask.pipeline.calibrate import couplings, find_neighbours, read_frame, seen_of_neighbours
 from lsstcal_dask.pipeline.cubeplan import Job
 from lsstcal_dask.pipeline.store import open_store
 from lsstcal_dask.products.monochromatic import (
@@ -114,9 +114,9 @@ class Bench:
             self._versions = sensor.versions
             self._products = {step: p.load() for step, p in sensor.products(self.store.url).items()}
         present = {str(name): job.sensors[str(name)] for name in raw["detector"].values if str(name) in job.sensors}
-        neighbours = find_neighbours(self.store, raw, sensor, present)
+        neighbours = find_neighbours(raw, couplings(self.store, sensor), present)
         around = (self.store.url, self.site, self.isr, self.detector, neighbours)
-        others = charge_of_neighbours(*around) if neighbours else None
+        others = seen_of_neighbours(*around) if neighbours else None
         return correct(
             read_frame(raw.sel(detector=self.det), self.detector), self.site, self._products, self.isr, others
         )
