@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.variables import DEFECT_KINDS, MASK_BITS
-from lsstcal_dask.verify.acceptance import METRICS, judge
-from lsstcal_dask.verify.metric import ANY, Case, Metric, Result, each
+from lsstcal_dask.verify.acceptance import METRICS, judge, measure
+from lsstcal_dask.verify.metric import ANY, Absent, Case, Metric, Result, each
 from lsstcal_dask.verify.pixels import chi2_sigma, neighbour_scatter, scatter
 
 CAMERA = load_camera("mini9")
@@ -187,7 +187,9 @@ def test_pixels_hit(hits, verdict):
     found, says = value("dark: pixels hit", {"dark": stack(0, 1)}, {"dark": {"hit_pixels": hits}})
     np.testing.assert_allclose(found, hits)
     assert says == verdict
-    assert value("dark: pixels hit", {"dark": stack(0, 1)}) == (None, "")
+    assert value("dark: pixels hit", {"dark": stack(0, 1)}, {"dark": {"hit_pixels": None}}) == (None, "")
+    with pytest.raises(Absent, match="dark has no record of hit_pixels"):
+        value("dark: pixels hit", {"dark": stack(0, 1)})
 
 
 def test_defects():
@@ -537,6 +539,14 @@ def test_worst_amplifiers_are_named():
     assert result.verdict == "FAIL"
     assert result.median == 0.1
     assert Result(replace(metric, sparse=True), places[:1], np.array([np.nan])).verdict == "PASS"
+
+
+def test_a_product_that_lacks_what_a_metric_asks_for():
+    """Gains of a camera team have no 55Fe in them."""
+    found = measure(case({"gain": dataset(gain=same(1.5), gain_error=same(1e-4))}), ["gain"])
+    results, without = judge({E2V.name: found}, {E2V.name: NAMES}, ["gain"])
+    assert {result.metric.key for result in results} == {"gain: value", "gain: relative error"}
+    assert without["gain: flats over 55Fe, scale"] == "gain has no gain_pair"
 
 
 def test_judging_several_detectors():
