@@ -560,3 +560,12 @@ def test_judging_several_detectors():
     assert without["gain: read noise over bias"] == "needs bias"
     _, without = judge({"R22_S00": {"ptc: turnoff": [np.nan]}}, {"R22_S00": ["A"]}, ["ptc"])
     assert without["ptc: turnoff"] == "no amplifier has a value"
+
+
+@pytest.mark.parametrize(("slope", "drift", "verdicts"), [(5e-3, -5e-3, "PASS"), (0.02, -0.02, "WARN")])
+def test_light_and_old_charge_in_darks(slope, drift, verdicts):
+    noted = {"dark": {"slope": slope, "drift": drift, "median_rate": 0.025}}
+    for name, expected in (("slope", slope / 0.025), ("drift", drift / 0.025)):
+        found, says = value(f"dark: {name}", {"dark": stack(0.025, 1e-6)}, noted)
+        np.testing.assert_allclose(found, expected)
+        assert says == verdicts
