@@ -127,7 +127,7 @@ def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.
 
 
 def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
-    raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
+    raw, repeated = _once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
     recipe.check(raw, settings)
@@ -138,7 +138,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
         valid_from=start,
         valid_until=run.validity.valid_until,
         failed=failed,
-        remarks=remarks,
+        remarks=remarks + repeated,
         inputs={**_inputs(raw, upstream), **({"sequencers": read_by} if read_by else {})},
         configuration=settings.model_dump(mode="json"),
         software=software(),
@@ -149,6 +149,26 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     raw = raw.sel(detector=names)
     template, work = _template(run.store, recipe, raw), _work(run.store, recipe, settings, names, upstream)
     return run_version(run.store.url, pointer, template, raw, work, run.compute, run.progress)
+
+
+def _once(raw: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
+    """Each frame once, whatever the names under which it was ingested, and remarks that name the others.
+
+    Two frames with the same pixels are one measurement: to count both would halve a variance that did not change.
+    """
+    pixels, present = raw["pixels"].values, raw["present"].values.copy()
+    names = [str(name) for name in raw["exposure"].values]
+    same: dict[int, int] = {}
+    for j in range(present.shape[1]):
+        first: dict[bytes, int] = {}
+        for i in np.flatnonzero(present[:, j]):
+            if (k := first.setdefault(pixels[i, j], int(i))) != i:
+                present[i, j] = False
+                same[int(i)] = k
+    if not same:
+        return raw, []
+    raw = raw.assign(present=raw["present"].copy(data=present)).isel(exposure=np.flatnonzero(present.any(axis=1)))
+    return raw, [f"exposure {names[i]} left out: its pixels are those of {names[k]}" for i, k in same.items()]
 
 
 def _start(recipe: Recipe, raw: xr.Dataset, validity: Validity) -> str:

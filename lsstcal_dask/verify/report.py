@@ -155,12 +155,19 @@ def _section(result: Result, camera: Camera) -> str:
     return (
         f'<details id="{_anchor(metric)}"{opened}><summary>{_badge(result.verdict)} '
         f'<strong>{escape(metric.key)}</strong> <span class="what">{escape(metric.prose + unit)}</span></summary>'
-        f'<img alt="{escape(metric.key)}: map and histogram" src="data:image/png;base64,{png(draw(result, camera))}">'
-        f"<ul>{limits}<li>threshold: {escape(metric.source)}</li>"
+        f"{_image(result, camera)}<ul>{limits}<li>threshold: {escape(metric.source)}</li>"
         + f"<li>{result.measured.size} amplifiers measured, {result.off_aim} out"
         + (f": {escape(where)}" if where else "")
         + "</li></ul></details>"
     )
+
+
+def _image(result: Result, camera: Camera) -> str:
+    """Map and histogram; of nothing there is none."""
+    if not result.measured.size:
+        return "<p>Nothing was measured: no amplifier has a value.</p>"
+    data = png(draw(result, camera))
+    return f'<img alt="{escape(result.metric.key)}: map and histogram" src="data:image/png;base64,{data}">'
 
 
 def _remarks(product: Product) -> str:
