@@ -8,10 +8,7 @@ from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.storage.cubelayout import list_cubes, list_pointers, load_layout
-<<<<<<< HEAD
-from lsstcal_dask.storage.cubes import check_cube, open_cube, read_cube
-=======
->>>>>>> mend2
+from lsstcal_dask.storage.cubes import check_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, outdated
 from lsstcal_dask.storage.raw import check_frame
