@@ -11,7 +11,7 @@ import xarray as xr
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
 from lsstcal_dask.mapping import AmplifierResults
-from lsstcal_dask.physics.passbands import Surface, surface
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
@@ -63,7 +63,7 @@ def product_of(kind: str, band: str) -> str:
     return name
 
 
-def read_passband(store: Store, band: str) -> Surface | None:
+def read_passband(store: Store, band: str) -> Nearby | None:
     """Transmission of a filter all over the focal plane, from the store's input; None without a filter.
 
     Raises
@@ -79,7 +79,7 @@ def read_passband(store: Store, band: str) -> Surface | None:
             f"filter {band}: its transmission is not known (there is {', '.join(known) or 'none'}): put a table into "
             f"{store.url}/inputs/filter-{band}.ecsv"
         )
-    return surface(store_passband(store, band))
+    return Nearby(store_passband(store, band))
 
 
 def read_lamp(given: str | Path) -> Spectrum:
