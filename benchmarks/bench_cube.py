@@ -84,7 +84,7 @@ def write(folder: Path, number: int) -> dict[str, float]:
         for form in FORMS:
             start = time.process_time()
             slot = claim_slot(url, form, {"wavelength": 400.0 + k})
-            write_slice(url, form, (slot, "A"), one, {"total": 1.0, "pixels": 1})
+            write_slice(url, form, (slot, "A"), one, {"total": [1.0, 1.0], "pixels": [1, 1]})
             spent[form] += time.process_time() - start
             slots[form].append(Slot(slot, 400.0 + k, 0.01, 1.0, "2026-07-11T20:00:00", 1.0, 1e-3))
     for form in FORMS:

@@ -77,9 +77,7 @@ def take(
     site = observatory(store.camera.name, without)
     records = []
     for one in taken:
-        for frame in frames(site, one, list(store.camera.detectors)):
-            if missing(one.name, frame.detector):
-                continue
+        for frame in frames(site, one, [d for d in store.camera.detectors if not missing(one.name, d.name)]):
             record = FrameRecord(
                 one.name, frame.detector, "", "made", one.name, "", {**frame.header, **header(one.name)}
             )

@@ -7,7 +7,7 @@ from lsstcal_dask.storage.cubelayout import CubeLayout, Slot
 from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, write_slice
 from lsstcal_dask.variables import MASK_BITS
 
-ABOUT = {"total": 1.0, "pixels": 2}
+ABOUT = {"total": [1.0, 2.0, 3.0], "pixels": [1, 2, 3]}
 SHAPE = (3, 120, 100)  # amplifiers, y, x
 SIGMA = 1 / np.sqrt(40_000)  # relative noise of a slice
 

@@ -207,7 +207,8 @@ def _with_responses(run: Plan, slots: Sequence[Slot], markers: Mapping[int, Any]
     for k, one in enumerate(ordered):
         for det, marker in markers.get(one.slot, {}).items():
             i = [d.name for d in run.store.camera.detectors].index(det)
-            total[i, k], pixels[i, k] = marker["total"], marker["pixels"]
+            total[i, :, k], pixels[i, :, k] = marker["total"], marker["pixels"]
+    total, pixels = (values.reshape(-1, len(ordered)) for values in (total, pixels))
     found = mean_response(total, pixels, [one.wavelength for one in ordered])
     return [
         replace(one, response=float(r), response_error=float(r) * one.response_error / one.response)

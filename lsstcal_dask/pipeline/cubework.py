@@ -87,8 +87,8 @@ class Bench:
         remarks = [f"{self.det}: exposure {name} left out: {why}" for name, why in reasons.items()]
         about = {
             "remarks": [*remarks, *(f"{self.det} {name}: dead" for name in dead)],
-            "total": made.total,
-            "pixels": made.pixels,
+            "total": self._ordered(made.total, 0.0).tolist(),
+            "pixels": self._ordered(made.pixels, 0).tolist(),
             "hits": made.hits,
             "exposures": [one.exposure for one in kept],
         }
@@ -123,21 +123,16 @@ class Bench:
 
     def _stored(self, made: Combined) -> Slice:
         """The slice with amplifiers in the order of the camera."""
+        no_data = MASK_BITS["NO_DATA"]
+        empty = {"value": np.nan, "mask": no_data, "repeats": 0, "full": 0, "slope": np.nan, "floor": np.nan}
+        return Slice(**{key: self._ordered(getattr(made, key), fill) for key, fill in empty.items()})
+
+    def _ordered(self, values: np.ndarray, fill: float) -> np.ndarray:
+        """Values (amplifier, ...) of the CCD in the order of the camera; ``fill`` for amplifiers that it lacks."""
         names = list(self.store.camera.amplifier_names)
         at = [names.index(a.name) for a in self.detector.amplifiers]
         if at == list(range(len(names))):
-            return Slice(made.value, made.mask, made.repeats, made.full, made.slope, made.floor)
-        empty = {
-            "value": np.nan,
-            "mask": MASK_BITS["NO_DATA"],
-            "repeats": 0,
-            "full": 0,
-            "slope": np.nan,
-            "floor": np.nan,
-        }
-        found = {}
-        for key, fill in empty.items():
-            own = getattr(made, key)
-            found[key] = np.full((len(names), *own.shape[1:]), fill, own.dtype)
-            found[key][at] = own
-        return Slice(**found)
+            return values
+        out = np.full((len(names), *values.shape[1:]), fill, values.dtype)
+        out[at] = values
+        return out

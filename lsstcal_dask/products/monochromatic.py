@@ -83,8 +83,8 @@ class Combined:
     full: np.ndarray  # (amplifier,) exposures in which it lives: what enters a pixel that nothing befell
     slope: np.ndarray  # (amplifier,), see above
     floor: np.ndarray  # (amplifier,)
-    total: float  # sum of the values of good pixels
-    pixels: int  # number of these
+    total: np.ndarray  # (amplifier,) sum of the values of good pixels
+    pixels: np.ndarray  # (amplifier,) number of these
     hits: list[int]  # pixels of each exposure that a cosmic ray hit
 
 
@@ -153,7 +153,7 @@ def combine_repeats(
         value[i], counts[i], mask[i], line[:, i], found = _combine_amplifier(own, expected, config)
         hits[alive] += found
     good = (mask == 0) & np.isfinite(value)
-    total, pixels = float(value[good].sum(dtype=float)), int(good.sum())
+    total, pixels = np.where(good, value, 0).sum(axis=(1, 2), dtype=float), good.sum(axis=(1, 2))
     return Combined(value, mask, counts, full, line[0], line[1], total, pixels, hits.tolist())
 
 

@@ -8,7 +8,7 @@
         reference  of the same dims, float32, form i1 only: few slices have one
         mask       (detector, amplifier, y, x)               bits that pixels have at all wavelengths
         scale, offset, level, variance_slope, variance_floor, repeats (detector, amplifier, wavelength)
-        total, pixels (detector, wavelength)                 sum of the values of the good pixels of a CCD, their number
+        total, pixels (detector, amplifier, wavelength)      sum of the values of the good pixels, their number
         reference_slot (detector, wavelength)                slot of the reference of a slice; -1 without one
         wavelength, wavelength_error, bandwidth, response, response_error (wavelength,)
     cubes/NAME/exceptions/SLOT/DET.npy   the pixels that are not as codes and mask say, of `coding.EXCEPTION`
@@ -60,7 +60,7 @@ SLOT_COORDS: Final = ("wavelength", "wavelength_error", "bandwidth", "response",
 """Numbers of a slice."""
 
 SUMS: Final = ("total", "pixels")
-"""Of one CCD of a slice: from them follows the mean of the focal plane."""
+"""Of the amplifiers of a slice: from them follows the mean of the focal plane."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _create_arrays(url: str, name: str, layout: CubeLayout) -> None:
     for var in NUMBERS:
         _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, np.nan)
     for var in SUMS:
-        _create_small(url, where, var, ("detector", "wavelength"), sizes, 0.0)
+        _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, 0.0)
     _create_small(url, where, "reference_slot", ("detector", "wavelength"), sizes, -1)
     for var in SLOT_COORDS:
         _create_small(url, where, var, ("wavelength",), sizes, np.nan)
@@ -221,15 +221,14 @@ def read_markers(url: str, name: str, slot: int) -> dict[str, dict[str, Any]]:
 
 
 def read_sums(url: str, name: str, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """``total`` and ``pixels`` (detector, slot) of slots, as far as they were published; zero where they were not."""
+    """``total`` and ``pixels`` (detector, amplifier, slot) of slots as they were published; zero where not."""
     store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
     found = []
     for var in SUMS:
-        array = zarr.open_array(store, path=var, mode="r")
-        known = np.asarray(array[...])
-        wide = np.zeros((known.shape[0], max([known.shape[1], *(s + 1 for s in slots)])))
-        wide[:, : known.shape[1]] = known
-        found.append(wide[:, list(slots)])
+        known = np.asarray(zarr.open_array(store, path=var, mode="r")[...])
+        wide = np.zeros((*known.shape[:2], max([known.shape[2], *(s + 1 for s in slots)])))
+        wide[..., : known.shape[2]] = known
+        found.append(wide[..., list(slots)])
     return found[0], found[1]
 
 
@@ -287,8 +286,9 @@ def _enter(values: dict[str, np.ndarray], at: int, slot: Slot, markers: Mapping[
         values[var][at] = getattr(slot, var)
     for det, marker in markers.items():
         index = layout.detectors.index(det)
-        for var in ("reference_slot", *SUMS):
-            values[var][index, at] = marker[var]
+        values["reference_slot"][index, at] = marker["reference_slot"]
+        for var in SUMS:
+            values[var][index, :, at] = marker[var]
         for var in NUMBERS:
             values[var][index, :, at] = [np.nan if v is None else v for v in marker["numbers"][var]]
 
