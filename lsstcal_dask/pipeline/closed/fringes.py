@@ -12,7 +12,7 @@ import numpy as np
 
 from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL
 from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, fringe_site, night, sky_map
-from lsstcal_dask.pipeline.closed.target import Target, ratio
+from lsstcal_dask.pipeline.closed.target import Target
 from lsstcal_dask.products.etalon_fit import EtalonFit, fit_scan
 from lsstcal_dask.products.etalon_start import Blocks
 from lsstcal_dask.products.fringe_flat import Light, fringe_factor, fringe_pattern, response_of
@@ -36,8 +36,9 @@ def measure(seeds: int) -> list[Target]:
     rows = [_seed(seed) for seed in range(1, seeds + 1)]
 
     def target(key: str, name: str, low: float, high: float, unit: str = "") -> Target:
-        values, error = ratio(np.array([[row[key]] for row in rows]), np.ones(1))
-        return Target("2.9", name, unit, low, high, values, error, seeds)
+        values = np.array([row[key] for row in rows])
+        error = float(values.std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else float("nan")
+        return Target("2.9", name, unit, low, high, float(values.mean()), error, seeds)
 
     return [
         target("f/1.23 left", "fringes left of the sky in y, f/1.23", 0.0, 2e-4),
