@@ -3,8 +3,8 @@
 import contextlib
 import json
 import sys
-import warnings
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,18 +79,14 @@ def shows_progress() -> bool:
 
 def iso(text: str) -> str:
     """A time as products hold it."""
-    import numpy as np  # noqa: PLC0415
-
     if not text:
         return ""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy warns of the offset of a time zone
-            found = np.datetime64(text.removesuffix("Z"))
-        if np.isnat(found):
+        found = datetime.fromisoformat(text)
+        if found.utcoffset():
             raise ValueError(text)
-        return str(np.datetime_as_string(found, unit="s"))
-    except (ValueError, Warning):
+        return found.strftime("%Y-%m-%dT%H:%M:%S")
+    except ValueError:
         raise typer.BadParameter(f"{text!r} is not a time: write it in UTC as 2026-07-01T12:00:00") from None
 
 

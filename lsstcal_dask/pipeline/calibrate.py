@@ -227,10 +227,19 @@ def _results(
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
-        if not result.attrs["summary"]["median"] and "gain" in products:
-            gain = float(products["gain"]["gain"].sel(amplifier=amplifier.name))
-            result.attrs["remarks"] += [] if gain > 0 else ["its gain could not be measured"]
+        if result.attrs["summary"]["median"] is None and (reasons := _reasons(products, amplifier.name)):
+            result.attrs["remarks"][0] += f": {' and '.join(reasons)}"
         yield amplifier.name, result
+
+
+def _reasons(products: Mapping[str, xr.Dataset], amplifier: str) -> list[str]:
+    """What of the products makes an amplifier useless."""
+    found = []
+    if "gain" in products and not float(products["gain"]["gain"].sel(amplifier=amplifier)) > 0:
+        found.append("its gain could not be measured")
+    if "linearity" in products and products["linearity"]["linearity_level"].sel(amplifier=amplifier).isnull().all():
+        found.append("it has no linearity curve (build or import one, or leave it out with --skip linearity)")
+    return found
 
 
 def read_frame(raw: xr.Dataset, detector: Detector) -> RawFrame:

@@ -6,6 +6,7 @@ names and hashes are its inputs. Nothing is published if anything is wrong with 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
 from lsstcal_dask.pipeline.levels import LEVELS, complete_levels
+from lsstcal_dask.pipeline.plausible import check_numbers, doubts
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.delivered import keep
@@ -61,7 +63,9 @@ class _Delivery:
     dates: set[str] = field(default_factory=set)
 
     def add(self, name: str, value: Any, file: RubinFile) -> None:
-        """Take what a file says of a CCD; several lists of defects of a CCD add up."""
+        """Take what a file says of a CCD, if it can be; several lists of defects of a CCD add up."""
+        if isinstance(value, xr.Dataset):
+            check_numbers(value, file.path, name)
         if isinstance(value, list) and name in self.values:
             self.values[name] += value
         elif name in self.values:
@@ -82,10 +86,12 @@ class _Delivery:
 
 
 def _iso(text: str, path: str) -> str:
+    """A time as products hold it: UTC, with or without dashes, a fraction and an offset."""
     try:
-        return str(np.datetime_as_string(np.datetime64(text.removesuffix("Z")), unit="s"))
+        found = datetime.fromisoformat(text)
     except ValueError:
         raise CalibrationError(f"{path}: CALIBDATE {text!r} is no time: correct it, or give --valid-from") from None
+    return (found.astimezone(UTC) if found.tzinfo else found).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _read(product: str, path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
@@ -311,7 +317,8 @@ def _numbers(
         own = value.sel(amplifier=amplifier.name, drop=True).drop_vars("source", errors="ignore")
         missing = {n: np.nan for n in template.outputs if n not in own}
         result = own.assign(missing)
-        result.attrs = {"remarks": _gauge(own) if "linearity_level" in own else [], "summary": {}}
+        remarks = doubts(own, amplifier) + (_gauge(own) if "linearity_level" in own else [])
+        result.attrs = {"remarks": remarks, "summary": {}}
         yield amplifier.name, result
 
 
@@ -330,7 +337,9 @@ def _gauge(own: xr.Dataset) -> list[str]:
     level, correction = own["linearity_level"].values, own["linearity_correction"].values
     known = np.isfinite(level)
     if not known.any():
-        return [f"{NOTE}it has no curve"]
+        return ["it has no curve: its pixels cannot be calibrated with linearity"]
+    if not correction[known].any():
+        return [f"{NOTE}its curve is level: nothing is corrected"]
     slope = float(Akima1DInterpolator(level[known], correction[known])(0.0, nu=1))
     if abs(slope) <= _SLOPE:
         return []

@@ -4,17 +4,20 @@ import importlib.util
 
 import numpy as np
 import pytest
+import xarray as xr
 from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.pipeline.build import Validity
+from lsstcal_dask.pipeline.calibrate import _reasons
 from lsstcal_dask.pipeline.exchange import import_files
 from lsstcal_dask.pipeline.export import export_product
 from lsstcal_dask.pipeline.store import create_store
 from lsstcal_dask.storage.delivered import hash_together, keep
 from lsstcal_dask.storage.products import list_products, open_product
 from lsstcal_dask.storage.rubin.coupling import read_crosstalk, write_crosstalk
+from lsstcal_dask.storage.rubin.files import header
 from lsstcal_dask.storage.rubin_crosstalk import RubinCrosstalk, read_rubin_crosstalk, write_rubin_crosstalk
 
 CAMERA = load_camera("mini1")
@@ -31,6 +34,7 @@ def rubins(path, others=(), **meta):
     random, n = np.random.default_rng(3), len(CCD.amplifiers)
     matrices = {name: random.normal(0, 1e-4, (n, n)) for name in FIELDS[:7]}
     matrices |= {"counts": random.integers(1, 99, (n, n)), "valid": ~np.eye(n, dtype=bool)}
+    matrices |= {name: np.abs(matrices[name]) for name in ("linear_error", "quadratic_error")}
     entries = {"OBSTYPE": "CROSSTALK", "CROSSTALK_VERSION": 1.2, "CROSSTALK_RATIOS_UNITS": "electron", "NAMP": n}
     entries |= {"DET_NAME": CCD.name, "INSTRUME": "mini1", "CALIBDATE": DATE, "SEQNAME": "FP_E2V_2s_v30.seq", **meta}
     gains = random.uniform(1.4, 1.7, n)
@@ -128,3 +132,95 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     with pytest.raises(CalibrationError, match=r"c.ecsv: changed while it was read"):
         keep(store.url, "gain", [tmp_path / "c.ecsv"], hashed)
     assert not list_products(store.url)
+
+
+def gain_file(path, date=DATE, **columns):
+    """A photon transfer curve of Rubin's of mini1."""
+    table = Table({"AMPLIFIER_NAME": [a.name for a in CCD.amplifiers], "GAIN": [1.5, 1.4, 1.6, 1.5]})
+    for name, values in columns.items():
+        table[name] = values
+    table.meta = header(CAMERA, CCD, ("PTC", "Gen3 Photon Transfer Curve", 2.6), date)
+    table.write(path, format="ascii.ecsv", overwrite=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("date", "start"),
+    [
+        ("20260701", "2026-07-01T00:00:00"),
+        ("2026-07-01T12:00:00+00:00", "2026-07-01T12:00:00"),
+        ("2026-07-01T12:00:00.123456789Z", "2026-07-01T12:00:00"),
+        ("2026-07-01T12:00:00-05:00", "2026-07-01T17:00:00"),
+    ],
+)
+def test_dates_of_files(tmp_path, threads, date, start):
+    store = create_store(tmp_path / "s", "mini1")
+    built = import_files(store, "gain", [gain_file(tmp_path / "p.ecsv", date)], threads)
+    assert (built.pointer.valid_from, built.pointer.verdict) == (start, "PASS")
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"GAIN": [1.5, 1 / 1.5, 1.5, 1.5]}, "its gain of 0.667 electron/adu is far from 1.5"),
+        ({"GAIN": [1.5, np.nan, 1.5, 1.5]}, "it has no gain: it cannot be calibrated"),
+    ],
+)
+def test_gains_that_are_unlikely_are_remarked(tmp_path, threads, columns, says):
+    store, second = create_store(tmp_path / "s", "mini1"), CCD.amplifiers[1].name
+    built = import_files(store, "gain", [gain_file(tmp_path / "p.ecsv", **columns)], threads)
+    assert built.pointer.verdict == "WARN"
+    (remark,) = [text for text in built.pointer.remarks if not text.startswith("note")]
+    assert remark.startswith(f"{CCD.name} {second}: {says}")
+
+
+def curves(path, kind, coefficients):
+    table = Table({"AMPLIFIER_NAME": [a.name for a in CCD.amplifiers], "TYPE": [kind] * 4})
+    table["COEFFS"] = np.tile(coefficients, (4, 1))
+    table.meta = header(CAMERA, CCD, ("LINEARIZER", "Gen3 Linearizer", 1.8), DATE)
+    table.write(path, format="ascii.ecsv", overwrite=True)
+    return path
+
+
+def bent(path, value):
+    found = rubins(path)
+    table = Table.read(found, format="ascii.ecsv")
+    table["CT_COEFFS"][0][1] = value
+    table.write(found, format="ascii.ecsv", overwrite=True)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("gain", lambda p: gain_file(p, GAIN_ERR=[0.1, -1.0, 0.1, 0.1]), "gain_error -1 is below zero: write nan"),
+        ("linearity", lambda p: curves(p, "Squared", [-0.1]), "its curve does not rise"),
+        ("crosstalk", lambda p: bent(p, np.inf), "crosstalk is infinite"),
+        ("crosstalk", lambda p: bent(p, -2.0), "crosstalk 2 is no part of a source"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(tmp_path, threads, name, make, says):
+    store, path = create_store(tmp_path / "s", "mini1"), tmp_path / "f.ecsv"
+    (error,) = import_files(store, name, [make(path)], threads).errors
+    assert error.startswith(f"{path}: {CCD.name} C")
+    assert says in error
+    assert not list_products(store.url)
+
+
+def test_a_curve_that_changes_much_is_remarked(tmp_path, threads):
+    store = create_store(tmp_path / "s", "mini1")
+    built = import_files(store, "linearity", [curves(tmp_path / "l.ecsv", "Squared", [0.1])], threads)
+    assert built.pointer.verdict == "WARN"
+    assert any("its curve changes a signal by 2.6e+04 of it: are COEFFS per adu?" in r for r in built.pointer.remarks)
+    built = import_files(store, "linearity", [curves(tmp_path / "l.ecsv", "None", [0.0])], threads)
+    assert built.pointer.verdict == "PASS"
+    assert sum("its curve is level: nothing is corrected" in r for r in built.pointer.remarks) == 4
+
+
+def test_an_amplifier_of_no_use_says_why():
+    names = ["C10", "C11"]
+    gain = xr.Dataset({"gain": ("amplifier", [1.5, np.nan])}, coords={"amplifier": names})
+    level = xr.Dataset({"linearity_level": (("amplifier", "node"), [[np.nan] * 3, [0.0, 1, 2]])}, {"amplifier": names})
+    products = {"gain": gain, "linearity": level}
+    assert [text[:26] for text in _reasons(products, "C10")] == ["it has no linearity curve "]
+    assert _reasons(products, "C11") == ["its gain could not be measured"]

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, UnitsError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd
+from lsstcal_dask.isr.linearity import linearize
 from lsstcal_dask.storage.rubin.coupling import read_crosstalk, write_crosstalk
 from lsstcal_dask.storage.rubin.defects import (
     DefectList,
@@ -202,8 +203,14 @@ def test_polynomials_become_nodes_close_enough(tmp_path, kind, coefficients):
 def test_a_polynomial_without_a_limit_goes_to_full_scale(tmp_path):
     _, curves, _ = read_linearizer(rubin_linearizer(tmp_path / "l.ecsv", "Squared", [1e-8]), MINI)
     assert float(curves["linearity_level"].max()) == 2**18 - 1
+
+
+def test_a_linearizer_that_corrects_nothing_is_a_level_curve(tmp_path):
     _, curves, _ = read_linearizer(rubin_linearizer(tmp_path / "l.ecsv", "None", [0.0]), MINI)
-    assert np.isnan(curves["linearity_level"]).all()
+    assert curves["linearity_level"].values[0].tolist() == [0, (2**18 - 1) / 2, 2**18 - 1]
+    assert not curves["linearity_correction"].values.any()
+    counts = np.linspace(-10, 1e5, 7, dtype=np.float32)[None, None].repeat(16, 0)
+    assert np.array_equal(linearize(counts, curves), counts)
 
 
 @pytest.mark.parametrize("form", FORMATS)

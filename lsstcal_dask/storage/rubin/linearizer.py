@@ -3,8 +3,9 @@
 One row for each amplifier. A Spline has COEFFS = [nodes, values] in adu and ``corrected = x - spline(x)``, an Akima
 spline; our curve is ``true = measured + S(measured)``, so ``S = -values`` at the same nodes, to the last bit.
 ``Squared`` is ``x + c0 x**2`` and ``Polynomial`` ``x + sum_i c_i x**(2 + i)``: they become nodes, so close that the
-spline between them is within 1e-3 adu. ``None`` is an amplifier without a curve. Tables and proportional factors are
-refused. Further columns in our own names (``linearity_error`` ...) are for our reader; Rubin's passes over them.
+spline between them is within 1e-3 adu. ``None`` corrects nothing: a level curve. Tables and proportional factors are
+refused. Further columns in our own names (``linearity_error`` ...) are for our reader; Rubin's passes over them;
+in a file that has them, ``None`` is an amplifier whose curve is not known.
 """
 
 from collections.abc import Mapping
@@ -111,14 +112,15 @@ def read_linearizer(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, 
     if units != "adu":
         raise UnitsError(f"{file.path}: LINEARITY_UNITS is {units!r}, expected 'adu': ask for the curve in adu")
     rows = amplifier_rows(file, list(column(file, "AMPLIFIER_NAME")), detector)
+    ours = _OWN[0] in file.tables[0].colnames
     types, coefficients = column(file, "TYPE"), column(file, "COEFFS", ("adu",), where=detector.name)
     curves = []
     for i, amplifier in zip(rows, detector.amplifiers, strict=True):
-        limit = _limit(file, i, camera)
+        limit, kind = _limit(file, i, camera), str(types[i]).strip()
+        values = np.asarray(coefficients[i], np.float64)
+        unknown = kind == "None" and ours
         curves.append(
-            _nodes(
-                str(types[i]).strip(), np.asarray(coefficients[i], np.float64), limit, _who(file, detector, amplifier)
-            )
+            (np.zeros(0), np.zeros(0)) if unknown else _nodes(kind, values, limit, _who(file, detector, amplifier))
         )
     return detector.name, _dataset(file, rows, detector, curves), file
 
@@ -138,9 +140,9 @@ def _limit(file: RubinFile, row: int, camera: Camera) -> float:
 
 
 def _nodes(kind: str, coefficients: np.ndarray, limit: float, who: str) -> tuple[np.ndarray, np.ndarray]:
-    """Levels and corrections of one curve, adu; empty without one."""
+    """Levels and corrections of one curve, adu."""
     if kind == "None":
-        return np.zeros(0), np.zeros(0)
+        return np.linspace(0.0, limit, 3), np.zeros(3)
     if kind == "Spline":
         return _spline_nodes(coefficients, who)
     if kind not in ("Squared", "Polynomial"):
