@@ -21,6 +21,7 @@ from lsstcal_dask.errors import (
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.readout import Readout, noted, readouts, warm_remarks
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Mismatch, find_upstream, read_upstream
@@ -131,15 +132,15 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
     recipe.check(raw, settings)
-    read_by = _sequencers(recipe.name, raw)
+    ways = noted(readouts(recipe.name, raw))
     upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     pointer = Pointer(
         name=recipe.name,
         valid_from=start,
         valid_until=run.validity.valid_until,
         failed=failed,
-        remarks=remarks + repeated,
-        inputs={**_inputs(raw, upstream), **({"sequencers": read_by} if read_by else {})},
+        remarks=remarks + repeated + warm_remarks(raw),
+        inputs={**_inputs(raw, upstream), **ways},
         configuration=settings.model_dump(mode="json"),
         software=software(),
     )
@@ -189,32 +190,6 @@ def _inputs(raw: xr.Dataset, upstream: Mapping[str, Mapping[str, Pointer]]) -> d
     }
 
 
-def _sequencers(product: str, raw: xr.Dataset) -> dict[str, str]:
-    """Program by which each detector was read, where that is known.
-
-    Raises
-    ------
-    CalibrationError
-        Exposures of a detector were read by different ones: levels, noise, and overscan are not the same.
-    """
-    found: dict[str, str] = {}
-    if "sequencer" not in raw.coords:
-        return found
-    for j, det in enumerate(str(name) for name in raw["detector"].values):
-        first: dict[str, str] = {}
-        for name, program in zip(raw["exposure"].values, raw["sequencer"].values[:, j], strict=True):
-            if program:
-                first.setdefault(str(program), str(name))
-        if len(first) > 1:
-            (one, a), (other, b) = list(first.items())[:2]
-            raise CalibrationError(
-                f"{product}: {det}: exposure {a} was read by sequencer {one}, but {b} by {other}: build from those of "
-                f"one sequencer (--exposure)"
-            )
-        found |= dict.fromkeys([det], *first) if first else {}
-    return found
-
-
 def _template(store: Store, recipe: Recipe, raw: xr.Dataset) -> Template:
     sizes = {**recipe.sizes(raw, store.camera), "detector": raw.sizes["detector"]}
     coords = _coordinates(raw, recipe) | recipe.coords(store.camera)
@@ -258,7 +233,7 @@ def _upstream(
     if not (recipe.needs or recipe.uses):
         return {str(name): {} for name in raw["detector"].values}, {}, []
     known = read_upstream(store.url)
-    read_by = _sequencers(recipe.name, raw)
+    read_by = readouts(recipe.name, raw)
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     without: dict[str, list[str]] = {}
@@ -267,7 +242,7 @@ def _upstream(
         for name in (*recipe.needs, *recipe.uses):
             try:
                 found[det][name] = find_upstream(
-                    known, name, det, time, (recipe.name, settings.overscan), read_by.get(det, "")
+                    known, name, det, time, (recipe.name, settings.overscan), read_by.get(det, Readout())
                 )
             except Mismatch as error:  # never made without it instead
                 raise type(error)(f"{recipe.name}: {det}: {error}") from None

@@ -12,6 +12,7 @@ from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.isr.sequence import BY_FILTER, NEEDED, OPTIONAL, ORDERS
 from lsstcal_dask.pipeline.calibrate import Sensor
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.readout import Readout, readout
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
@@ -102,7 +103,7 @@ class Plan:
         self.headers = header_digests(raw)
         self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
         self._changes = sorted({t for p in upstream.pointers for t in (p.valid_from, p.valid_until)})
-        self._known: dict[tuple[str, int, str], Sensor | str] = {}
+        self._known: dict[tuple[str, int, Readout], Sensor | str] = {}
         self._shared: dict[str, Mapping[str, Sensor]] = {}  # one object for all slices with the same products
 
     def job(self, group: Group) -> Job:
@@ -156,8 +157,8 @@ class Plan:
             if not own["present"].values[:, j].any():
                 failed[det] = "no frames"
                 continue
-            program = str(own["sequencer"].values[:, j].max()) if "sequencer" in own.coords else ""
-            sensor = self._sensor(det, time, program)
+            first = int(np.argmax(own["present"].values[:, j]))
+            sensor = self._sensor(det, time, readout(own.isel(exposure=first), det))
             if isinstance(sensor, str):
                 failed[det] = sensor
             else:
@@ -165,20 +166,20 @@ class Plan:
         shared = self._shared.setdefault(digest({det: one.versions for det, one in found.items()}), found)
         return shared, failed
 
-    def _sensor(self, det: str, time: str, program: str) -> Sensor | str:
+    def _sensor(self, det: str, time: str, way: Readout) -> Sensor | str:
         """A CCD with its products, or why it lacks one; looked up once between two changes of validity."""
         epoch = bisect_right(self._changes, time)
-        if (det, epoch, program) not in self._known:
+        if (det, epoch, way) not in self._known:
             step = ("calibrate", self.isr.overscan)
             sensor: Sensor | str
             try:
-                use = {s: find_upstream(self.upstream, NEEDED[s], det, time, step, program) for s in self.steps}
+                use = {s: find_upstream(self.upstream, NEEDED[s], det, time, step, way) for s in self.steps}
                 versions = {name: (p.name, p.version) for name, p in use.items()}
                 sensor = Sensor(self.store.camera.detector(det), versions)
             except CalibrationError as error:
                 sensor = str(error)
-            self._known[det, epoch, program] = sensor
-        return self._known[det, epoch, program]
+            self._known[det, epoch, way] = sensor
+        return self._known[det, epoch, way]
 
 
 def _claims(url: str, name: str) -> dict[int, dict[str, Any]]:
