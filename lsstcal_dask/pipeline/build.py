@@ -117,7 +117,10 @@ class _Run:
 
 
 def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.Dataset]:
-    raw = raw.isel(exposure=np.flatnonzero(np.isin(raw["exposure_type"].values.astype(str), recipe.types)))
+    """Exposures of its types; flats of a laser, whose power scatters from one to the next, make cubes only."""
+    kinds = raw["exposure_type"].values.astype(str)
+    lasers = (kinds == "flat") & np.isfinite(raw["wavelength"].values)
+    raw = raw.isel(exposure=np.flatnonzero(np.isin(kinds, recipe.types) & ~lasers))
     if not raw.sizes["exposure"]:
         return
     if not by_night:

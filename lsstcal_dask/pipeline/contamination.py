@@ -1,5 +1,9 @@
 """Dust on filter and window, and a filter that drifts: broadband flats of now against the cube (Sec. 2.8.2).
 
+What is expected is the broadband flat of the epoch of the cube, where the store has one: ghosts and the lamp's place
+were in it too. Without one it is the flat of the cube, which has no light that a filter reflects; then structure of
+ghosts is left in the ratio, and a drift is relative to the filter's curve as it was measured.
+
 Two passes over the CCDs: in the first each gives the means of its cells, from which lamp and drift are fitted over the
 focal plane; in the second dust is sought in every pixel, and the bands are compared.
 """
@@ -39,7 +43,7 @@ from lsstcal_dask.products.contamination import (
 from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amplifiers
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.statistics.starlet import bin_weighted, spread
-from lsstcal_dask.storage.cubes import read_cube
+from lsstcal_dask.storage.cubes import Cube, read_cube
 from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
@@ -59,6 +63,7 @@ class Drift:
     shift: float  # nm, towards the red, since the filter's curve was measured; NaN if it cannot be told
     error: float  # nm
     chi2: float
+    since: str = ""  # start of validity of the flat that it is compared with; empty: of the filter's curve
     note: str = ""  # why there is no shift
 
 
@@ -68,6 +73,7 @@ class _Band:
 
     band: str
     measured: Pointer
+    reference: Pointer | None  # broadband flat of the epoch of the cube
     task: Task  # the flat of the cube, and those of a filter moved to either side
 
 
@@ -79,6 +85,7 @@ def find_contamination(
     compute: Compute,
     *,
     cube: str = "flats",
+    with_reference: bool = True,
     progress: bool = False,
 ) -> tuple[list[Drift], dict[str, Built]]:
     """Compare the newest broadband flats of some filters with the cube, and publish the factor of dust of each.
@@ -87,6 +94,7 @@ def find_contamination(
     ----------
     bands : filters, two or more to tell what is gray.
     lamp : spectrum of the broadband lamp.
+    with_reference : False to compare with the flat of the cube in any case.
 
     Raises
     ------
@@ -94,6 +102,8 @@ def find_contamination(
         A band has no broadband flat, or as `make_weights` and `fit_lamp`.
     """
     compared = [_band(store, band, lamp, config.synthesis, cube) for band in bands]
+    if not with_reference:
+        compared = [replace(one, reference=None) for one in compared]
     detectors = _common(compared)
     lamps, drifts = _fit(store, compared, detectors, config.contamination, compute, progress)
     made = _publish(store, compared, detectors, (lamps, drifts), config, compute, progress)
@@ -112,7 +122,19 @@ def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube
     moved = [_moved(passband, by) for by in (0.0, -_STEP, _STEP)]
     weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
     opener = CubeOpener(store.url, cube, found.pointer.number)
-    return _Band(band, known[-1], Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config))
+    task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
+    return _Band(band, known[-1], _reference(known, found), task)
+
+
+def _reference(known: Sequence[Pointer], cube: Cube) -> Pointer | None:
+    """The flat nearest in time to a cube, if it is another than the last."""
+    epoch = np.median(np.array([one.time for one in cube.pointer.slots], "datetime64[s]").astype(np.int64))
+
+    def away(pointer: Pointer) -> float:
+        return float(abs(np.datetime64(pointer.valid_from, "s").astype(np.int64) - epoch))
+
+    nearest = min(known, key=away)
+    return nearest if nearest.valid_from != known[-1].valid_from else None
 
 
 def _moved(passband: Nearby, by: float) -> Nearby:
@@ -122,7 +144,8 @@ def _moved(passband: Nearby, by: float) -> Nearby:
 
 def _common(compared: Sequence[_Band]) -> list[str]:
     """CCDs of which every band has a flat."""
-    found = [d for d in compared[0].measured.detectors if all(d in one.measured.detectors for one in compared)]
+    flats = [p for one in compared for p in (one.measured, one.reference) if p is not None]
+    found = [d for d in compared[0].measured.detectors if all(d in flat.detectors for flat in flats)]
     if not found:
         raise InsufficientInputs("contamination: no CCD has a broadband flat of every filter: make them again")
     return found
@@ -154,7 +177,8 @@ def _fit(
         except DegenerateSolution as error:
             lamp, note = fit_lamp(own, config, with_drift=False), str(error)
         lamps.append(lamp)
-        drifts.append(Drift(one.band, lamp.drift, lamp.drift_error, lamp.chi2, note))
+        since = one.reference.valid_from if one.reference else ""
+        drifts.append(Drift(one.band, lamp.drift, lamp.drift_error, lamp.chi2, since, note))
     return lamps, drifts
 
 
@@ -179,26 +203,35 @@ def _places(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
 def _ratio(url: str, one: _Band, detector: Detector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Measured over synthetic flat of a CCD (y, x), its variance, and what a drift by one nm does to its logarithm."""
     camera = one.task.camera
-    measured = open_product(url, one.measured.name, one.measured.version, chunked=False).sel(detector=detector.name)
     flats = dict(synthesis_amplifiers(one.task.open_slices(detector.name), detector, one.task))
+    measured = _open(url, one.measured, detector)
+    reference = _open(url, one.reference, detector) if one.reference else None
     shape = (len(camera.amplifier_names), *camera.image_shape)
     planes = {name: np.full(shape, np.nan, np.float32) for name in ("ratio", "variance", "drift")}
     for i, amplifier in enumerate(camera.amplifier_names):
-        if amplifier not in flats:
-            continue
-        flat = flats[amplifier]
-        taken = measured.sel(amplifier=amplifier)
-        good = (taken["mask"].values == 0) & (flat["mask"].values[0] == 0)
-        image, expected = taken["image"].values.astype(float), flat["image"].values.astype(float)
-        good &= (image > 0) & (expected > 0).all(axis=0)
-        ratio = np.divide(image, expected[0], out=np.full(good.shape, np.nan), where=good)
-        noise = taken["variance"].values + ratio**2 * flat["variance"].values[0]
-        planes["ratio"][i] = ratio
-        planes["variance"][i] = np.divide(noise, expected[0] ** 2, out=np.full(good.shape, np.nan), where=good)
-        moved = np.divide(expected[2], expected[1], out=np.ones(good.shape), where=good)
-        planes["drift"][i] = np.where(good, np.log(moved) / (2 * _STEP), np.nan)
+        if amplifier in flats:
+            plain, moved = flats[amplifier].isel(spectrum=0), flats[amplifier]["image"].values[1:].astype(float)
+            expected = plain if reference is None else reference.sel(amplifier=amplifier)
+            ratio, variance = _quotient(measured.sel(amplifier=amplifier), expected)
+            good = np.isfinite(ratio) & (plain["mask"].values == 0) & (moved > 0).all(axis=0)
+            change = np.divide(moved[1], moved[0], out=np.ones(good.shape), where=good)
+            for name, values in zip(planes, (ratio, variance, np.log(change) / (2 * _STEP)), strict=True):
+                planes[name][i] = np.where(good, values, np.nan)
     ratio, variance, drift = (np.asarray(assemble(p, detector, camera, fill=np.nan)) for p in planes.values())
     return ratio, variance, drift
+
+
+def _open(url: str, flat: Pointer, detector: Detector) -> xr.Dataset:
+    return open_product(url, flat.name, flat.version, chunked=False).sel(detector=detector.name)
+
+
+def _quotient(measured: xr.Dataset, expected: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio (y, x) of two flats of an amplifier, and its variance; NaN where one of them is not good."""
+    a, b = (flat["image"].values.astype(float) for flat in (measured, expected))
+    good = (measured["mask"].values == 0) & (expected["mask"].values == 0) & (a > 0) & (b > 0)
+    ratio = np.divide(a, b, out=np.full(good.shape, np.nan), where=good)
+    noise = measured["variance"].values + ratio**2 * expected["variance"].values
+    return ratio, np.divide(noise, b**2, out=np.full(good.shape, np.nan), where=good)
 
 
 def _publish(
@@ -212,7 +245,8 @@ def _publish(
 ) -> dict[str, Built]:
     """Seek dust in every CCD, and publish the factor of each band; one after the other, from the same comparison."""
     lamps, drifts = fitted
-    others = {one.band: f"{one.measured.version}/{one.measured.hash}" for one in compared}
+    flats = [(f"{one.band} {what}", getattr(one, what)) for one in compared for what in ("measured", "reference")]
+    others = {what: f"{flat.version}/{flat.hash}" for what, flat in flats if flat is not None}
     made = {}
     for i, (one, drift) in enumerate(zip(compared, drifts, strict=True)):
         name = product_of(CONTAMINATION, one.band)
@@ -252,7 +286,8 @@ def _told(drift: Drift, config: ContaminationConfig) -> str:
     """One line of what became of the filter: a warning if it drifted."""
     if not np.isfinite(drift.shift):
         return f"{NOTE}whether filter {drift.band} drifted cannot be told: {drift.note}"
-    text = f"filter {drift.band} moved by {drift.shift:+.3f} +- {drift.error:.3f} nm since its curve was measured"
+    since = drift.since.partition("T")[0] or "its curve was measured"
+    text = f"filter {drift.band} moved by {drift.shift:+.3f} +- {drift.error:.3f} nm since {since}"
     if abs(drift.shift) > config.drift * drift.error:
         return f"CHROMATIC_DRIFT: {text}: measure its transmission again"
     return f"{NOTE}{text}"

@@ -145,11 +145,29 @@ def fit_lamp(cells: Sequence[Cells], config: ContaminationConfig, *, with_drift:
             break
         keep = inside
     chi2 = float(np.sum((change - design @ found)[keep] ** 2 * weight[keep]) / max(keep.sum() - design.shape[1], 1))
-    error = np.sqrt(np.diag(covariance) * max(chi2, 1.0))
-    drift = (float(found[-1]), float(error[-1])) if with_drift else (np.nan, np.nan)
+    drift = (np.nan, np.nan)
+    if with_drift:
+        formal = float(np.sqrt(covariance[-1, -1] * max(chi2, 1.0)))
+        ccd = np.repeat(np.arange(len(cells)), [len(c.x) for c in cells])[keep]
+        drift = (
+            float(found[-1]),
+            max(formal, _clustered(design[keep], (change - design @ found)[keep], weight[keep], ccd)),
+        )
     if with_drift and drift[1] > _USELESS:
         raise _cannot_tell(f"known to {drift[1]:.1f} nm only")
     return Lamp(found[: -1 if with_drift else None], scale, *drift, chi2, float(keep.mean()))
+
+
+def _clustered(design: np.ndarray, rest: np.ndarray, weight: np.ndarray, ccd: np.ndarray) -> float:
+    """Error of the last parameter where the residuals ``rest`` of a CCD are alike, as those of dust and ghosts are.
+
+    ``sqrt(sum_CCD (sum w d r)**2) / sum w d**2`` with d the part of its template that no other parameter makes.
+    """
+    root = np.sqrt(weight)
+    others = (design[:, :-1] * root[:, None], design[:, -1] * root)
+    own = others[1] - others[0] @ np.linalg.lstsq(*others, rcond=None)[0]
+    sums = np.bincount(ccd, own * rest * root)
+    return float(np.sqrt(np.sum(sums**2)) / np.sum(own**2))
 
 
 def _cannot_tell(how: str) -> DegenerateSolution:
