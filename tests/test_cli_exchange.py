@@ -36,6 +36,10 @@ def test_every_command_has_help(command):
     assert "gain, linearity, crosstalk, defects or saturation" in " ".join(out.lower().split())
 
 
+def test_help_says_that_saturation_is_no_file_of_rubins():
+    assert "saturation, of which it has none, as a plain table" in " ".join(run("export", "--help")[1].split())
+
+
 def test_there_and_back(store, tmp_path):
     code, out, err = run("export", store, "gain", "--output", tmp_path, "--format", "fits", "--json")
     assert code == 0, err
