@@ -28,16 +28,16 @@ def store(tmp_path_factory):
     return opened.url
 
 
+def test_help_says_that_saturation_is_no_file_of_rubins():
+    assert "saturation, of which it has none, as a plain table" in " ".join(run("export", "--help")[1].split())
+
+
 @pytest.mark.parametrize("command", ["import", "export", "compare", "accept"])
 def test_every_command_has_help(command):
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"Usage: lsstcal {command} [OPTIONS]" in out
     assert "gain, linearity, crosstalk, defects or saturation" in " ".join(out.lower().split())
-
-
-def test_help_says_that_saturation_is_no_file_of_rubins():
-    assert "saturation, of which it has none, as a plain table" in " ".join(run("export", "--help")[1].split())
 
 
 def test_there_and_back(store, tmp_path):
