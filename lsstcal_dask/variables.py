@@ -172,7 +172,8 @@ VARIABLES: Final[dict[str, Variable]] = {
     "ptc_pairs": Variable(_AMPLIFIER, "f", ("",), "pairs of flats that were fitted"),
     # Linearity (¶3, §2)
     "lamp_current": Variable(("exposure",), "f", ("A",), "current of the flat-field lamp (¶3)"),
-    "temperature": Variable(("exposure",), "f", ("K",), "temperature of the electronics"),
+    "temperature": Variable(("exposure", "detector"), "f", ("K",), "temperature of the CCD, by its thermometer"),
+    "voltage": Variable(("exposure", "detector"), "f", ("V",), "voltage of the substrate of the CCD"),
     "linearity_level": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "measured signal above the bias (Sec. 2.3)"),
     "linearity_correction": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "true less measured signal; Akima between"),
     "linearity_error": Variable((*_AMPLIFIER, "node"), "f", ("adu",), "standard error of `linearity_correction`"),

@@ -77,9 +77,7 @@ def take(
     site = observatory(store.camera.name, without)
     records = []
     for one in taken:
-        for frame in frames(site, one, list(store.camera.detectors)):
-            if missing(one.name, frame.detector):
-                continue
+        for frame in frames(site, one, [d for d in store.camera.detectors if not missing(one.name, d.name)]):
             record = FrameRecord(
                 one.name, frame.detector, "", "made", one.name, "", {**frame.header, **header(one.name)}
             )
@@ -126,7 +124,10 @@ def _truth(
     if product == "gain":
         values = {"gain": amplifiers(site, detector)[index]["gain"], "gain_error": 0.0}
     elif product == "bias":
-        values["image"] = at(site, "bias", detector=detector, amplifier=amplifier)
+        image = at(site, "bias", detector=detector, amplifier=amplifier)
+        values["image"] = np.pad(
+            image, [(0, size - n) for size, n in zip(site.camera.image_shape, image.shape, strict=True)]
+        )
     else:
         place = site.camera.amplifier_names.index(amplifier)
         values["image"] = split(site.dark_rate(detector), detector, site.camera)[place]

@@ -40,6 +40,21 @@ def test_every_command_has_help(command):
     assert "gain, linearity, crosstalk, defects or saturation" in " ".join(out.lower().split())
 
 
+def test_what_was_imported_can_be_verified(store):
+    """It holds the numbers in use alone; what they were found from is not measured, and that is no failure."""
+    code, out, err = run("verify", store, "--json")
+    assert err == ""
+    found = json.loads(out)
+    assert code == (found["verdict"] == "FAIL")
+    measured = {f"{row['product']}: {row['metric']}" for row in found["metrics"]}
+    assert {"gain: value", "linearity: slope", "crosstalk: largest", "saturation: full well"} <= measured
+    assert found["not_measured"]["gain: flats against 55Fe"] == "gain has no gain_pair"
+    assert found["not_measured"]["linearity: residual"] == "linearity has no record of residual"
+    code, out, _ = run("verify", store, "--product", "gain")
+    assert code == 0
+    assert "gain: flats against 55Fe (gain has no gain_pair)" in " ".join(out.split())
+
+
 def test_there_and_back(store, tmp_path):
     code, out, err = run("export", store, "gain", "--output", tmp_path, "--format", "fits", "--json")
     assert code == 0, err

@@ -31,7 +31,7 @@ def build(
     store: StoreArgument,
     products: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PRODUCT", help="bias, gain, dark; all of them by default."),
+        typer.Argument(metavar="PRODUCT", help="As bias, gain or crosstalk; every one by default."),
     ] = None,
     exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
     by_night: Annotated[bool, typer.Option("--by-night", help="One product for each night of exposures.")] = False,
@@ -95,7 +95,10 @@ def calibrate(
         list[str] | None,
         typer.Argument(metavar="EXPOSURE", help="Exposure ids; all science exposures by default."),
     ] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Leave out a correction: bias, gain or dark.")] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out a correction, as dark or crosstalk; may be repeated."),
+    ] = None,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -196,7 +199,7 @@ def show(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write.")] = None,
 ) -> None:
     """Write a picture (PNG) of a product, a slice of a cube (or --variable response, its mean), or an exposure."""
-    from lsstcal_dask.pipeline.listing import show_picture  # noqa: PLC0415
+    from lsstcal_dask.pipeline.pictures import show_picture  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     if amplifier and not detector:
@@ -225,8 +228,7 @@ def history(
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     opened, alone = open_store(store), product == "muons"
-    variable = {"continuity": "gain_relative"}.get(product, "gain")
-    found = [] if alone else gain_history(opened, product=product, variable=variable, threshold=sigma)
+    found = [] if alone else gain_history(opened, product=product, threshold=sigma)
     for one in found:
         say(
             f"{one.detector} {one.amplifier}: {one.kind} of {one.size:+.2%} +- {one.error:.2%} "

@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from lsstcal_dask.errors import CalibrationError, UnitsError
 from lsstcal_dask.instrument.blocks import CardValue
 
-__all__ = ["HeaderRules", "exposure_table", "fill_template", "table_cards"]
+__all__ = ["OPTIONAL_NUMBERS", "HeaderRules", "exposure_table", "fill_template", "table_cards"]
 
 _MJD_ZERO: Final[np.datetime64] = np.datetime64("1858-11-17", "us")
 _NO_TIME: Final[np.datetime64] = np.datetime64("NaT", "us")
 _FIELD: Final = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 Cards = dict[str, CardValue]
+
+OPTIONAL_NUMBERS: Final = ("temperature", "voltage", "lamp_current")
+"""Numbers that the header table has where the camera's description names a card, and it is there: K, V, A."""
 
 
 class _Strict(BaseModel):
@@ -24,10 +27,11 @@ class _Strict(BaseModel):
 
 
 class _Source(_Strict):
-    """One card that may hold a value: ``card / divide``, times the exposure time where it is a mean rate."""
+    """One card that may hold a value: ``card / divide + add``, times the exposure time where it is a mean rate."""
 
     card: str
     divide: float = Field(1.0, gt=0)
+    add: float = 0.0
     absolute: bool = False
     times_exposure: bool = False
 
@@ -50,9 +54,20 @@ class HeaderRules(_Strict):
     wavelength: list[_Source] = []
     photodiode: list[_Source] = []
     sequencer: list[_Source] = []
+    temperature: list[_Source] = []
+    voltage: list[_Source] = []
+    lamp_current: list[_Source] = []
 
     @field_validator(
-        "time", "exposure_time", "dark_time", "filter", "wavelength", "photodiode", "sequencer", mode="before"
+        "time",
+        "exposure_time",
+        "dark_time",
+        "filter",
+        "wavelength",
+        "photodiode",
+        "sequencer",
+        *OPTIONAL_NUMBERS,
+        mode="before",
     )
     @classmethod
     def _names(cls, value: Any) -> Any:
@@ -114,7 +129,7 @@ def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: 
     """Exposure-level header: exposure_type, time, exposure_time, dark_time, filter, wavelength, photodiode.
 
     Times in s, wavelength in nm, photodiode in C; ``time`` is ISO text, UTC. With a ``sequencer``, the program by which
-    the detector was read, where a card tells it.
+    the detector was read, where a card tells it, and `OPTIONAL_NUMBERS` where the camera has cards for them.
 
     Raises
     ------
@@ -137,7 +152,9 @@ def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: 
         "wavelength": wavelength if wavelength > 0 else math.nan,
         "photodiode": _number(rules.photodiode, cards, seconds),
     }
-    return table if program is None else {**table, "sequencer": str(program[1])}
+    more = {key: _number(getattr(rules, key), cards, seconds) for key in OPTIONAL_NUMBERS}
+    known = {key: value for key, value in more.items() if math.isfinite(value)}
+    return {**table, **({} if program is None else {"sequencer": str(program[1])}), **known}
 
 
 def _first(sources: list[_Source], cards: Cards) -> tuple[_Source, CardValue] | None:
@@ -156,7 +173,7 @@ def _number(sources: list[_Source], cards: Cards, seconds: float) -> float:
         return math.nan
     source, value = found
     try:
-        number = float(value) / source.divide  # type: ignore[arg-type]
+        number = float(value) / source.divide + source.add  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
     number = abs(number) if source.absolute else number
@@ -235,6 +252,10 @@ def table_cards(rules: HeaderRules, exposure: str, detector: str, header: dict[s
         sources, value = getattr(rules, key), header[key]
         if sources and math.isfinite(value):
             cards[sources[0].card] = _undivide(value, sources[0].divide)
+    for key in OPTIONAL_NUMBERS:
+        sources, value = getattr(rules, key), header.get(key, math.nan)
+        if sources and math.isfinite(value):
+            cards[sources[0].card] = round((value - sources[0].add) * sources[0].divide, 9)
     cards.pop("stem", None)
     return cards
 

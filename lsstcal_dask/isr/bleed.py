@@ -8,15 +8,18 @@ charge is turned back, and next to the serial register it is lost: a trail never
 from typing import Final
 
 import numpy as np
+import xarray as xr
 from numba import njit
 from scipy.ndimage import label
 
 from lsstcal_dask.errors import InconsistentGeometry
+from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["bleed_mask", "flag_bleeding", "trail_charges"]
+__all__ = ["bleed_mask", "flag_bleeding", "full_wells", "trail_charges"]
 
+_WELLS: Final = ("well_bloom", "well_serial", "well_adc")
 _SIGMA: Final = 4.0
 """Read noises by which a full pixel may read below the full well."""
 
@@ -51,7 +54,7 @@ def bleed_mask(
     Parameters
     ----------
     image : (amplifier, y, x) electron, readout orientation; NaN is not saturated.
-    well : (amplifier,) electron, `well_bloom`; NaN or infinite where unknown: nothing is marked.
+    well : (amplifier,) electron, see `full_wells`; NaN or infinite where unknown: nothing is marked.
     noise : (amplifier,) electron, read noise of a pixel.
     slack : relative error of gain, linearity and well together.
 
@@ -88,9 +91,35 @@ def flag_bleeding(frame: Frame, well: np.ndarray) -> Frame:
 
     Full pixels read less than the well by their noise: its median is taken for that of an amplifier.
     """
-    noise = np.array([np.sqrt(max(float(np.nanmedian(part[::16, ::8])), 0.0)) for part in frame.variance])
-    full = bleed_mask(frame.image, well, np.nan_to_num(noise))
+    noise = np.array([_noise(part[::16, ::8]) for part in frame.variance])
+    full = bleed_mask(frame.image, well, noise)
     return frame.with_(mask=frame.mask | np.where(full, MASK_BITS["SATURATED"], 0).astype(np.uint16))
+
+
+def _noise(variance: np.ndarray) -> float:
+    """Noise of the median pixel; none of an amplifier without data."""
+    known = variance[np.isfinite(variance)]
+    return float(np.sqrt(max(np.median(known), 0.0))) if known.size else 0.0
+
+
+def full_wells(saturation: xr.Dataset, detector: Detector, sigma: float = 0.0) -> np.ndarray:
+    """Charge (amplifier,), electron, at which something is full first: pixel, serial register or converter.
+
+    Parameters
+    ----------
+    saturation : of the detector, with `well_bloom`, `well_serial`, `well_adc` and their errors, as far as there are.
+    sigma : errors by which each is lowered, so that what is full is flagged even where a well came out too high.
+
+    Returns
+    -------
+    NaN where none is known.
+    """
+    own = saturation.sel(amplifier=[a.name for a in detector.amplifiers])
+    found = np.full(len(detector.amplifiers), np.inf)
+    for name in (name for name in _WELLS if name in own):
+        error = own[f"{name}_error"].values if f"{name}_error" in own else 0.0
+        found = np.fmin(found, own[name].values - sigma * np.nan_to_num(error))
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def trail_charges(image: np.ndarray, footprint: np.ndarray, background: float = 0.0) -> np.ndarray:

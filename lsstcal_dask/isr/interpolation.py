@@ -11,7 +11,7 @@ pixels have a few patterns, and each is solved once. A pixel with hardly a good 
 bleed trail, lies on the straight line between the nearest good pixels of its row.
 
 What is filled in is for the eye, and for the charge that moves pixel boundaries. It carries the mask bit INTERPOLATED
-and a variance not below that of the pixels it came from; it is no measurement.
+and a variance not below that of the pixels it came from, nor below its own; it is no measurement.
 """
 
 from functools import lru_cache
@@ -55,9 +55,9 @@ def interpolate(frame: Frame, config: InterpolationConfig = InterpolationConfig(
         lost = mask[box] & MASK_BITS["NO_DATA"] > 0
         wanted = (mask[box] & _FILLED > 0) & ~lost
         if wanted.any():
-            filled, errors = predict(image[box], variance[box], wanted, lost, config)
-            image[box], variance[box] = filled, errors
-            mask[box] |= np.where(wanted & np.isfinite(filled), MASK_BITS["INTERPOLATED"], 0).astype(np.uint16)
+            filled, errors, done = predict(image[box], variance[box], wanted, lost, config)
+            image[box], variance[box] = filled, np.fmax(errors, variance[box])
+            mask[box] |= np.where(done & np.isfinite(filled), MASK_BITS["INTERPOLATED"], 0).astype(np.uint16)
     return frame.with_(image=image, variance=variance, mask=mask)
 
 
@@ -67,12 +67,13 @@ def predict(
     wanted: np.ndarray,
     lost: np.ndarray,
     config: InterpolationConfig = InterpolationConfig(),
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predict pixels of one image (y, x) from those that are neither ``wanted`` nor ``lost``.
 
     Returns
     -------
-    Image and variance, copies; a pixel in whose window and row nothing is good stays as it was.
+    Image and variance, copies, and whether a pixel was predicted: one in whose window and row nothing is good stays as
+    it was.
     """
     good = ~(wanted | lost)
     rows, columns = np.nonzero(wanted)
@@ -97,7 +98,9 @@ def predict(
         variance[rows[at], columns[at]] = errors[near[0][at], near[1][at]].max(axis=1)
     for y in np.unique(rows[count < _FEWEST]):
         _fill_row(image[y], variance[y], good[y], columns[(rows == y) & (count < _FEWEST)])
-    return image, variance
+    done = np.zeros(good.shape, bool)
+    done[rows, columns] = (count >= _FEWEST) | good.any(axis=1)[rows]
+    return image, variance, done
 
 
 def _offsets() -> np.ndarray:

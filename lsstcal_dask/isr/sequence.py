@@ -15,10 +15,9 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
 from lsstcal_dask.errors import WrongUse
-from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.isr import rows
 from lsstcal_dask.isr.bias import bias_jitter, overscan_levels
-from lsstcal_dask.isr.bleed import flag_bleeding
+from lsstcal_dask.isr.bleed import flag_bleeding, full_wells
 from lsstcal_dask.isr.columns import column_changes
 from lsstcal_dask.isr.cosmics import CosmicConfig, flag_cosmics
 from lsstcal_dask.isr.crosstalk import own_entries
@@ -48,6 +47,7 @@ __all__ = [
 ]
 
 _FLAGS: Final = ("saturation", "defects", "edges", "cosmics")
+_DOUBT: Final = 3.0  # errors of a full well below it from which a pixel is taken for full
 _FLATS: Final = ("sky_flat", "photometric_flat")
 
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
@@ -215,7 +215,7 @@ def _correct_rows(
 
 
 def _saturation(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
-    return flag_bleeding(frame, _wells(products["saturation"], frame.detector))
+    return flag_bleeding(frame, full_wells(products["saturation"], frame.detector, _DOUBT))
 
 
 def _defects(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
@@ -285,7 +285,7 @@ def _coupling(raw: RawFrame, products: Mapping[str, xr.Dataset], others: np.ndar
     entries = own_entries(products["crosstalk"], raw.detector)
     ceiling = np.full(len(raw.detector.amplifiers), np.inf, np.float32)
     if "saturation" in products:
-        well = _wells(products["saturation"], raw.detector)
+        well = full_wells(products["saturation"], raw.detector)
         ceiling = np.where(np.isfinite(well), well, np.inf).astype(np.float32)
     return rows.Coupling(
         targets=np.ascontiguousarray(entries.targets),
@@ -295,11 +295,6 @@ def _coupling(raw: RawFrame, products: Mapping[str, xr.Dataset], others: np.ndar
         ceiling=ceiling,
         others=rows.Coupling().others if others is None else np.ascontiguousarray(others, np.float32),
     )
-
-
-def _wells(saturation: xr.Dataset, detector: Detector) -> np.ndarray:
-    """Full wells (amplifier,), electron; NaN where unknown."""
-    return np.asarray(saturation["well_bloom"].sel(amplifier=[a.name for a in detector.amplifiers]).values, float)
 
 
 def _gain(raw: RawFrame, product: xr.Dataset | None) -> np.ndarray:

@@ -21,6 +21,7 @@ from lsstcal_dask.errors import (
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.readout import Readout, noted, readouts, warm_remarks
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Mismatch, find_upstream, read_upstream
@@ -127,19 +128,19 @@ def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.
 
 
 def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
-    raw = raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0)))
+    raw, repeated = _once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
     recipe.check(raw, settings)
-    read_by = _sequencers(recipe.name, raw)
+    ways = noted(readouts(recipe.name, raw))
     upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
     pointer = Pointer(
         name=recipe.name,
         valid_from=start,
         valid_until=run.validity.valid_until,
         failed=failed,
-        remarks=remarks,
-        inputs={**_inputs(raw, upstream), **({"sequencers": read_by} if read_by else {})},
+        remarks=remarks + repeated + warm_remarks(raw),
+        inputs={**_inputs(raw, upstream), **ways},
         configuration=settings.model_dump(mode="json"),
         software=software(),
     )
@@ -149,6 +150,26 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     raw = raw.sel(detector=names)
     template, work = _template(run.store, recipe, raw), _work(run.store, recipe, settings, names, upstream)
     return run_version(run.store.url, pointer, template, raw, work, run.compute, run.progress)
+
+
+def _once(raw: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
+    """Each frame once, whatever the names under which it was ingested, and remarks that name the others.
+
+    Two frames with the same pixels are one measurement: to count both would halve a variance that did not change.
+    """
+    pixels, present = raw["pixels"].values, raw["present"].values.copy()
+    names = [str(name) for name in raw["exposure"].values]
+    same: dict[int, int] = {}
+    for j in range(present.shape[1]):
+        first: dict[bytes, int] = {}
+        for i in np.flatnonzero(present[:, j]):
+            if (k := first.setdefault(pixels[i, j], int(i))) != i:
+                present[i, j] = False
+                same[int(i)] = k
+    if not same:
+        return raw, []
+    raw = raw.assign(present=raw["present"].copy(data=present)).isel(exposure=np.flatnonzero(present.any(axis=1)))
+    return raw, [f"exposure {names[i]} left out: its pixels are those of {names[k]}" for i, k in same.items()]
 
 
 def _start(recipe: Recipe, raw: xr.Dataset, validity: Validity) -> str:
@@ -167,32 +188,6 @@ def _inputs(raw: xr.Dataset, upstream: Mapping[str, Mapping[str, Pointer]]) -> d
         "pixels": _pixel_digests(raw),
         "upstream": {det: {k: f"{p.version}/{p.hash}" for k, p in found.items()} for det, found in upstream.items()},
     }
-
-
-def _sequencers(product: str, raw: xr.Dataset) -> dict[str, str]:
-    """Program by which each detector was read, where that is known.
-
-    Raises
-    ------
-    CalibrationError
-        Exposures of a detector were read by different ones: levels, noise, and overscan are not the same.
-    """
-    found: dict[str, str] = {}
-    if "sequencer" not in raw.coords:
-        return found
-    for j, det in enumerate(str(name) for name in raw["detector"].values):
-        first: dict[str, str] = {}
-        for name, program in zip(raw["exposure"].values, raw["sequencer"].values[:, j], strict=True):
-            if program:
-                first.setdefault(str(program), str(name))
-        if len(first) > 1:
-            (one, a), (other, b) = list(first.items())[:2]
-            raise CalibrationError(
-                f"{product}: {det}: exposure {a} was read by sequencer {one}, but {b} by {other}: build from those of "
-                f"one sequencer (--exposure)"
-            )
-        found |= dict.fromkeys([det], *first) if first else {}
-    return found
 
 
 def _template(store: Store, recipe: Recipe, raw: xr.Dataset) -> Template:
@@ -238,7 +233,7 @@ def _upstream(
     if not (recipe.needs or recipe.uses):
         return {str(name): {} for name in raw["detector"].values}, {}, []
     known = read_upstream(store.url)
-    read_by = _sequencers(recipe.name, raw)
+    read_by = readouts(recipe.name, raw)
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     without: dict[str, list[str]] = {}
@@ -247,7 +242,7 @@ def _upstream(
         for name in (*recipe.needs, *recipe.uses):
             try:
                 found[det][name] = find_upstream(
-                    known, name, det, time, (recipe.name, settings.overscan), read_by.get(det, "")
+                    known, name, det, time, (recipe.name, settings.overscan), read_by.get(det, Readout())
                 )
             except Mismatch as error:  # never made without it instead
                 raise type(error)(f"{recipe.name}: {det}: {error}") from None

@@ -27,6 +27,7 @@ from lsstcal_dask.isr.sequence import (
 )
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
+from lsstcal_dask.pipeline.readout import readout
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream, read_upstream
 from lsstcal_dask.storage.manifests import header_digests
@@ -98,10 +99,10 @@ def _calibrate_one(
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
     for det in (str(name) for name in raw["detector"].values):
-        program = str(raw["sequencer"].sel(detector=det).values) if "sequencer" in raw.coords else ""
+        way = readout(raw, det)
         try:
             setting = ("calibrate", config.overscan)
-            found[det] = {step: find_upstream(upstream, names[step], det, time, setting, program) for step in steps}
+            found[det] = {step: find_upstream(upstream, names[step], det, time, setting, way) for step in steps}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
     if not found:
@@ -276,7 +277,8 @@ def _source_of(url: str, site: Site, config: IsrConfig, one: Neighbour) -> tuple
     """Amplifiers of a CCD that couple, the CCD with only these, and the coefficients with places among them."""
     lit = np.unique(one.entries.sources)
     part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
-    own = source(read_frame(one.raw, part), site, one.sensor.products(url), config)
+    products = {k: v.sel(amplifier=[a.name for a in part.amplifiers]) for k, v in one.sensor.products(url).items()}
+    own = source(read_frame(one.raw, part), site, products, config)
     return own, part, replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
 
 

@@ -18,6 +18,7 @@ from lsstcal_dask.instrument import Detector
 from lsstcal_dask.instrument.assembly import assemble, split
 from lsstcal_dask.instrument.geometry import ccd_to_focal
 from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.broadband import BROADBAND
 from lsstcal_dask.pipeline.build import Built, run_version
@@ -108,10 +109,15 @@ def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube
         raise InsufficientInputs("contamination: flats without a filter have no band: name filters")
     found = read_cube(store.url, cube)
     scan = scan_of(found, store.camera)
-    moved = [replace(passband, wavelength=passband.wavelength + by) for by in (0.0, -_STEP, _STEP)]
+    moved = [_moved(passband, by) for by in (0.0, -_STEP, _STEP)]
     weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     return _Band(band, known[-1], Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config))
+
+
+def _moved(passband: Nearby, by: float) -> Nearby:
+    """The filter with all wavelengths longer by some nm."""
+    return Nearby(replace(passband.measured, wavelength=passband.wavelength + by))
 
 
 def _common(compared: Sequence[_Band]) -> list[str]:

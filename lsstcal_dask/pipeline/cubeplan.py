@@ -12,6 +12,7 @@ from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.isr.sequence import BY_FILTER, NEEDED, OPTIONAL, ORDERS
 from lsstcal_dask.pipeline.calibrate import Sensor
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.readout import Readout, readout
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
@@ -102,7 +103,7 @@ class Plan:
         self.headers = header_digests(raw)
         self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
         self._changes = sorted({t for p in upstream.pointers for t in (p.valid_from, p.valid_until)})
-        self._known: dict[tuple[str, int, str], Sensor | str] = {}
+        self._known: dict[tuple[str, int, Readout], Sensor | str] = {}
         self._shared: dict[str, Mapping[str, Sensor]] = {}  # one object for all slices with the same products
 
     def job(self, group: Group) -> Job:
@@ -111,11 +112,12 @@ class Plan:
         sensors, failed = self.sensors(own)
         record = self._record(group, own, sensors)
         known = [slot for slot, claim in self.claims.items() if claim["identity"] == record["identity"]]
-        known = [s for s in known if s in self.slots or self.claims[s]["software"] == self.software]
+        whole = [slot for slot in known if self._whole(slot, sensors)]
+        known = whole or [slot for slot in known if self.claims[slot]["software"] == self.software]
         slot = max(known) if known else claim_slot(self.store.url, self.name, record)
         kept = self.claims.get(slot, record)  # what it is compared with was decided when it was claimed
         group = replace(group, compared=kept["compared"], compared_photons=kept["compared_photons"])
-        published = self.slots.get(slot)
+        published = self.slots[slot] if whole else None
         done = {} if published else read_markers(self.store.url, self.name, slot)
         return Job(group, slot, sensors, failed, done, published)
 
@@ -123,6 +125,13 @@ class Plan:
     def remarks(self) -> list[str]:
         """Corrections that are left out, for nothing was built for them."""
         return [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without]
+
+    def _whole(self, slot: int, sensors: Mapping[str, Sensor]) -> bool:
+        """Whether a slice is published and every CCD of it is there: who deletes a marker asks for it again."""
+        if slot not in self.slots:
+            return False
+        names = objects.list_names(self.store.url, f"{base(self.name)}/done/{slot:05d}")
+        return set(sensors) - set(self.slots[slot].missing) <= {name.removesuffix(".json") for name in names}
 
     def _record(self, group: Group, own: xr.Dataset, sensors: Mapping[str, Sensor]) -> dict[str, Any]:
         """What determines the bits of a slice."""
@@ -148,8 +157,8 @@ class Plan:
             if not own["present"].values[:, j].any():
                 failed[det] = "no frames"
                 continue
-            program = str(own["sequencer"].values[:, j].max()) if "sequencer" in own.coords else ""
-            sensor = self._sensor(det, time, program)
+            first = int(np.argmax(own["present"].values[:, j]))
+            sensor = self._sensor(det, time, readout(own.isel(exposure=first), det))
             if isinstance(sensor, str):
                 failed[det] = sensor
             else:
@@ -157,20 +166,20 @@ class Plan:
         shared = self._shared.setdefault(digest({det: one.versions for det, one in found.items()}), found)
         return shared, failed
 
-    def _sensor(self, det: str, time: str, program: str) -> Sensor | str:
+    def _sensor(self, det: str, time: str, way: Readout) -> Sensor | str:
         """A CCD with its products, or why it lacks one; looked up once between two changes of validity."""
         epoch = bisect_right(self._changes, time)
-        if (det, epoch, program) not in self._known:
+        if (det, epoch, way) not in self._known:
             step = ("calibrate", self.isr.overscan)
             sensor: Sensor | str
             try:
-                use = {s: find_upstream(self.upstream, NEEDED[s], det, time, step, program) for s in self.steps}
+                use = {s: find_upstream(self.upstream, NEEDED[s], det, time, step, way) for s in self.steps}
                 versions = {name: (p.name, p.version) for name, p in use.items()}
                 sensor = Sensor(self.store.camera.detector(det), versions)
             except CalibrationError as error:
                 sensor = str(error)
-            self._known[det, epoch, program] = sensor
-        return self._known[det, epoch, program]
+            self._known[det, epoch, way] = sensor
+        return self._known[det, epoch, way]
 
 
 def _claims(url: str, name: str) -> dict[int, dict[str, Any]]:

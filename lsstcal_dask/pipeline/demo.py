@@ -17,8 +17,8 @@ from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.exchange import import_inputs
 from lsstcal_dask.pipeline.ingest import ingest
-from lsstcal_dask.pipeline.listing import show_picture
 from lsstcal_dask.pipeline.observatory import SimulateConfig, open_observatory, simulate
+from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.store import Store, create_store
 from lsstcal_dask.pipeline.verify import verify, write_report
 from lsstcal_dask.simulate import truth

@@ -5,16 +5,20 @@ Of every amplifier by a product that measures its gain; of every CCD by its muon
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from lsstcal_dask.errors import InsufficientInputs
+from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.history import Change, common_series, find_changes
 from lsstcal_dask.storage.products import Pointer, open_product
 
-__all__ = ["GainChange", "MuonCheck", "gain_history", "muon_history"]
+__all__ = ["HISTORIES", "GainChange", "MuonCheck", "gain_history", "muon_history"]
+
+HISTORIES: Final = {"gain": "gain", "ptc": "gain", "continuity": "gain_relative", "muons": "gain_muons"}
+"""The variable, with an error, by which the gains of a product are followed."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,23 @@ class _Series:
         return GainChange(self.detector, amplifier, change.kind, since, change.size, change.error)
 
 
-def gain_history(
-    store: Store, *, product: str = "gain", variable: str = "gain", threshold: float = 5.0
-) -> list[GainChange]:
+def gain_history(store: Store, *, product: str = "gain", threshold: float = 5.0) -> list[GainChange]:
     """Jumps and drifts of ``threshold`` sigma or more, in the order of detectors and amplifiers.
 
     Parameters
     ----------
-    product : any with ``variable`` and its error: gain, ptc, or continuity with ``gain_relative``.
+    product : one of `HISTORIES`.
 
     Raises
     ------
     InsufficientInputs
         Fewer than two epochs of the product are published.
+    WrongUse
+        It has no gains.
     """
+    if product not in HISTORIES:
+        raise WrongUse(f"there is no history of {product!r}: choose from {', '.join(HISTORIES)}")
+    variable = HISTORIES[product]
     return [
         one.named(amplifier, change)
         for one in _series(store, product, variable)

@@ -12,7 +12,15 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import read_frame, read_header
 from lsstcal_dask.pipeline.store import Store, open_store
-from lsstcal_dask.storage.manifests import FrameRecord, filled, is_absent, publish_frames, read_records, same_entry
+from lsstcal_dask.storage.manifests import (
+    OF_DETECTOR,
+    FrameRecord,
+    filled,
+    is_absent,
+    publish_frames,
+    read_records,
+    same_entry,
+)
 from lsstcal_dask.storage.provenance import hash_file
 from lsstcal_dask.storage.raw import find_frame, write_frame
 from lsstcal_dask.variables import EXPOSURE_TYPES
@@ -21,10 +29,6 @@ __all__ = ["IngestReport", "check_type", "ingest"]
 
 _CLOSE = {"time": 60.0, "dark_time": 5.0}
 """Seconds by which the detectors of an exposure may differ, which are read by their own clocks; else they agree."""
-
-
-_BY_DETECTOR = "sequencer"
-"""The entry that each detector of an exposure has for itself: CCDs of other makers are read by other programs."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def _changes(given: FrameRecord, stored: FrameRecord) -> dict[str, Any]:
 
 def _agree(key: str, one: Any, other: Any) -> bool:
     """Whether two detectors of an exposure may have these entries; what one lacks the other may tell."""
-    if one == other or is_absent(one) or is_absent(other) or key == _BY_DETECTOR:
+    if one == other or is_absent(one) or is_absent(other) or key in OF_DETECTOR:
         return True
     if key == "time":
         return bool(abs(np.datetime64(one) - np.datetime64(other)) <= np.timedelta64(int(_CLOSE[key]), "s"))

@@ -1,30 +1,20 @@
-"""What is in a store: lists and pictures."""
+"""What is in a store: lists."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from lsstcal_dask.errors import CalibrationError
-from lsstcal_dask.instrument import trim
-from lsstcal_dask.pipeline.calibrate import find_calibrated
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.storage.cubelayout import list_cubes, list_pointers, load_layout
-from lsstcal_dask.storage.cubes import open_cube, read_cube
+from lsstcal_dask.storage.cubes import check_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
-from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, open_product, outdated
-from lsstcal_dask.storage.raw import check_frame, open_raw
+from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, outdated
+from lsstcal_dask.storage.raw import check_frame
 from lsstcal_dask.storage.tables import input_names
-from lsstcal_dask.verify.display import picture, spectrum_picture
 
-__all__ = ["list_contents", "print_contents", "show_picture"]
-
-_MAIN = {"gain": "gain"}
-"""The variable that a product is shown by, where it is not ``image``."""
+__all__ = ["list_contents", "print_contents"]
 
 
 def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
@@ -54,6 +44,9 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
                 for det in check_product(store.url, pointer)
             ]
         products.append(_product_row(pointer, stale.get(pointer.version, "")))
+    cubes = [_cube_row(store, name) for name in list_cubes(store.url)]
+    for row in cubes if check else ():
+        damaged += check_cube(read_cube(store.url, row["cube"])) if row["number"] else []
     ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
     return {
         "store": store.url,
@@ -61,7 +54,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         "exposures": ordered,
         "inputs": input_names(store.url),
         "products": products,
-        "cubes": [_cube_row(store, name) for name in list_cubes(store.url)],
+        "cubes": cubes,
         "damaged": damaged,
     }
 
@@ -176,95 +169,3 @@ def _table(*columns: str) -> Any:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
-
-
-def show_picture(store: Store, what: str, output: Path | None, choice: dict[str, Any]) -> Path:
-    """Write a picture of a product or an exposure.
-
-    Parameters
-    ----------
-    what : name of a product or of a cube, or an exposure id.
-    output : path; named after what is shown by default.
-    choice : ``variable``, ``version``, ``detector``, ``amplifier`` (str or None), ``raw`` (bool), and ``wavelength``
-        (nm or None) of the slice of a cube.
-
-    Raises
-    ------
-    CalibrationError
-        There is no such product, exposure or variable.
-    """
-    if what in list_cubes(store.url):
-        if choice["variable"] == "response":
-            return _spectrum(store, what, output)
-        dataset, title = _slice(store, what, choice.get("wavelength"))
-    elif what in {record[0] for record in read_records(store.url)}:
-        dataset, title = _exposure(store, what, choice["raw"])
-    else:
-        dataset, title = _product(store, what, choice["version"])
-    name = choice["variable"] or next(v for v in (_MAIN.get(what, "image"), "counts", "flat") if v in dataset)
-    good = sorted(str(v) for v in dataset.data_vars if set(dataset[v].dims) in _SHOWN)
-    if name not in good:
-        raise CalibrationError(f"{title} has no picture of {name!r}: choose --variable from {', '.join(good)}")
-    parts = [what, None if name == "image" else name, choice["detector"], choice["amplifier"]]
-    path = output or Path("_".join(str(part) for part in parts if part) + ".png")
-    return picture(
-        dataset[name],
-        store.camera,
-        path,
-        title=f"{title}, {name}",
-        detector=choice["detector"],
-        amplifier=choice["amplifier"],
-    )
-
-
-_SHOWN = ({"detector", "amplifier"}, {"detector", "amplifier", "y", "x"})
-
-
-def _product(store: Store, name: str, version: str | None) -> tuple[xr.Dataset, str]:
-    found = [p for p in list_products(store.url, name) if version in (None, p.version)]
-    if not found:
-        which = f"version {version} of {name}" if version else f"product or exposure {name!r}"
-        raise CalibrationError(f"{store.url} has no {which}: see 'lsstcal ls {store.url}'")
-    pointer = max(found, key=lambda p: p.created)
-    dataset = open_product(store.url, name, pointer.version, chunked=False)
-    dataset = dataset.sel(detector=list(pointer.detectors))
-    title = f"{name} {pointer.version} ({_verdict(store, pointer)}), valid from {pointer.valid_from}"
-    return dataset, title
-
-
-def _slice(store: Store, name: str, wavelength: float | None) -> tuple[xr.Dataset, str]:
-    """The slice of a cube that is nearest to a wavelength (nm); the middle one where none is said."""
-    found = open_cube(store.url, name)
-    at = found["wavelength"].values
-    k = len(at) // 2 if wavelength is None else int(np.argmin(np.abs(at - wavelength)))
-    slot = read_cube(store.url, name).pointer.slots[k]
-    found = found[["flat", "mask"]].isel(wavelength=k)
-    found = found.sel(detector=[d for d in found["detector"].values if str(d) not in slot.missing])
-    return found, f"cube {name} at {slot.wavelength:.2f} nm ({slot.verdict})"
-
-
-def _spectrum(store: Store, name: str, output: Path | None) -> Path:
-    found = open_cube(store.url, name)
-    title = f"cube {name}, mean response of the focal plane"
-    return spectrum_picture(found["response"], found["response_error"], output or Path(f"{name}_response.png"), title)
-
-
-def _verdict(store: Store, pointer: Pointer) -> str:
-    return "OUTDATED" if pointer.version in read_upstream(store.url).outdated else pointer.verdict
-
-
-def _exposure(store: Store, exposure: str, raw: bool) -> tuple[xr.Dataset, str]:
-    if not raw:
-        pointer = find_calibrated(store, exposure)
-        dataset = open_product(store.url, pointer.name, pointer.version, chunked=False)
-        title = f"{exposure}, calibrated ({_verdict(store, pointer)})"
-        return dataset.sel(detector=list(pointer.detectors)), title
-    # Dask arrays, so that a picture of the focal plane reads one CCD at a time.
-    frames = open_raw(store.url, store.camera, exposures=[exposure]).isel(exposure=0)
-    frames = frames.isel(detector=np.flatnonzero(frames["present"].values))
-    parts = []
-    for name in (str(value) for value in frames["detector"].values):
-        counts = frames["counts"].sel(detector=name).astype(np.float32)
-        parts.append(trim(counts, store.camera.detector(name), store.camera))
-    counts = xr.concat(parts, "detector").assign_attrs(frames["counts"].attrs)
-    return xr.Dataset({"counts": counts}), f"{exposure}, {frames['exposure_type'].values}, raw"

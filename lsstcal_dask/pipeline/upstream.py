@@ -6,10 +6,20 @@ from typing import Any
 
 from lsstcal_dask.errors import StaleCalibration
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.pipeline.readout import Readout
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, list_accepted, list_products, lookup, outdated
 
-__all__ = ["Mismatch", "OverscanMismatch", "SequencerMismatch", "Upstream", "built", "find_upstream", "read_upstream"]
+__all__ = [
+    "Mismatch",
+    "OverscanMismatch",
+    "SequencerMismatch",
+    "Upstream",
+    "VoltageMismatch",
+    "built",
+    "find_upstream",
+    "read_upstream",
+]
 
 _LEVELLED = ("bias", "dark")
 """Products of pixels above the overscan: they hold what its setting left, and only frames with the same have it."""
@@ -25,6 +35,10 @@ class OverscanMismatch(Mismatch):
 
 class SequencerMismatch(Mismatch):
     """A product was made from exposures that another program read than the frames it would be applied to."""
+
+
+class VoltageMismatch(Mismatch):
+    """A product was made from exposures taken at another voltage than the frames it would be applied to."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +62,19 @@ def built(upstream: Upstream, name: str) -> bool:
 
 
 def find_upstream(
-    upstream: Upstream, name: str, detector: str, time: str, step: tuple[str, OverscanConfig], sequencer: str = ""
+    upstream: Upstream,
+    name: str,
+    detector: str,
+    time: str,
+    step: tuple[str, OverscanConfig],
+    way: Readout = Readout(),
 ) -> Pointer:
     """The product for a detector at a time (ISO, UTC), fit for the frames of a step.
 
     Parameters
     ----------
     step : table of the configuration that the step reads, and the overscan setting it says.
-    sequencer : program by which the frames were read; empty where it is not known.
+    way : how the frames were read, as far as that is known.
 
     Raises
     ------
@@ -65,6 +84,8 @@ def find_upstream(
         It was made with another overscan setting.
     SequencerMismatch
         It was made from exposures that another program read.
+    VoltageMismatch
+        It was made from exposures that were taken at another voltage.
     """
     pointer = lookup(upstream.pointers, name, detector, time, upstream.outdated, upstream.accepted)
     table, overscan = step
@@ -74,10 +95,15 @@ def find_upstream(
             f"{name} {pointer.version} was made with overscan {key} = {made[key]!r}, but {table} is to use "
             f"{used[key]!r}: write one of them in [overscan] for both, and build {name} again if it is not its own"
         )
-    other = pointer.inputs.get("sequencers", {}).get(detector, "")
-    if sequencer and other and other != sequencer:
+    made_so = Readout(*(pointer.inputs.get(key, {}).get(detector) for key in ("sequencers", "voltages")))
+    if not made_so.differs(way):
+        return pointer
+    what, again = f"{name} {pointer.version} was made from exposures", f"take exposures for {name} with that one"
+    if made_so.sequencer and way.sequencer and made_so.sequencer != way.sequencer:
         raise SequencerMismatch(
-            f"{name} {pointer.version} was made from exposures read by sequencer {other}, but these were read by "
-            f"{sequencer}: take exposures for {name} with that one, and build it again"
+            f"{what} read by sequencer {made_so.sequencer}, but these were read by {way.sequencer}: {again}, and build "
+            f"it again"
         )
-    return pointer
+    raise VoltageMismatch(
+        f"{what} taken at {made_so.voltage:g} V, but these were taken at {way.voltage:g} V: {again}, and build it again"
+    )

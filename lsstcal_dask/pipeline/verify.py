@@ -16,7 +16,7 @@ from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.storage.products import Pointer, finished, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.verify.acceptance import METRICS, Acceptance, Product, judge, measure
-from lsstcal_dask.verify.metric import Case, Result, number, span
+from lsstcal_dask.verify.metric import Case, Found, Result, number, span
 from lsstcal_dask.verify.report import report
 
 __all__ = ["print_acceptance", "verify", "write_report"]
@@ -84,7 +84,7 @@ def _measure_all(
     names: list[str],
     compute: Compute,
     progress: bool,
-) -> dict[str, dict[str, list[float] | None]]:
+) -> dict[str, dict[str, Found]]:
     """What `measure` finds, by detector, one task for each."""
     needed = {need for metric in METRICS if metric.product in names for need in (metric.product, *metric.needs)}
     needed |= {"gain"}  # which turns adu into electrons wherever it is there
@@ -97,7 +97,7 @@ def _measure_all(
         noted = {name: summary[name].get(detector.name, {}) for name in here}
         tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names))
     labels = [detector.name for detector in detectors]
-    found: dict[str, dict[str, list[float] | None]] = {}
+    found: dict[str, dict[str, Found]] = {}
     for label, result in compute.run(tasks, labels=labels, describe="verify", progress=progress):
         if isinstance(result, Exception):
             raise CalibrationError(f"verify: {label}: {result}") from result
@@ -113,7 +113,7 @@ def _summaries(url: str, pointer: Pointer) -> dict[str, dict[str, dict[str, Any]
 
 def _measure_one(
     url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str]
-) -> dict[str, list[float] | None]:
+) -> dict[str, Found]:
     """What a worker does for one detector."""
     one: Detector = detector.value
     amplifiers = [a.name for a in one.amplifiers]

@@ -13,6 +13,7 @@ from lsstcal_dask.isr.linearity import curve as linearity_curve
 from lsstcal_dask.mapping import AmplifierResults, map_detectors
 from lsstcal_dask.products.combined import combine_detector, stack_outputs, stack_sizes
 from lsstcal_dask.products.exposures import Transform
+from lsstcal_dask.products.leaks import leak_remarks
 from lsstcal_dask.products.stack import CosmicMethod, Stack, StackConfig
 
 __all__ = ["OUTPUTS", "DarkConfig", "check_darks", "dark_amplifiers", "master_dark"]
@@ -91,7 +92,10 @@ def dark_amplifiers(
             "method": stack.method,
             "hit_pixels": float(stack.hits[stack.accepted].sum() / (area * minutes)),  # per cm2 and minute
         }
-        return stack, _more_needed(stack), summary
+        used = stack.accepted
+        rate = stack.value if "bias" in products else np.full((1, 1), np.nan)  # a bias left in has slopes of its own
+        leaks, numbers = leak_remarks(rate, stack.level[used], stack.level_error[used])
+        return stack, _more_needed(stack) + leaks, summary | numbers
 
     return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish)
 

@@ -17,12 +17,14 @@ from lsstcal_dask.products.pairs import CombinedGain, PairGain, combine_pairs, p
 from lsstcal_dask.products.transfer import TransferConfig, photon_transfer
 from lsstcal_dask.products.xrays import XrayGain, fe55_gain
 
-__all__ = ["OUTPUTS", "GainConfig", "check_gains", "gain_amplifiers", "measure_gain"]
+__all__ = ["OUTPUTS", "GainConfig", "check_gains", "gain_amplifiers", "measure_gain", "silicon_temperature"]
 
 OUTPUTS = {
     name: Output("float64", "electron/adu")
     for name in ("gain", "gain_error", "gain_fe55", "gain_fe55_error", "gain_pair", "gain_pair_error")
 } | {"read_noise": Output("float64", "adu"), "read_noise_error": Output("float64", "adu")}
+
+_COLDEST, _WARMEST = 100.0, 320.0  # K, of a CCD: a thermometer that says otherwise is broken
 
 
 class GainConfig(BaseModel):
@@ -38,7 +40,9 @@ class GainConfig(BaseModel):
         description="how pairs of flats deal with the brighter-fatter effect: by the covariance model where they have "
         "six levels; see photon_transfer and combine_pairs",
     )
-    temperature: float | None = Field(None, gt=100, lt=320, description="K, of the silicon; the camera's if absent")
+    temperature: float | None = Field(
+        None, gt=100, lt=320, description="K, of the silicon; its thermometer's, or the camera's, if absent"
+    )
     diffusion: float = Field(1.0, gt=0, description="widest 55Fe charge cloud used, pixels: wider ones lose charge")
     disagreement: float = Field(4.0, gt=0, description="sigma between the methods that earns a remark")
     overscan: OverscanConfig = OverscanConfig()
@@ -73,15 +77,26 @@ def gain_amplifiers(
     Parameters
     ----------
     raw : ``counts`` (exposure, amplifier, y, x), adu, and ``present`` (exposure,); 55Fe and flats.
-    temperature : K, of the silicon.
+    temperature : K, of the silicon, where neither the configuration nor a thermometer says it.
     products : ``bias`` of this detector; may be absent, its structure then stays in the frames.
 
     Yields
     ------
     Name and Dataset (`OUTPUTS`, scalars) of an amplifier; NaN where a method could not be used.
     """
+    warm = config.temperature or silicon_temperature(raw) or temperature
     for amplifier in detector.amplifiers:
-        yield amplifier.name, _amplifier_gain(raw, amplifier, temperature, config, products)
+        yield amplifier.name, _amplifier_gain(raw, amplifier, warm, config, products)
+
+
+def silicon_temperature(raw: xr.Dataset) -> float | None:
+    """Of the silicon when the 55Fe exposures were taken, K; None where no thermometer tells what can be."""
+    if "temperature" not in raw.coords:
+        return None
+    taken = (raw["exposure_type"].values == "fe55") & raw["present"].values
+    known = raw["temperature"].values[taken]
+    known = known[(known > _COLDEST) & (known < _WARMEST)]
+    return float(known.mean()) if known.size else None
 
 
 def _amplifier_gain(
@@ -242,6 +257,6 @@ def measure_gain(
 
     def arguments(name: str) -> tuple:
         parts = {key: product.sel(detector=name) for key, product in products.items()}
-        return camera.detector(name), config.temperature or camera.temperature, config, parts
+        return camera.detector(name), camera.temperature, config, parts
 
     return map_detectors(gain_amplifiers, raw, OUTPUTS, {"amplifier": raw.sizes["amplifier"]}, arguments)

@@ -13,11 +13,22 @@ from lsstcal_dask.isr.overscan import OverscanConfig, reference_pixels, row_leve
 from lsstcal_dask.products.curvefit import Ladder, clusters
 from lsstcal_dask.statistics import robust_mean, robust_sigma
 
-__all__ = ["Leveled", "Means", "Rungs", "find_rungs", "flat_means", "level_images", "make_ladder", "plateau"]
+__all__ = [
+    "Leveled",
+    "Means",
+    "Rungs",
+    "find_rungs",
+    "flat_means",
+    "full_level",
+    "level_images",
+    "make_ladder",
+    "plateau",
+]
 
 _REFERENCES: Final = 5  # flats of middle levels that say which pixels are good and how bright each is
 _ODD: Final = 6.0  # sigma of the pixels' scatter beyond which a pixel is left out of all flats
 _HIT: Final = 5.0  # sigma of its noise beyond which a pixel of one flat is replaced: cosmic rays
+_EVEN: Final = 0.2  # scatter of full pixels over that of pixels with nearly as much light, at most
 _STALE: Final = 3  # exposures of different times that report the very same charge
 _DISAGREE: Final = 0.1  # relative, between photodiode and signal: far more than any amplifier bends
 _LEVEL: Final = 0.05  # relative, between levels that count as different
@@ -143,6 +154,7 @@ class Means:
     signal: np.ndarray  # (n,) adu
     floor: np.ndarray  # (n,) adu, error from read noise and overscan
     pixels: int  # that entered
+    scatter: np.ndarray  # (n,) adu, of the pixels of an exposure: small where all are full
 
 
 def flat_means(
@@ -160,8 +172,7 @@ def flat_means(
     """
     middle = np.argsort(np.abs(np.log(rungs.light / np.median(rungs.light))), kind="stable")[:_REFERENCES]
     shape, good = _reference([one.image for one in level_images(raw, rungs.place[middle], amplifier, bias, overscan)])
-    signal, floor = np.empty(len(rungs.place)), np.empty(len(rungs.place))
-    mean_shape = float(shape[good].mean())
+    signal, floor, scatter = np.empty((3, len(rungs.place)))
     for k, one in enumerate(level_images(raw, rungs.place, amplifier, bias, overscan)):
         values, share = one.image[good].astype(np.float64), shape[good]
         level = float(np.median(values)) / float(np.median(share))
@@ -169,8 +180,26 @@ def flat_means(
         spread = max(float(robust_sigma(away)), one.noise if one.noise > 0 else 0.0, 1e-6)
         hit = away > _HIT * spread
         values[hit] = level * share[hit]
-        signal[k], floor[k] = values.mean() / mean_shape, one.error
-    return Means(signal, floor, int(good.sum()))
+        signal[k], floor[k], scatter[k] = values.mean(), one.error, float(robust_sigma(values))
+    return Means(signal, floor, int(good.sum()), scatter)
+
+
+def full_level(ladder: Ladder, scatter: np.ndarray) -> float:
+    """Lowest reading of a pixel that is full, adu: 5 sigma below the flats in which all are; NaN without such.
+
+    Of a plateau the pixels scatter by their noise alone, by less than a fifth of what the light makes of the brightest
+    flat below it.
+
+    Parameters
+    ----------
+    scatter : (n,) adu, of the pixels of each exposure of the ladder.
+    """
+    full = plateau(ladder)
+    if not full.any() or full.all():
+        return np.nan
+    lit = scatter[~full][np.argmax(ladder.signal[~full])]
+    level = (ladder.signal - _HIT * scatter)[full & (scatter < _EVEN * lit)]
+    return float(level.min()) if level.size else np.nan
 
 
 def _reference(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

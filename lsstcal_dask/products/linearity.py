@@ -24,7 +24,7 @@ from lsstcal_dask.products.curvefit import (
     spline_model,
     steps,
 )
-from lsstcal_dask.products.ladder import find_rungs, flat_means, make_ladder, plateau
+from lsstcal_dask.products.ladder import find_rungs, flat_means, full_level, make_ladder, plateau
 from lsstcal_dask.variables import NOTE
 
 __all__ = [
@@ -261,7 +261,9 @@ def linearity_amplifiers(
         except CalibrationError as error:
             yield amplifier.name, _without_curve(str(error))
             continue
-        result = _dataset(fitted, _limits(products, amplifier))
+        limits = _limits(products, amplifier)
+        full = full_level(ladder, means.scatter[kept])
+        result = _dataset(fitted, limits | ({"full": full} if np.isfinite(full) else {}))
         left_out = [f"{NOTE}{reason}" for reason in rungs.reasons]
         result.attrs["remarks"] = left_out + remarks + _remarks(fitted, ladder, names) + result.attrs["remarks"]
         yield amplifier.name, result

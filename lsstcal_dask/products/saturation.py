@@ -14,6 +14,8 @@ from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
 from lsstcal_dask.products.ladder import Leveled, level_images
 from lsstcal_dask.products.wells import (
     clipped_counts,
+    full_frame,
+    lowest_frame,
     lowest_level,
     plateau_runs,
     register_spills,
@@ -110,6 +112,7 @@ def _levels(
     bias = products["bias"]["image"].sel(amplifier=amplifier.name).values if "bias" in products else None
     columns, rows, clipped = [np.empty((0, 4))], [np.empty((0, 4))], []
     leans: list[tuple[float, float]] = []
+    frames: list[tuple[float, float]] = []
     overflow = False
     floor, noise = config.floor / scale.gain, 1.0
     spots = _Spots(raw, amplifier, bias, config.overscan)
@@ -124,25 +127,47 @@ def _levels(
         if len(full := np.concatenate([columns[-1], rows[-1]])):
             level, wide = float(np.median(full[:, 0])), _with_overscan(one, amplifier)
             leans.append(row_lean(wide, level))
-            # nothing but the register brings charge into the overscan
-            overflow |= (wide[:, amplifier.data.shape[1] :][:, :1] > 0.3 * level).sum() >= _ROWS
-        if np.isfinite(top := clipped_counts(one.counts)):
-            clipped.append(top - float(np.median(one.level)))
+            overflow |= _goes_on(one, amplifier, level)
+        cut = clipped_counts(one.counts)
+        if np.isfinite(cut):
+            clipped.append(cut - float(np.median(one.level)))
+        full = full_frame(one.image, noise, scale.gain, floor)
+        if full is not None and not np.isfinite(cut):
+            frames.append(full)
+            overflow |= _goes_on(one, amplifier, full[0])
     values = dict.fromkeys(OUTPUTS, np.nan)
     trails, streaks = np.concatenate(columns), np.concatenate(rows)
     from_spots = spots.level(noise, scale.gain, remarks)
     if overflow or register_spills(trails) or _leans(leans):
         whole = np.concatenate([trails, streaks])
-        scale.put(values, "well_serial", *lowest_level(whole[:, 0], whole[:, 1], noise, config.plateaus))
+        streaks_end = lowest_level(whole[:, 0], whole[:, 1], noise, config.plateaus)
+        scale.put(values, "well_serial", *_better(streaks_end, lowest_frame(frames)))
         remarks.append(f"{NOTE}the serial register is full before the pixels are: how much they hold is not seen")
     else:
         plateau = lowest_level(trails[:, 0], trails[:, 1], noise, config.plateaus)
-        scale.put(values, "well_bloom", *_better(plateau, from_spots))
+        scale.put(values, "well_bloom", *_better(plateau, from_spots, lowest_frame(frames)))
     if clipped:
         scale.put(values, "well_adc", float(np.median(clipped)), 0.5)
+    values |= _copied(products, amplifier, scale)
     if not np.isfinite([values[name] for name in ("well_bloom", "well_serial", "well_adc")]).any():
-        remarks.append(f"{NOTE}nothing saturates: its full well is above what these exposures hold")
-    return values | _copied(products, amplifier, scale)
+        remarks.append(_unknown(values["linearity_turnoff"]))
+    return values
+
+
+def _unknown(turnoff: float) -> str:
+    """Remark of an amplifier without a full well: a warning where the flats say that there is one."""
+    if np.isfinite(turnoff):
+        return (
+            f"full well unknown: flats stop to follow the light at {turnoff:.0f} electron, but no exposure shows where "
+            f"charge spills, and nothing will be flagged: take spots or stars that bleed"
+        )
+    return f"{NOTE}full well unknown: nothing saturates, it is above what these exposures hold"
+
+
+def _goes_on(one: Leveled, amplifier: Amplifier, level: float) -> bool:
+    """Whether charge goes on into the overscan, where nothing but the register brings it."""
+    after = _with_overscan(one, amplifier)[:, amplifier.data.shape[1] :]
+    return bool((after[:, :1] > 0.3 * level).sum() >= _ROWS)
 
 
 def _with_overscan(one: Leveled, amplifier: Amplifier) -> np.ndarray:

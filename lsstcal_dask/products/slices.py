@@ -158,28 +158,28 @@ def _near(one: Group, other: Group, config: MonochromaticConfig) -> bool:
 
 
 def mean_response(total: np.ndarray, pixels: np.ndarray, wavelength: Any) -> np.ndarray:
-    """Mean r (wavelength,) of the focal plane, as if every CCD were there at every wavelength.
+    """Mean r (wavelength,) of the focal plane, as if every amplifier were there at every wavelength.
 
-    A CCD that is missing is taken to respond, relative to those that are there, as it does at the nearest wavelength
-    at which it and most of these are.
+    One that is missing is taken to respond, relative to those that are there, as it does at the nearest wavelength at
+    which it and most of these are.
 
     Parameters
     ----------
-    total, pixels : (detector, wavelength) sum of the values of good pixels, and their number; 0 without any.
+    total, pixels : (amplifier, wavelength) of all CCDs, sum of the values of good pixels, and their number; 0 without.
     wavelength : (wavelength,) nm.
     """
     there = pixels > 0
     mean = np.divide(total, pixels, out=np.full(total.shape, np.nan), where=there)
     weight = pixels.max(axis=1, initial=0).astype(float)
     filled, at = mean.copy(), np.asarray(wavelength, float)
-    for det, k in zip(*np.nonzero(~there & (weight > 0)[:, None] & there.any(axis=0)), strict=True):
+    for i, k in zip(*np.nonzero(~there & (weight > 0)[:, None] & there.any(axis=0)), strict=True):
         common = (there & there[:, [k]]).sum(axis=0)
-        known = np.flatnonzero(there[det] & (common >= max(common[there[det]].max(), 1)))
+        known = np.flatnonzero(there[i] & (common >= max(common[there[i]].max(), 1)))
         if known.size:
             near = known[np.argmin(np.abs(at[known] - at[k]))]
             both = there[:, k] & there[:, near]
             scale = np.sum(weight[both] * mean[both, k]) / np.sum(weight[both] * mean[both, near])
-            filled[det, k] = mean[det, near] * scale
+            filled[i, k] = mean[i, near] * scale
     known = np.isfinite(filled)
     share = (known * weight[:, None]).sum(axis=0)
     sums = np.where(known, filled, 0.0).T @ weight

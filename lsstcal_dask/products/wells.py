@@ -6,6 +6,7 @@ those, and what is too much follows in the order of reading: streaks along rows.
 from below: the peak follows the light until it reaches it (DMTN-101).
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -13,8 +14,18 @@ from numba import njit
 from scipy.ndimage import label
 
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
+from lsstcal_dask.statistics import robust_sigma
 
-__all__ = ["clipped_counts", "lowest_level", "plateau_runs", "register_spills", "row_lean", "spot_break"]
+__all__ = [
+    "clipped_counts",
+    "full_frame",
+    "lowest_frame",
+    "lowest_level",
+    "plateau_runs",
+    "register_spills",
+    "row_lean",
+    "spot_break",
+]
 
 _LONG: Final = 8
 """Pixels of a plateau, ends left out: as many of a flat scatter so little once in a million."""
@@ -78,6 +89,33 @@ def plateau_runs(image: np.ndarray, noise: float, gain: float, *, axis: int, flo
     quiet = variance < _QUIET**2 * level / gain + 1.5 * noise**2
     alone = np.fmin(before, after) < 0.9 * level
     return found[(pixels >= _LONG) & quiet & alone][:, [0, 1, 3, 4]]
+
+
+def full_frame(image: np.ndarray, noise: float, gain: float, floor: float) -> tuple[float, float] | None:
+    """Level and scatter, adu, of a flat all of whose pixels are full; None of any other image.
+
+    A plateau without an edge, see `plateau_runs`: pixels scatter by less than 0.2 of the shot noise of their level
+    beside the read noise.
+
+    Parameters
+    ----------
+    image : (y, x) adu above the bias.
+    noise, floor : adu; gain : electron/adu.
+    """
+    level, scatter = float(np.median(image)), float(robust_sigma(image))
+    quiet = scatter**2 < _QUIET**2 * max(level, 0.0) / gain + 1.5 * noise**2
+    return (level, scatter) if level > floor and quiet else None
+
+
+def lowest_frame(frames: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Level of the lowest of the full frames that agree, and its error; NaN without any."""
+    if not frames:
+        return np.nan, np.nan
+    levels, scatters = np.array(frames).T
+    near = levels <= levels.min() * (1 + _AGREE)
+    # what makes frames differ is common to all their pixels; of one frame that is not known
+    spread = levels[near].std(ddof=1) if near.sum() > 1 else scatters[near][0]
+    return float(levels[near].mean()), float(max(spread, 1e-4 * levels.min()))
 
 
 def register_spills(columns: np.ndarray) -> bool:

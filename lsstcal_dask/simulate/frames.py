@@ -154,7 +154,10 @@ def frames(site: Observatory, exposure: Exposure, detectors: Sequence[Detector])
         reading = thermometer(site.seed, settings.temperature, detector, exposure.number, warmth)
         told = {**cards(exposure), "CCDTEMP": reading}
         present = tuple(a for a in camera.amplifier_names if a in {own.name for own in detector.amplifiers})
-        yield Frame(exposure.name, detector.name, header(site, exposure), told, counts, present)
+        table = header(site, exposure) | (
+            {"temperature": reading + 273.15} if camera.headers.get("temperature") else {}
+        )
+        yield Frame(exposure.name, detector.name, table, told, counts, present)
         later = {name for left in detectors[i + 1 :] for name in (left.name, *wanted[left.name])}
         made = {name: kept for name, kept in made.items() if name in later}
 

@@ -54,8 +54,9 @@ def create_cube(url: str, name: str, layout: CubeLayout) -> CubeLayout:
             f"cube {name} of {url} has {what} {getattr(found, what)!r}, not {getattr(layout, what)!r}: "
             f"give the new one another --name"
         )
-    if not objects.exists(url, f"{base(name)}/data/zarr.json"):
+    if not objects.exists(url, f"{base(name)}/arrays.json"):
         _create_arrays(url, name, layout)
+        objects.write_json(url, f"{base(name)}/arrays.json", sorted(objects.list_names(url, f"{base(name)}/data")))
     return found
 
 
@@ -74,7 +75,7 @@ def _create_arrays(url: str, name: str, layout: CubeLayout) -> None:
     for var in NUMBERS:
         _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, np.nan)
     for var in SUMS:
-        _create_small(url, where, var, ("detector", "wavelength"), sizes, 0.0)
+        _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, 0.0)
     _create_small(url, where, "reference_slot", ("detector", "wavelength"), sizes, -1)
     for var in SLOT_COORDS:
         _create_small(url, where, var, ("wavelength",), sizes, np.nan)
@@ -220,15 +221,14 @@ def read_markers(url: str, name: str, slot: int) -> dict[str, dict[str, Any]]:
 
 
 def read_sums(url: str, name: str, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """``total`` and ``pixels`` (detector, slot) of slots, as far as they were published; zero where they were not."""
+    """``total`` and ``pixels`` (detector, amplifier, slot) of slots as they were published; zero where not."""
     store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
     found = []
     for var in SUMS:
-        array = zarr.open_array(store, path=var, mode="r")
-        known = np.asarray(array[...])
-        wide = np.zeros((known.shape[0], max([known.shape[1], *(s + 1 for s in slots)])))
-        wide[:, : known.shape[1]] = known
-        found.append(wide[:, list(slots)])
+        known = np.asarray(zarr.open_array(store, path=var, mode="r")[...])
+        wide = np.zeros((*known.shape[:2], max([known.shape[2], *(s + 1 for s in slots)])))
+        wide[..., : known.shape[2]] = known
+        found.append(wide[..., list(slots)])
     return found[0], found[1]
 
 
@@ -270,8 +270,7 @@ def _write_numbers(url: str, name: str, layout: CubeLayout, slots: Sequence[Slot
     small = (*NUMBERS, *SUMS, "reference_slot", *SLOT_COORDS)
     for var in (*small, "codes", *(["reference"] if layout.form == "i1" else [])):
         _grow(url, f"{where}/{var}/zarr.json", size)
-    group = zarr.open_group(objects.zarr_store(url, where), mode="r+", use_consolidated=False)
-    arrays = dict(group.arrays())
+    arrays = {var: zarr.open_array(objects.zarr_store(url, where), path=var, mode="r+") for var in small}
     for chunk in sorted({one.slot // _SLOTS for one in slots if one.slot not in known}):
         part = slice(chunk * _SLOTS, min(size, (chunk + 1) * _SLOTS))
         values = {var: np.asarray(arrays[var][..., part]) for var in small}
@@ -287,8 +286,9 @@ def _enter(values: dict[str, np.ndarray], at: int, slot: Slot, markers: Mapping[
         values[var][at] = getattr(slot, var)
     for det, marker in markers.items():
         index = layout.detectors.index(det)
-        for var in ("reference_slot", *SUMS):
-            values[var][index, at] = marker[var]
+        values["reference_slot"][index, at] = marker["reference_slot"]
+        for var in SUMS:
+            values[var][index, :, at] = marker[var]
         for var in NUMBERS:
             values[var][index, :, at] = [np.nan if v is None else v for v in marker["numbers"][var]]
 

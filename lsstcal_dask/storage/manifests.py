@@ -21,6 +21,8 @@ from lsstcal_dask.storage.provenance import digest
 __all__ = [
     "HEADER_FLOATS",
     "HEADER_TEXTS",
+    "OF_DETECTOR",
+    "OPTIONAL_FLOATS",
     "FrameRecord",
     "filled",
     "frame_path",
@@ -34,6 +36,10 @@ __all__ = [
 
 HEADER_FLOATS = {"exposure_time": "s", "dark_time": "s", "wavelength": "nm", "photodiode": "C"}
 HEADER_TEXTS = ("exposure_type", "filter")
+OPTIONAL_FLOATS = {"lamp_current": "A"}
+"""Of an exposure, where a card tells it."""
+OF_DETECTOR = {"sequencer": "", "temperature": math.nan, "voltage": math.nan}
+"""Entries that each detector of an exposure has for itself, where a card tells them, and what stands for unknown."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ def same_entry(one: Any, other: Any) -> bool:
 
 
 def _differences(own: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+    """What the header of a frame has otherwise than that of its exposure, which may be another detector's."""
+    own = {key: unknown for key, unknown in OF_DETECTOR.items() if key in header} | own
     return {key: value for key, value in own.items() if not same_entry(value, header.get(key))}
 
 
@@ -122,7 +130,8 @@ def record_digests(records: Mapping[tuple[str, str], FrameRecord]) -> dict[str, 
 
 def header_digests(raw: xr.Dataset) -> dict[str, str]:
     """Short hash of the header of each exposure of what `open_raw` opened: the same as from its records."""
-    columns = {key: np.atleast_1d(raw[key].values) for key in (*HEADER_TEXTS, *HEADER_FLOATS, "time")}
+    keys = (*HEADER_TEXTS, *HEADER_FLOATS, *(key for key in OPTIONAL_FLOATS if key in raw.coords), "time")
+    columns = {key: np.atleast_1d(raw[key].values) for key in keys}
     names = np.atleast_1d(raw["exposure"].values)
     return {str(name): _header_digest({k: v[i] for k, v in columns.items()}) for i, name in enumerate(names)}
 
@@ -130,6 +139,8 @@ def header_digests(raw: xr.Dataset) -> dict[str, str]:
 def _header_digest(header: Mapping[str, Any]) -> str:
     texts = {key: str(header[key]) for key in HEADER_TEXTS}
     numbers = {key: float(header[key]) for key in HEADER_FLOATS}
+    optional = {key: float(header.get(key, math.nan)) for key in OPTIONAL_FLOATS}
+    numbers |= {key: value for key, value in optional.items() if math.isfinite(value)}
     return digest({**texts, **numbers, "time": str(np.datetime64(header["time"], "ns"))})
 
 

@@ -19,7 +19,14 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.chunks import RAW, ChunkArray
-from lsstcal_dask.storage.manifests import HEADER_FLOATS, HEADER_TEXTS, FrameRecord, frame_path, read_records
+from lsstcal_dask.storage.manifests import (
+    HEADER_FLOATS,
+    HEADER_TEXTS,
+    OPTIONAL_FLOATS,
+    FrameRecord,
+    frame_path,
+    read_records,
+)
 from lsstcal_dask.storage.objects import create_or_open
 from lsstcal_dask.storage.provenance import hash_counts
 from lsstcal_dask.variables import attributes, validate
@@ -190,6 +197,7 @@ def _dataset(
             ),
             **_header_coordinates(names, headers),
             **_sequencers(names, detectors, records),
+            **_numbers(names, detectors, records),
         },
         attrs={"camera": camera.name},
     )
@@ -209,6 +217,26 @@ def _sequencers(
     return {"sequencer": xr.Variable(("exposure", "detector"), found, attributes("sequencer"))} if known else {}
 
 
+_BY_DETECTOR = {"temperature": "K", "voltage": "V"}
+
+
+def _numbers(
+    names: list[str], detectors: list[str], records: dict[tuple[str, str], FrameRecord]
+) -> dict[str, xr.Variable]:
+    """Numbers that each detector has for itself, as its own file said; nothing where no file says so."""
+    found = {key: np.full((len(names), len(detectors)), np.nan) for key in _BY_DETECTOR}
+    for i, name in enumerate(names):
+        for j, detector in enumerate(detectors):
+            if record := records.get((name, detector)):
+                for key, values in found.items():
+                    values[i, j] = (record.own or record.header).get(key, np.nan)
+    return {
+        key: xr.Variable(("exposure", "detector"), values, attributes(key, _BY_DETECTOR[key]))
+        for key, values in found.items()
+        if np.isfinite(values).any()
+    }
+
+
 def _header_coordinates(names: list[str], headers: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
     found = {
         key: xr.Variable("exposure", np.array([headers[n][key] for n in names], dtype=object), attributes(key))
@@ -217,6 +245,10 @@ def _header_coordinates(names: list[str], headers: dict[str, dict[str, Any]]) ->
     for key, unit in HEADER_FLOATS.items():
         values = np.array([headers[n][key] for n in names], dtype=float)
         found[key] = xr.Variable("exposure", values, attributes(key, unit))
+    for key, unit in OPTIONAL_FLOATS.items():
+        values = np.array([headers[n].get(key, np.nan) for n in names], dtype=float)
+        if np.isfinite(values).any():
+            found[key] = xr.Variable("exposure", values, attributes(key, unit))
     times = np.array([np.datetime64(headers[n]["time"], "ns") for n in names], dtype="datetime64[ns]")
     found["time"] = xr.Variable("exposure", times, attributes("time"))
     return found

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from lsstcal_dask.verify import amplifiers, frames, stacks
-from lsstcal_dask.verify.metric import VERDICTS, Case, Metric, Result, each, worst_of
+from lsstcal_dask.verify.metric import VERDICTS, Absent, Case, Found, Metric, Result, each, worst_of
 
 __all__ = ["METRICS", "Acceptance", "Product", "as_json", "judge", "measure"]
 
@@ -15,7 +15,7 @@ METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *fra
 """Every metric; a product's stand together."""
 
 
-_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "pass": "PASS"}
+_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "forbidden": "WARN", "told": "PASS", "pass": "PASS"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Acceptance:
     def verdict(self) -> str:
         """The worst verdict of a metric; a product with remarks, outdated, or without some of its sensors warns.
 
-        A closed loop that misses a target fails, one that could not decide warns.
+        A closed loop that misses a target fails; one that could not decide, or whose target nothing can meet, warns.
         """
         doubts = [
             "WARN" if product.outdated or product.failed or product.verdict == "WARN" else product.verdict
@@ -68,21 +68,28 @@ class Acceptance:
         return sum(result.verdict == verdict for result in self.results)
 
 
-def measure(case: Case, products: Sequence[str]) -> dict[str, list[float] | None]:
-    """Every metric of ``products`` that what there is of a detector allows, by key; None of one that does not apply."""
-    found: dict[str, list[float] | None] = {}
+def measure(case: Case, products: Sequence[str]) -> dict[str, Found]:
+    """Every metric of ``products`` that what there is of a detector allows, by key."""
+    found: dict[str, Found] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         for metric in METRICS:
             if metric.product not in case.kept:
                 case.kept.clear()  # pixels of one product at a time
             if metric.product in products and {metric.product, *metric.needs} <= set(case.products):
-                values = metric.measure(case)
-                found[metric.key] = None if values is None else [float(value) for value in values]
+                found[metric.key] = _values(metric, case)
     return found
 
 
+def _values(metric: Metric, case: Case) -> Found:
+    try:
+        values = metric.measure(case)
+    except Absent as reason:
+        return str(reason)
+    return None if values is None else [float(value) for value in values]
+
+
 def judge(
-    measured: Mapping[str, Mapping[str, list[float] | None]], names: Mapping[str, list[str]], products: Sequence[str]
+    measured: Mapping[str, Mapping[str, Found]], names: Mapping[str, list[str]], products: Sequence[str]
 ) -> tuple[tuple[Result, ...], dict[str, str]]:
     """Judge what was measured.
 
@@ -108,6 +115,8 @@ def judge(
         result = each(metric, values, names)
         if result is not None:
             results.append(result)
+        elif reasons := [found for found in values.values() if isinstance(found, str)]:
+            without[metric.key] = reasons[0]
         elif any(found is not None for found in values.values()):
             without[metric.key] = "no amplifier has a value"
         elif values:

@@ -8,15 +8,18 @@ import xarray as xr
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import Camera, Detector, assemble, bin_ccd, mosaic
+from lsstcal_dask.variables import DEFECT_KINDS, MASK_BITS
+from lsstcal_dask.verify.charts import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["picture", "robust_limits", "spectrum_picture"]
+__all__ = ["picture", "robust_limits"]
 
 _SIDE = 1500  # binned pixels along the longer side of a picture, at most
 _MISSING = "#d9d9d9"
+_FLAGS = {"mask": MASK_BITS, "defect_kind": DEFECT_KINDS}
 _MANY = 50  # CCDs beyond which a focal plane gets a larger picture and smaller names
 
 
@@ -51,6 +54,7 @@ def picture(
     Parameters
     ----------
     data : (detector, amplifier, y, x) pixels or (detector, amplifier) values; detectors may be missing.
+        Of flags, as ``mask`` or ``defect_kind``, the highest of each pixel is shown by a colour of its own.
     title : first line above the picture.
     detector, amplifier : what to show; the focal plane without a detector, the CCD without an amplifier.
 
@@ -82,13 +86,14 @@ def picture(
         values, text = _draw_ccd(axes, data.sel(detector=detector), camera)
     else:
         values, text = _draw_amplifier(axes, data.sel(detector=detector), camera, amplifier)
-    _finish(figure, axes, values, data)
+    if str(data.name) in _FLAGS:
+        _name_flags(figure, axes, _FLAGS[str(data.name)])
+    else:
+        _finish(figure, axes, values, data)
+    if not np.isfinite(values).any():
+        axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", va="bottom", fontsize=14)
     axes.set_title(f"{title}\n{text}", fontsize=11)
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: cannot write a picture there ({str(error).splitlines()[0]})") from error
-    return Path(path)
+    return save(figure, path)
 
 
 def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArray) -> None:
@@ -115,9 +120,46 @@ def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArr
         )
 
 
+def _name_flags(figure: "Figure", axes: "Axes", flags: dict[str, int]) -> None:
+    """Colour of each flag, and a legend for it."""
+    from matplotlib import colormaps  # noqa: PLC0415
+    from matplotlib.colors import ListedColormap  # noqa: PLC0415
+    from matplotlib.patches import Patch  # noqa: PLC0415
+
+    colours = ["#f4f4f4", *(colormaps["tab10"](i) for i in range(len(flags)))]
+    image = axes.images[0]
+    image.set_cmap(ListedColormap(colours))
+    image.set_clim(-0.5, len(flags) + 0.5)
+    names = ["none", *(name.lower().replace("_", " ") for name in flags)]
+    patches = [Patch(facecolor=c, edgecolor="grey", label=name) for c, name in zip(colours, names, strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
+
+
+def _numbers_of(values: np.ndarray, flags: dict[str, int]) -> np.ndarray:
+    """Place of the highest flag of each pixel among ``flags``, from 1; 0 without any."""
+    found = np.zeros(values.shape)
+    for i, bit in enumerate(flags.values(), 1):
+        found[values & bit > 0] = i
+    return found
+
+
+def _binned(ccd: np.ndarray, bin: int, name: str) -> np.ndarray:
+    """Mean of the pixels of each square; of flags the highest, for a single bad pixel is to be seen."""
+    if name not in _FLAGS or bin == 1:
+        return bin_ccd(ccd, bin)
+    for axis, n in enumerate(ccd.shape):
+        ccd = np.fmax.reduceat(ccd, np.arange(0, n, bin), axis=axis)
+    return ccd
+
+
+def _values(data: xr.DataArray) -> np.ndarray:
+    flags = _FLAGS.get(str(data.name))
+    return np.asarray(data.values, dtype=float) if flags is None else _numbers_of(data.values, flags)
+
+
 def _assembled(data: xr.DataArray, detector: Detector, camera: Camera) -> np.ndarray:
     """CCD image (y, x), NaN where there are no data; values of whole amplifiers are spread over their pixels."""
-    values = np.asarray(data.values, dtype=float)
+    values = _values(data)
     if "y" not in data.dims:
         values = np.broadcast_to(values[:, None, None], (*values.shape, *camera.image_shape))
     names = [str(name) for name in data["amplifier"].values]
@@ -131,7 +173,7 @@ def _draw_amplifier(axes: "Axes", data: xr.DataArray, camera: Camera, amplifier:
         raise CalibrationError(f"{detector.name} has no amplifier {amplifier}: it has {', '.join(names)}")
     if "y" not in data.dims:
         raise CalibrationError(f"{data.name} has one value for each amplifier: show it without --amplifier")
-    values = np.asarray(data.sel(amplifier=amplifier).values, dtype=float)
+    values = _values(data.sel(amplifier=amplifier))
     ny, nx = next(a for a in detector.amplifiers if a.name == amplifier).data.shape
     values = values[:ny, :nx] if values.shape == camera.image_shape else values
     axes.imshow(values, origin="lower", interpolation="nearest", aspect="equal")
@@ -143,7 +185,7 @@ def _draw_amplifier(axes: "Axes", data: xr.DataArray, camera: Camera, amplifier:
 def _draw_ccd(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple[np.ndarray, str]:
     detector = camera.detector(str(data["detector"].values))
     bin = max(1, -(-max(detector.shape) // _SIDE))
-    values = bin_ccd(_assembled(data, detector, camera), bin)
+    values = _binned(_assembled(data, detector, camera), bin, str(data.name))
     ny, nx = detector.shape
     axes.imshow(values, origin="lower", interpolation="nearest", extent=(0, nx, 0, ny))
     for amplifier in detector.amplifiers:
@@ -169,7 +211,7 @@ def _draw_focal_plane(axes: "Axes", data: xr.DataArray, camera: Camera) -> tuple
     bin = max(1, round(width / _SIDE))
     images = {}
     for name in (str(value) for value in data["detector"].values):
-        images[name] = bin_ccd(_assembled(data.sel(detector=name), camera.detector(name), camera), bin)
+        images[name] = _binned(_assembled(data.sel(detector=name), camera.detector(name), camera), bin, str(data.name))
     values, extent = mosaic(images, camera, bin)
     axes.imshow(values, origin="lower", interpolation="nearest", extent=extent)
     many = len(camera.detectors) > _MANY
@@ -196,31 +238,3 @@ def _outline(width: float = 1.5) -> list[Any]:
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
     return [withStroke(linewidth=width, foreground="black")]
-
-
-def spectrum_picture(values: xr.DataArray, errors: xr.DataArray, path: str | Path, title: str) -> Path:
-    """Write a PNG of numbers (wavelength,) with their errors against wavelength.
-
-    Raises
-    ------
-    CalibrationError
-        It cannot be written there.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    at = values["wavelength"].values
-    axes.fill_between(at, (values - errors).values, (values + errors).values, alpha=0.3, label="standard error")
-    axes.plot(at, values.values, ".-", markersize=4, linewidth=1)
-    axes.set_xlabel("wavelength in vacuum [nm]")
-    axes.set_ylabel(f"{values.attrs.get('long_name', values.name)} [{values.attrs.get('units', '')}]")
-    axes.set_title(title, fontsize=11)
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: cannot write a picture there ({str(error).splitlines()[0]})") from error
-    return Path(path)

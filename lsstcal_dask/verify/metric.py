@@ -13,7 +13,21 @@ import xarray as xr
 
 from lsstcal_dask.instrument import Detector
 
-__all__ = ["ANY", "OURS", "VERDICTS", "Case", "Measure", "Metric", "Result", "each", "number", "span", "worst_of"]
+__all__ = [
+    "ANY",
+    "OURS",
+    "VERDICTS",
+    "Absent",
+    "Case",
+    "Found",
+    "Measure",
+    "Metric",
+    "Result",
+    "each",
+    "number",
+    "span",
+    "worst_of",
+]
 
 VERDICTS: Final = ("FAIL", "WARN", "PASS")
 """Verdicts, worst first."""
@@ -23,6 +37,10 @@ ANY: Final = (-np.inf, np.inf)
 
 OURS: Final = "ours"
 """Source of a threshold that no document states."""
+
+
+class Absent(LookupError):
+    """A product lacks what a metric asks for, as one does that was imported: the metric is not measured."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +53,16 @@ class Case:
     kept: dict[str, Any] = field(default_factory=dict)  # pixels that several metrics look at
 
     def values(self, product: str, variable: str) -> np.ndarray:
-        """(amplifier, ...) of a variable, float64."""
+        """(amplifier, ...) of a variable, float64; Absent where the product has none."""
+        if variable not in self.products[product]:
+            raise Absent(f"{product} has no {variable}")
         return np.asarray(self.products[product][variable].values, np.float64)
 
     def noted(self, product: str, key: str) -> np.ndarray:
-        """(amplifier,) of a number in the summaries; NaN where there is none."""
+        """(amplifier,) of a number in the summaries, NaN where there is none; Absent where nothing was noted."""
         found = self.summary.get(product, {})
+        if not any(key in found.get(a.name, {}) for a in self.detector.amplifiers):
+            raise Absent(f"{product} has no record of {key}")
         given = [found.get(a.name, {}).get(key) for a in self.detector.amplifiers]
         return np.array([np.nan if value is None else value for value in given], np.float64)
 
@@ -52,6 +74,9 @@ class Case:
 
 
 Measure = Callable[[Case], np.ndarray | None]
+
+Found = list[float] | str | None
+"""Values of a metric for the amplifiers of a sensor, or why there are none; None where it does not apply."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +169,17 @@ def worst_of(verdicts: list[str]) -> str:
     return next((verdict for verdict in VERDICTS if verdict in verdicts), "PASS")
 
 
-def each(metric: Metric, measured: Mapping[str, list[float] | None], names: Mapping[str, list[str]]) -> Result | None:
+def each(metric: Metric, measured: Mapping[str, Found], names: Mapping[str, list[str]]) -> Result | None:
     """Judge what was measured, by detector; None where it applies to none, or a sparse one has no value.
 
     Parameters
     ----------
-    measured : by detector, one value for each of its amplifiers, or None.
+    measured : by detector, one value for each of its amplifiers, or none.
     names : by detector, names of its amplifiers.
     """
     places, values = [], []
     for detector, found in measured.items():
-        if found is not None:
+        if found is not None and not isinstance(found, str):
             places += [(detector, amplifier) for amplifier in names[detector]]
             values += list(found)
     result = Result(metric, tuple(places), np.array(values, np.float64))

@@ -27,7 +27,8 @@ td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-num
 .scroll { overflow-x: auto; }
 .v { display: inline-block; min-width: 3.2em; text-align: center; border-radius: 4px; color: #fff; font-weight: 600;
   font-size: .8rem; padding: .05rem .3rem; }
-.FAIL, .fail { background: #c62828; } .WARN, .undecided { background: #b26a00; } .PASS, .pass { background: #2e7d32; }
+.FAIL, .fail { background: #c62828; } .PASS, .pass, .told { background: #2e7d32; }
+.WARN, .undecided, .forbidden { background: #b26a00; }
 details { background: #fff; border: 1px solid #e3e6ea; border-radius: 6px; margin: .5rem 0; padding: .45rem .8rem; }
 summary { cursor: pointer; }
 summary .what { color: #5a6675; }
@@ -154,12 +155,19 @@ def _section(result: Result, camera: Camera) -> str:
     return (
         f'<details id="{_anchor(metric)}"{opened}><summary>{_badge(result.verdict)} '
         f'<strong>{escape(metric.key)}</strong> <span class="what">{escape(metric.prose + unit)}</span></summary>'
-        f'<img alt="{escape(metric.key)}: map and histogram" src="data:image/png;base64,{png(draw(result, camera))}">'
-        f"<ul>{limits}<li>threshold: {escape(metric.source)}</li>"
+        f"{_image(result, camera)}<ul>{limits}<li>threshold: {escape(metric.source)}</li>"
         + f"<li>{result.measured.size} amplifiers measured, {result.off_aim} out"
         + (f": {escape(where)}" if where else "")
         + "</li></ul></details>"
     )
+
+
+def _image(result: Result, camera: Camera) -> str:
+    """Map and histogram; of nothing there is none."""
+    if not result.measured.size:
+        return "<p>Nothing was measured: no amplifier has a value.</p>"
+    data = png(draw(result, camera))
+    return f'<img alt="{escape(result.metric.key)}: map and histogram" src="data:image/png;base64,{data}">'
 
 
 def _remarks(product: Product) -> str:

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from lsstcal_dask.variables import DEFECT_KINDS, MASK_BITS
-from lsstcal_dask.verify.metric import OURS, Case, Metric
+from lsstcal_dask.verify.metric import OURS, Case, Measure, Metric
 from lsstcal_dask.verify.pixels import chi2_sigma, neighbour_scatter, planes
 
 __all__ = ["METRICS"]
@@ -110,6 +110,15 @@ def _of_sensor(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.where(use, whole, np.nan)
 
 
+def _change(key: str) -> Measure:
+    """Change of the rate noted when the dark was made, over its median."""
+
+    def measure(case: Case) -> np.ndarray:
+        return case.noted("dark", key) / case.noted("dark", "median_rate")
+
+    return measure
+
+
 def _hits(case: Case) -> np.ndarray | None:
     """Of a sensor, for an amplifier of a small camera is not hit at all in a night."""
     found = _of_sensor(case.noted("dark", "hit_pixels"), _sizes(case))
@@ -192,6 +201,24 @@ METRICS: Final = (
         "scatter of neighbouring pixels over what the variance says",
         limits=(0.8, 1.25),
         aim=(0.95, 1.1),
+    ),
+    Metric(
+        "dark",
+        "slope",
+        _change("slope"),
+        f"{OURS}; glow and noise do less, light that leaks in does more",
+        "change of the rate from side to side of an amplifier, over its median",
+        aim=(0, 0.5),
+        sparse=True,
+    ),
+    Metric(
+        "dark",
+        "drift",
+        _change("drift"),
+        f"{OURS}; charge left of bright light decays from exposure to exposure",
+        "change of the rate from the first exposure to the last, over its median",
+        aim=(-0.5, 0.5),
+        sparse=True,
     ),
     Metric(
         "dark",

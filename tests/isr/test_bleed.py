@@ -1,12 +1,16 @@
+import warnings
+
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsstcal_dask.errors import InconsistentGeometry
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.assembly import split
-from lsstcal_dask.isr.bleed import bleed_mask, trail_charges
+from lsstcal_dask.isr.bleed import bleed_mask, flag_bleeding, full_wells, trail_charges
+from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.simulate.saturation import Saturation, bloom, full_well
 
 CAMERA = load_camera("mini1")
@@ -96,3 +100,35 @@ def test_trails_hold_the_charge_of_their_stars():
     assert abs(charge / 3e6 - 1) < 1e-3
     bare = noisy[place][noisy[place] > 0.99 * wells.min()].sum()  # without the ends, which are filled in part
     assert abs(bare / 3e6 - 1) > 5e-3
+
+
+def wells(**given):
+    """Saturation of the four amplifiers, electron, in the order of the CCD."""
+    names = [a.name for a in DETECTOR.amplifiers]
+    return xr.Dataset({name: ("amplifier", np.asarray(v, float)) for name, v in given.items()}, {"amplifier": names})
+
+
+def test_what_is_full_first_counts():
+    """Of pixel, register and converter, whichever is known; lowered by its error where that is asked for."""
+    nan = np.nan
+    product = wells(
+        well_bloom=[150e3, nan, nan, 100e3],
+        well_serial=[140e3, 130e3, nan, nan],
+        well_adc=[nan, 90e3, nan, nan],
+        well_bloom_error=[nan, nan, nan, 2e3],
+        ptc_turnoff=[50e3] * 4,
+    )
+    np.testing.assert_array_equal(full_wells(product, DETECTOR), [140e3, 90e3, nan, 100e3])
+    np.testing.assert_array_equal(full_wells(product, DETECTOR, 3.0), [140e3, 90e3, nan, 94e3])
+
+
+def test_a_dead_amplifier_raises_no_warning():
+    image = np.full((4, 64, 64), 1e5, np.float32)
+    image[2] = np.nan
+    mask = np.zeros(image.shape, np.uint16)
+    rows = np.zeros(image.shape[:2], np.float32)
+    frame = Frame("e1", DETECTOR, image, np.where(np.isfinite(image), np.float32(30), image), rows, mask, "electron")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = flag_bleeding(frame, np.full(4, 9e4))
+    assert (found.mask > 0).all(axis=(1, 2)).tolist() == [True, True, False, True]

@@ -62,7 +62,7 @@ def test_straight_lines_survive():
     y, x = np.mgrid[:20, :20].astype(float)
     image = 100 + 2 * x - 3 * y
     spoilt = np.where(patterns()["column"], 1e9, image)
-    found, _ = predict(spoilt, np.ones_like(image), patterns()["column"], NOTHING_LOST)
+    found, _, _ = predict(spoilt, np.ones_like(image), patterns()["column"], NOTHING_LOST)
     np.testing.assert_allclose(found[5:-5, 10], image[5:-5, 10], atol=1e-6)
     np.testing.assert_array_equal(found[:, :10], image[:, :10])
 
@@ -72,7 +72,8 @@ def test_wide_trails_are_bridged_along_the_row():
     wanted = np.zeros((20, 20), bool)
     wanted[:, 5:16] = True
     variance = np.where(np.arange(20) < 10, 4.0, 9.0) * np.ones((20, 1))
-    found, errors = predict(np.where(wanted, 1e9, image), variance, wanted, NOTHING_LOST)
+    found, errors, done = predict(np.where(wanted, 1e9, image), variance, wanted, NOTHING_LOST)
+    np.testing.assert_array_equal(done, wanted)
     np.testing.assert_allclose(found[:, 10], 10)
     np.testing.assert_array_equal(errors[:, 10], 9)
 
@@ -80,7 +81,8 @@ def test_wide_trails_are_bridged_along_the_row():
 def test_where_nothing_is_good_nothing_changes():
     everything = np.ones((20, 20), bool)
     image = np.full((20, 20), 7.0)
-    found, errors = predict(image, image, everything, NOTHING_LOST)
+    found, errors, done = predict(image, image, everything, NOTHING_LOST)
+    assert not done.any()
     np.testing.assert_array_equal(found, image)
     np.testing.assert_array_equal(errors, image)
 
@@ -90,7 +92,7 @@ def test_where_nothing_is_good_nothing_changes():
 def test_a_level_is_kept_whatever_the_pattern(seed, level):
     wanted = np.random.default_rng(seed).random((20, 20)) < 0.3
     image = np.full((20, 20), level)
-    found, errors = predict(np.where(wanted, np.nan, image), np.full((20, 20), 2.0), wanted, NOTHING_LOST)
+    found, errors, _ = predict(np.where(wanted, np.nan, image), np.full((20, 20), 2.0), wanted, NOTHING_LOST)
     np.testing.assert_allclose(found, level, rtol=1e-9)
     np.testing.assert_array_equal(errors, 2)
 
@@ -123,3 +125,15 @@ def test_flags_say_what_was_filled():
     assert found.image[0, 5, 0] == 10  # suspect pixels are left alone
     assert (found.image.dtype, found.variance.dtype, found.mask.dtype) == (np.float32, np.float32, np.uint16)
     assert before.image[0, 1, 1] == 1e6
+
+
+def test_what_could_not_be_filled_does_not_say_so_and_no_variance_shrinks():
+    everything = np.full((1, 6, 8), SATURATED, np.uint16)
+    everything[0, :, 6:] = NO_DATA
+    found = interpolate(frame(everything))
+    np.testing.assert_array_equal(found.mask, everything)
+    bright = np.zeros((1, 6, 8), np.uint16)
+    bright[0, :, 6:], bright[0, 2, 3] = NO_DATA, SATURATED
+    before = frame(bright)
+    before.variance[0, 2, 3] = 150e3
+    assert interpolate(before).variance[0, 2, 3] == 150e3

@@ -487,3 +487,23 @@ def test_validity_that_ends_and_validity_that_does_not(copy, threads):
         else:
             found = lookup(pointers, "bias", "R22_S11", time)
             assert found.valid_until == ("" if chosen == "open" else ends.pointer.valid_until)
+
+
+def test_a_frame_that_was_ingested_twice_counts_once_and_is_named(tmp_path, threads):
+    """Under another name it looks like another exposure, and a variance of six would be claimed of three."""
+    camera, taken = load_camera("mini1"), [exposure(i + 1, "bias") for i in range(3)]
+    files = make_files(tmp_path / "raw", "mini1", taken)
+    for i, path in enumerate(files[:2]):
+        frame = read_frame(path, camera)
+        again = tmp_path / f"again{i}.fits"
+        write_frame(again, camera, replace(frame, exposure=exposure(11 + i, "bias").name), compress=False)
+        files.append(str(again))
+    store = create_store(tmp_path / "s", "mini1")
+    assert not ingest(store, files, threads).errors
+    ((_, one),) = build(store, ["bias"], Config(), threads)
+    assert one.pointer.verdict == "WARN"
+    for i in range(2):
+        name = exposure(11 + i, "bias").name
+        assert f"exposure {name} left out: its pixels are those of {taken[i].name}" in one.pointer.remarks
+    assert product(store, "bias")["frames"].max() == 3
+    assert one.pointer.inputs["exposures"] == [one.name for one in taken]

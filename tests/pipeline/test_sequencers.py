@@ -1,7 +1,8 @@
-"""Exposures that different sequencer programs read are not mixed, and no product of one is applied to the other."""
+"""Exposures of different sequencers or voltages are not mixed, and no product of one is applied to the other."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from making import exposure, make_frame
 
@@ -12,13 +13,14 @@ from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.ingest import ingest
 from lsstcal_dask.pipeline.store import create_store
+from lsstcal_dask.storage.manifests import FrameRecord, publish_frames, read_records, record_digests
 from lsstcal_dask.storage.products import list_products
 from lsstcal_dask.storage.raw import open_raw
 
 WITHOUT = ["linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects"]
 
 
-def files(folder, camera, taken, program, detectors=(None,)):
+def files(folder, camera, taken, program, detectors=(None,), **more):
     """Raw files read by a program, one for all or by detector; empty: the headers do not say."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -27,6 +29,7 @@ def files(folder, camera, taken, program, detectors=(None,)):
             frame = make_frame(one, camera, detector)
             name = program[detector] if isinstance(program, dict) else program
             header = {k: v for k, v in frame.header.items() if k != "sequencer"} | ({"sequencer": name} if name else {})
+            header |= more
             path = folder / f"{one.name}_{frame.detector}.fits"
             write_frame(path, load_camera(camera), replace(frame, header=header), compress=False)
             paths.append(str(path))
@@ -146,3 +149,87 @@ def test_another_sequencer_of_a_stored_frame_is_a_correction(tmp_path, threads):
     assert "has sequencer 'b.seq', but is stored with 'a.seq'" in error
     assert len(ingest(store, other, threads, correct=True).corrected) == 1
     assert open_raw(store.url, store.camera)["sequencer"].values.tolist() == [["b.seq"]]
+
+
+def voltages(tmp_path, threads, *volts):
+    """A store whose biases 1 to 5, 11 to 15 ... were taken at the voltages given, V, in order."""
+    store = create_store(tmp_path / "s", "mini1")
+    for k, value in enumerate(volts):
+        paths = files(tmp_path / f"b{k}", "mini1", biases(10 * k + 1), "a.seq", voltage=value)
+        assert not ingest(store, paths, threads).errors
+    return store
+
+
+def test_frames_of_different_voltages_are_not_mixed(tmp_path, threads):
+    store = voltages(tmp_path, threads, 60.9, 45.0)
+    ((_, refused),) = build(store, ["bias"], Config(), threads)
+    assert refused.errors == [
+        "bias: R22_S11: exposure MC_S_20260701_000001 was taken at 60.9 V, but MC_S_20260701_000011 at 45 V: "
+        "build from those of one voltage (--exposure)"
+    ]
+
+
+def test_a_product_of_another_voltage_is_not_applied(tmp_path, threads):
+    """Readings of the same voltage differ by tenths; another voltage is another CCD."""
+    store = voltages(tmp_path, threads, 60.9)
+    ((_, made),) = build(store, ["bias"], Config(), threads)
+    assert made.pointer.inputs["voltages"] == {"R22_S11": 60.9}
+    for number, volts, fits in ((40, 60.2, True), (41, 45.0, False), (42, float("nan"), True)):
+        taken = [exposure(number, "science", 30.0)]
+        paths = files(tmp_path / f"c{number}", "mini1", taken, "a.seq", voltage=volts)
+        assert not ingest(store, paths, threads).errors
+        ((_, one),) = calibrate(store, [taken[0].name], Config().calibrate, threads, skip=WITHOUT)
+        assert bool(one.errors) != fits
+        if not fits:
+            assert f"bias {made.pointer.version} was made from exposures taken at 60.9 V" in one.errors[0]
+            assert "these were taken at 45 V: take exposures for bias with that one" in one.errors[0]
+
+
+def test_temperatures_and_lamp_currents_are_read(tmp_path, threads):
+    """Of each CCD and of the exposure; the exposure that is warmer is named."""
+    store = create_store(tmp_path / "s", "mini1")
+    taken, warm = biases(1), [173.15] * 4 + [178.15]
+    for i, (one, kelvin) in enumerate(zip(taken, warm, strict=True)):
+        own = {"temperature": kelvin, "lamp_current": 1.5}
+        assert not ingest(store, files(tmp_path / f"b{i}", "mini1", [one], "a.seq", **own), threads).errors
+    raw = open_raw(store.url, store.camera)
+    assert raw["temperature"].values[:, 0].tolist() == pytest.approx(warm)
+    assert (raw["temperature"].attrs["units"], raw["lamp_current"].attrs["units"]) == ("K", "A")
+    assert raw["lamp_current"].values.tolist() == [1.5] * 5
+    ((_, made),) = build(store, ["bias"], Config(), threads)
+    assert made.pointer.verdict == "WARN"
+    (remark,) = [text for text in made.pointer.remarks if "temperatures" in text]
+    assert f"K, exposure {taken[4].name} farthest off" in remark
+
+
+HEADER = {
+    "exposure_type": "flat",
+    "time": "2026-07-01T00:00:00",
+    "exposure_time": 1.0,
+    "dark_time": 1.0,
+    "filter": "r",
+    "wavelength": 500.0,
+    "photodiode": 1e-9,
+}
+
+
+def test_a_corrected_lamp_current_makes_another_product():
+    digests = set()
+    for more in ({}, {"lamp_current": float("nan")}, {"lamp_current": 1.0}, {"lamp_current": 2.0}):
+        record = FrameRecord("e", "d", "", "", "", "", HEADER | more)
+        digests |= {record_digests({("e", "d"): record})["e"]}
+    assert len(digests) == 3
+
+
+def test_a_detector_whose_file_does_not_tell_has_not_that_of_another(tmp_path):
+    store = create_store(tmp_path / "s", "mini9")
+    names = [d.name for d in store.camera.detectors[:2]]
+    told = [{"temperature": 173.0, "sequencer": "a.seq"}, {}]
+    frames = [
+        FrameRecord("e", n, "0" * 16, "f", "h", "int32", HEADER | own) for n, own in zip(names, told, strict=True)
+    ]
+    publish_frames(store.url, frames)
+    assert len(read_records(store.url)) == 2
+    raw = open_raw(store.url, store.camera).sel(detector=names)
+    np.testing.assert_array_equal(raw["temperature"].values, [[173.0, np.nan]])
+    assert raw["sequencer"].values.tolist() == [["a.seq", ""]]

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from lsstcal_dask.instrument import load_camera
-from lsstcal_dask.products.gain import GainConfig, gain_amplifiers
+from lsstcal_dask.products.gain import GainConfig, gain_amplifiers, silicon_temperature
 from lsstcal_dask.products.pairs import pair_gain
 from lsstcal_dask.products.spectrum import fit_spectrum, kalpha_electrons
 from lsstcal_dask.products.xrays import SCALE_ERROR, find_hits, fit_hits, select_hits
@@ -96,3 +96,15 @@ def test_real_methods_agree(msfc_taps):
         assert abs(mean - fe55) < 3 * np.hypot(error, doubt)
     lower = np.mean(np.array(shared)[:, 0]) / np.mean(np.array(plain)[:, 0]) - 1
     assert -0.04 < lower < -3 * 0.014 / 2.5 / np.sqrt(4)  # neighbours do share, by more than chance
+
+
+def test_temperature_of_the_silicon_is_that_of_its_thermometer():
+    """The mean of the 55Fe exposures that are there; a thermometer that is broken, or none, tells nothing."""
+    kinds, kelvin = ["fe55", "fe55", "fe55", "fe55", "flat"], [172.0, 174.0, 160.0, -726.0, 190.0]
+    raw = xr.Dataset(
+        {"present": ("exposure", [True, True, False, True, True])},
+        {"exposure_type": ("exposure", kinds), "temperature": ("exposure", kelvin)},
+    )
+    assert silicon_temperature(raw) == 173.0
+    assert silicon_temperature(raw.isel(exposure=[3])) is None
+    assert silicon_temperature(raw.drop_vars("temperature")) is None

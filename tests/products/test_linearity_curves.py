@@ -295,6 +295,10 @@ def test_curves_of_simulated_flats():
         turnoff = float(true_to_measured(1, SITE_SETTINGS.nonlinearity, DETECTOR, i, FULL / gain))
         assert float(one["linearity_turnoff"]) == pytest.approx(turnoff, rel=0.02)
         assert float(one["linearity_ceiling"]) <= turnoff * 1.02
+        # every pixel of a flat that is full all over is suspect; a hundredth of the pixels are dead
+        brightest = raw_flats()["counts"].isel(exposure=-1, detector=0).sel(amplifier=amplifier.name).values
+        above = brightest[amplifier.data.slices] - np.median(brightest[amplifier.overscan.slices])
+        assert np.mean(above > float(one["linearity_ceiling"])) > 0.998
         assert level[0] == correction[0] == 0
         assert np.isfinite(one["linearity_error"].values[np.isfinite(level)]).all()
         slope = float(curve(level, correction).slope(1e-3))
@@ -393,6 +397,6 @@ def test_too_few_usable_levels():
     from lsstcal_dask.products.ladder import Means
 
     with pytest.raises(CalibrationError):
-        make_ladder(raw, rungs, Means(faint, np.full(40, 0.1), 100), 6)
+        make_ladder(raw, rungs, Means(faint, np.full(40, 0.1), 100, faint), 6)
     with pytest.raises(InsufficientInputs, match="usable flats, at least 30"):
-        make_ladder(raw, rungs, Means(rungs.light * 6e12, np.full(40, 0.1), 100), 30)
+        make_ladder(raw, rungs, Means(rungs.light * 6e12, np.full(40, 0.1), 100, faint), 30)

@@ -277,7 +277,36 @@ def test_streaks_that_go_on_into_the_overscan_are_of_the_register():
     assert np.isnan(found["well_bloom"]).all()
 
 
+def test_flats_that_are_full_all_over_show_the_full_well():
+    """A plateau without an edge: no column is fainter than its neighbour, and pixels scatter by their read noise."""
+    charges = [np.random.default_rng(i).poisson(level, DETECTOR.shape) for i, level in enumerate([9e4, 2e5, 3e5])]
+    counts = [counts_of(np.minimum(c, 130e3).astype(np.float32), i) for i, c in enumerate(charges, 1)]
+    raw = dataset(counts, [1e-9, 2e-9, 3e-9], kind="flat")
+    found = levels(raw).compute()
+    np.testing.assert_allclose(found["well_bloom"], 130e3, rtol=2e-3)  # gain of 1e-3; read noise averages away
+    assert (np.abs(found["well_bloom"] - 130e3) < 4 * found["well_bloom_error"]).all()
+    assert np.isnan(levels(raw.isel(exposure=[0])).compute()["well_bloom"]).all()  # its shot noise is there
+    one = levels(raw.isel(exposure=[0, 2])).compute()
+    np.testing.assert_allclose(one["well_bloom"], 130e3, rtol=2e-3)
+
+
+def test_a_turnoff_without_a_full_well_is_a_warning():
+    turned = {"gain": gains().isel(detector=0), "linearity": turnoffs(120e3)}
+    (remark,) = [text for text in remarks(ladder(well=False), turned)["C00"] if "full well unknown" in text]
+    assert not remark.startswith("note")
+    assert "stop to follow the light at 1" in remark
+
+
+def turnoffs(level):
+    """Linearity of one CCD without curves, with the level, electron, at which flats stop to follow the light."""
+    names = list(CAMERA.amplifier_names)
+    nothing = ("amplifier", "node"), np.full((4, 3), np.nan)
+    values = {"linearity_level": nothing, "linearity_correction": nothing}
+    turnoff = ("amplifier", np.full(4, level), {"units": "electron"})
+    return xr.Dataset({**values, "linearity_turnoff": turnoff}, {"amplifier": names})
+
+
 def test_exposures_that_saturate_nowhere_say_so():
     assert remarks(ladder(well=False), {"gain": gains().isel(detector=0)})["C00"][-1].startswith(
-        "note: nothing saturates"
+        "note: full well unknown: nothing saturates"
     )

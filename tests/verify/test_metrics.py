@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.variables import DEFECT_KINDS, MASK_BITS
-from lsstcal_dask.verify.acceptance import METRICS, judge
-from lsstcal_dask.verify.metric import ANY, Case, Metric, Result, each
+from lsstcal_dask.verify.acceptance import METRICS, judge, measure
+from lsstcal_dask.verify.metric import ANY, Absent, Case, Metric, Result, each
 from lsstcal_dask.verify.pixels import chi2_sigma, neighbour_scatter, scatter
 
 CAMERA = load_camera("mini9")
@@ -187,7 +187,9 @@ def test_pixels_hit(hits, verdict):
     found, says = value("dark: pixels hit", {"dark": stack(0, 1)}, {"dark": {"hit_pixels": hits}})
     np.testing.assert_allclose(found, hits)
     assert says == verdict
-    assert value("dark: pixels hit", {"dark": stack(0, 1)}) == (None, "")
+    assert value("dark: pixels hit", {"dark": stack(0, 1)}, {"dark": {"hit_pixels": None}}) == (None, "")
+    with pytest.raises(Absent, match="dark has no record of hit_pixels"):
+        value("dark: pixels hit", {"dark": stack(0, 1)})
 
 
 def test_defects():
@@ -539,6 +541,14 @@ def test_worst_amplifiers_are_named():
     assert Result(replace(metric, sparse=True), places[:1], np.array([np.nan])).verdict == "PASS"
 
 
+def test_a_product_that_lacks_what_a_metric_asks_for():
+    """Gains of a camera team have no 55Fe in them."""
+    found = measure(case({"gain": dataset(gain=same(1.5), gain_error=same(1e-4))}), ["gain"])
+    results, without = judge({E2V.name: found}, {E2V.name: NAMES}, ["gain"])
+    assert {result.metric.key for result in results} == {"gain: value", "gain: relative error"}
+    assert without["gain: flats over 55Fe, scale"] == "gain has no gain_pair"
+
+
 def test_judging_several_detectors():
     key, other = "gain: relative error", "gain: value over nominal"
     measured = {"R22_S00": {key: [1e-4, 1e-4], other: None}, "R22_S01": {key: [0.5, 1e-4], other: None}}
@@ -550,3 +560,12 @@ def test_judging_several_detectors():
     assert without["gain: read noise over bias"] == "needs bias"
     _, without = judge({"R22_S00": {"ptc: turnoff": [np.nan]}}, {"R22_S00": ["A"]}, ["ptc"])
     assert without["ptc: turnoff"] == "no amplifier has a value"
+
+
+@pytest.mark.parametrize(("slope", "drift", "verdicts"), [(5e-3, -5e-3, "PASS"), (0.02, -0.02, "WARN")])
+def test_light_and_old_charge_in_darks(slope, drift, verdicts):
+    noted = {"dark": {"slope": slope, "drift": drift, "median_rate": 0.025}}
+    for name, expected in (("slope", slope / 0.025), ("drift", drift / 0.025)):
+        found, says = value(f"dark: {name}", {"dark": stack(0.025, 1e-6)}, noted)
+        np.testing.assert_allclose(found, expected)
+        assert says == verdicts
