@@ -28,6 +28,10 @@ def store(tmp_path_factory):
     return opened.url
 
 
+def test_help_says_that_saturation_is_no_file_of_rubins():
+    assert "saturation, of which it has none, as a plain table" in " ".join(run("export", "--help")[1].split())
+
+
 @pytest.mark.parametrize("command", ["import", "export", "compare", "accept"])
 def test_every_command_has_help(command):
     code, out, _ = run(command, "--help")

@@ -47,9 +47,9 @@ def import_(
     """Make products of what the camera team delivers.
 
     Files are those of Rubin's software, one for each CCD: a photon transfer curve (gain, saturation), a linearizer,
-    crosstalk, or defects, as ECSV, FITS or YAML; or a plain table with the columns of STORE/inputs. If anything is
-    wrong with one of them, nothing is imported. What is imported is used instead of what was built here, until
-    'lsstcal accept' says otherwise.
+    crosstalk (per adu, without gains of its own, with those of the store), or defects, as ECSV, FITS or YAML; or a
+    plain table with the columns of STORE/inputs. If anything is wrong with one of them, nothing is imported. What is
+    imported is used instead of what was built here, until 'lsstcal accept' says otherwise.
     """
     from lsstcal_dask.pipeline import exchange  # noqa: PLC0415
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
@@ -75,9 +75,10 @@ def export(
     version: Annotated[str, typer.Option(help="Version of the product; the one that was made last by default.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a product as files that Rubin's software reads.
+    """Write a product as files that Rubin's software reads; saturation, of which it has none, as a plain table.
 
-    One for each CCD, as FOLDER/linearizer/r22_s11/20260701T120000.ecsv; imported again they give the same values.
+    One for each CCD, as FOLDER/linearizer/r22_s11/20260701T120000.ecsv; imported again they give the same values, and
+    what was imported from such files comes out as it was. The table is FOLDER/saturation.ecsv, one row a channel.
     """
     from lsstcal_dask.pipeline.export import export_product  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415

@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.crosstalk import Entries, coupled
 from lsstcal_dask.isr.frame import Frame, RawFrame
-from lsstcal_dask.isr.neighbours import Seen, seen
+from lsstcal_dask.isr.neighbours import Seen, Source, seen
 from lsstcal_dask.isr.sequence import (
     BY_FILTER,
     IN_ELECTRONS,
@@ -223,13 +223,14 @@ def _results(
     """What a worker does for one detector."""
     url, site, config = context
     detector, products = sensor.detector, sensor.products(url)
-    others = seen_of_neighbours(url, site, config, detector, neighbours) if neighbours else None
+    others, lost = _seen_of_some(url, site, config, detector, neighbours)
     frame = correct(read_frame(raw, detector), site, products, config, others)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
         if result.attrs["summary"]["median"] is None and (reasons := _reasons(products, amplifier.name)):
             result.attrs["remarks"][0] += f": {' and '.join(reasons)}"
+        result.attrs["remarks"] += lost if i == 0 else []
         yield amplifier.name, result
 
 
@@ -253,15 +254,32 @@ def seen_of_neighbours(
     url: str, site: Site, config: IsrConfig, detector: Detector, neighbours: Sequence[Neighbour]
 ) -> Seen:
     """What other CCDs leave in one: their amplifiers that couple are read."""
-    sources = {}
-    for one in neighbours:
-        lit = np.unique(one.entries.sources)
-        part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
-        products = {k: v.sel(amplifier=[a.name for a in part.amplifiers]) for k, v in one.sensor.products(url).items()}
-        own = source(read_frame(one.raw, part), site, products, config)
-        entries = replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
-        sources[one.sensor.detector.name] = own, part, entries
+    sources = {one.sensor.detector.name: _source_of(url, site, config, one) for one in neighbours}
     return seen(sources, detector, site.shape)
+
+
+def _seen_of_some(
+    url: str, site: Site, config: IsrConfig, detector: Detector, neighbours: Sequence[Neighbour]
+) -> tuple[Seen | None, list[str]]:
+    """The same of those that can be corrected themselves; remarks on the others."""
+    sources, remarks = {}, []
+    for one in neighbours:
+        try:
+            sources[one.sensor.detector.name] = _source_of(url, site, config, one)
+        except StoreFailure:
+            raise
+        except CalibrationError as error:
+            remarks.append(f"crosstalk from {one.sensor.detector.name} is left in: {error}")
+    return seen(sources, detector, site.shape) if sources else None, remarks
+
+
+def _source_of(url: str, site: Site, config: IsrConfig, one: Neighbour) -> tuple[Source, Detector, Entries]:
+    """Amplifiers of a CCD that couple, the CCD with only these, and the coefficients with places among them."""
+    lit = np.unique(one.entries.sources)
+    part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
+    products = {k: v.sel(amplifier=[a.name for a in part.amplifiers]) for k, v in one.sensor.products(url).items()}
+    own = source(read_frame(one.raw, part), site, products, config)
+    return own, part, replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
 
 
 def _dataset(frame: Frame, i: int) -> xr.Dataset:

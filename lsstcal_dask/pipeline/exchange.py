@@ -4,9 +4,8 @@ An import publishes a version of a product with ``origin`` camera_team, valid fr
 names and hashes are its inputs. Nothing is published if anything is wrong with one of the files.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,17 +20,16 @@ from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
 from lsstcal_dask.pipeline.levels import LEVELS, complete_levels
 from lsstcal_dask.pipeline.plausible import check_numbers, doubts
+from lsstcal_dask.pipeline.reading import read_delivery, start_of
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.delivered import keep
 from lsstcal_dask.storage.deliveries import DELIVERED, source_names
 from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template, list_products
 from lsstcal_dask.storage.provenance import hash_file, software
-from lsstcal_dask.storage.rubin.coupling import read_crosstalk, read_together
-from lsstcal_dask.storage.rubin.defects import DefectList, defect_masks, read_defects
-from lsstcal_dask.storage.rubin.files import RubinFile, read_file
-from lsstcal_dask.storage.rubin.linearizer import read_linearizer
-from lsstcal_dask.storage.rubin.ptc import labelled, read_eo_summary, read_ptc
+from lsstcal_dask.storage.rubin.coupling import read_together
+from lsstcal_dask.storage.rubin.defects import DefectList, defect_masks
+from lsstcal_dask.storage.rubin.files import RubinFile
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import DEFECT_KINDS, NOTE
 
@@ -61,6 +59,7 @@ class _Delivery:
     files: list[dict[str, Any]] = field(default_factory=list)
     paths: dict[str, list[Path]] = field(default_factory=dict)  # by hash, of files of one CCD that are to be kept
     dates: set[str] = field(default_factory=set)
+    upstream: dict[str, dict[str, str]] = field(default_factory=dict)  # products of the store that were used
 
     def add(self, name: str, value: Any, file: RubinFile) -> None:
         """Take what a file says of a CCD, if it can be; several lists of defects of a CCD add up."""
@@ -76,78 +75,13 @@ class _Delivery:
     def record(self, file: RubinFile, product: str = "", detector: str = "") -> None:
         """Remember a file: the end of its path, its hash, its date; where it is of one CCD, which, to keep it."""
         row: dict[str, Any] = {"name": "/".join(Path(file.path).parts[-2:]), "hash": file.hash}
-        date = _iso(str(file.entry("CALIBDATE")), file.path) if file.entry("CALIBDATE") else ""
+        date = start_of(str(file.entry("CALIBDATE")), file.path) if file.entry("CALIBDATE") else ""
         if detector:
             row |= {"detector": detector, "date": date}
             self.paths[file.hash] = read_together(file.path) if product == "crosstalk" else [Path(file.path)]
         self.files.append(row)
         if date:
             self.dates.add(date)
-
-
-def _iso(text: str, path: str) -> str:
-    """A time as products hold it: UTC, with or without dashes, a fraction and an offset."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise CalibrationError(f"{path}: CALIBDATE {text!r} is no time: correct it, or give --valid-from") from None
-    return (found.astimezone(UTC) if found.tzinfo else found).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _read(product: str, path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
-    """What a file says of each of its CCDs."""
-    if product == "gain" and Path(path).suffix == ".parquet":
-        found, file = read_eo_summary(path, camera)
-        yield from ((name, value, file) for name, value in found.items())
-    elif (table := _plain_table(path)) is not None:
-        yield from ((name, value, table) for name, value in DELIVERED[product](table, camera).items())
-    else:
-        yield from _RUBIN[product](path, camera)
-
-
-def _plain_table(path: str) -> RubinFile | None:
-    """The file, if it is a table that is not one of Rubin's: those say what they are."""
-    if Path(path).suffix.lower() == ".yaml":
-        return None
-    file = read_file(path)
-    return file if file.entry("OBSTYPE") is None else None
-
-
-def _rubin_gain(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
-    found = read_ptc(path, camera)
-    assert found.file is not None
-    yield found.detector, found.gains, found.file
-
-
-def _rubin_saturation(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
-    """Turnoff of the photon transfer curve, electron: that of the file times its gain."""
-    found = read_ptc(path, camera)
-    assert found.file is not None
-    gain = found.gains["gain"].values
-    values = {"ptc_turnoff": found.turnoff * gain, "ptc_turnoff_error": found.turnoff_error * gain}
-    yield found.detector, labelled(values, camera.detector(found.detector)), found.file
-
-
-def _rubin_defects(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
-    found = read_defects(path, camera)
-    assert found.file is not None
-    yield found.detector, [found], found.file
-
-
-def _one(read: Callable[[str, Camera], Any]) -> Callable[[str, Camera], Iterator[tuple[str, Any, RubinFile]]]:
-    def reads(path: str, camera: Camera) -> Iterator[tuple[str, Any, RubinFile]]:
-        yield read(path, camera)
-
-    return reads
-
-
-_RUBIN: Final = {
-    "gain": _rubin_gain,
-    "linearity": _one(read_linearizer),
-    "crosstalk": _one(read_crosstalk),
-    "defects": _rubin_defects,
-    "saturation": _rubin_saturation,
-}
 
 
 def check_product(product: str) -> None:
@@ -185,7 +119,7 @@ def import_files(
     for path in (path for path in map(str, files) if not path.endswith(BESIDE)):
         try:
             file = None
-            for name, value, file in _read(product, path, store.camera):
+            for name, value, file in read_delivery(product, path, store, delivery.upstream):
                 delivery.add(name, value, file)
             if file is not None:
                 delivery.record(file, product, name if product in KEPT and file.entry("OBSTYPE") else "")
@@ -250,7 +184,7 @@ def _publish(store: Store, product: str, delivery: _Delivery, validity: Validity
     if validity.valid_until and validity.valid_until <= validity.valid_from:
         raise WrongUse(f"{product}: --valid-until {validity.valid_until} is not later than {validity.valid_from}")
     values = {d.name: delivery.values[d.name] for d in store.camera.detectors if d.name in delivery.values}
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Any] = {"upstream": delivery.upstream} if delivery.upstream else {}
     if product == "saturation":
         values, inputs["delivers"], upstream = complete_levels(
             store.url, list_products(store.url), values, validity.valid_from

@@ -22,7 +22,7 @@ import xarray as xr
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, UnitsError
 from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.storage.rubin.defects import DefectList, check_boxes
-from lsstcal_dask.storage.rubin.files import RubinFile, amplifier_rows, column
+from lsstcal_dask.storage.rubin.files import RubinFile, amplifier_rows, column, numbers
 from lsstcal_dask.storage.rubin.ptc import check_gains, labelled
 from lsstcal_dask.variables import DEFECT_KINDS, VARIABLES, attributes
 
@@ -98,11 +98,11 @@ def channel_table(file: RubinFile, camera: Camera, needs: str) -> Curves:
 
 def _values(file: RubinFile, name: str, units: tuple[str, ...]) -> np.ndarray:
     """Numbers of a column whose unit is said and is one of these."""
-    values = column(file, name)
+    values = numbers(file, name)
     unit = _unit(file, name)
     if unit not in units:
         raise UnitsError(f"{file.path}: column {name} is in {unit!r}, expected {' or '.join(map(repr, units))}")
-    return values.astype(np.float64)
+    return values
 
 
 def linearity_table(file: RubinFile, camera: Camera) -> Curves:
@@ -208,7 +208,7 @@ def defect_table(file: RubinFile, camera: Camera) -> dict[str, list[DefectList]]
     Raises InconsistentGeometry for an unknown CCD or a box that is not within it.
     """
     rows = _detectors(file, camera)
-    boxes = np.stack([column(file, name, ("pix", "pixel", "")) for name in ("x0", "y0", "width", "height")], axis=1)
+    boxes = np.stack([numbers(file, name, ("pix", "pixel", "")) for name in ("x0", "y0", "width", "height")], axis=1)
     named = "kind" in file.tables[0].colnames
     kinds = column(file, "kind").astype(str) if named else np.full(len(boxes), "")
     bits = np.array([DEFECT_KINDS[_KINDS[k]] if k in _KINDS else 0 for k in kinds.tolist()], np.uint16)

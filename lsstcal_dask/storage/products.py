@@ -4,6 +4,7 @@
     products/<name>/<version>/done/<det>.json a detector is whole: hashes of its values, its QA record
     products/<name>/published/<version>.json  the pointer: validity, provenance, verdict
     products/<name>/accepted/<version>.json   a remeasured version that is used instead of the camera team's
+    products/<name>/delivered/                files of the camera team that were imported, see `storage.delivered`
 
 The version is a hash of everything that determines the bits (inputs,
 configuration, software), so a build that was killed finds its own half-finished

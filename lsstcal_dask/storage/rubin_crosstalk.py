@@ -69,15 +69,28 @@ def read_rubin_crosstalk(path: str | Path) -> RubinCrosstalk:
         raise CalibrationError(f"{path}: is no crosstalk of schema 1.2 ({missing[0] if missing else 'not one row'})")
     if meta.get("CROSSTALK_RATIOS_UNITS") not in ("electron", "adu"):
         raise UnitsError(f"{path}: CROSSTALK_RATIOS_UNITS is {meta.get('CROSSTALK_RATIOS_UNITS')!r}: electron or adu")
-    n = int(meta.get("NAMP", 0))
+    n = _count(meta.get("NAMP", 0), path)
     values = {}
     for name, column in _SQUARE.items():
-        row = np.asarray(table[column][0])
+        row = _row(table, column, path)
         if row.shape != (n * n,):
             raise InconsistentGeometry(f"{path}: {column} has {row.size} values, NAMP = {n} needs {n * n}")
         values[name] = row.reshape(n, n).T
     other = path.with_suffix(".ic.ecsv")
-    return RubinCrosstalk(**values, gains=np.asarray(table["CT_FIT_GAINS"][0]), meta=meta, others=_others(other, n))
+    return RubinCrosstalk(**values, gains=_row(table, "CT_FIT_GAINS", path), meta=meta, others=_others(other, n))
+
+
+def _count(value: Any, path: Path) -> int:
+    if not str(value).isdecimal():
+        raise CalibrationError(f"{path}: NAMP is {value!r}: write the number of amplifiers")
+    return int(value)
+
+
+def _row(table: Table, column: str, path: Path) -> np.ndarray:
+    row = np.asarray(table[column][0])
+    if row.dtype.kind not in "fiub":
+        raise CalibrationError(f"{path}: {column} holds what is no number: correct it")
+    return row
 
 
 def _read(path: Path) -> Table:
@@ -95,6 +108,9 @@ def _others(path: Path, n: int) -> dict[str, np.ndarray]:
     table = _read(path)
     if {"IC_SOURCE_DET", "IC_COEFFS"} - set(table.colnames):
         raise CalibrationError(f"{path}: has no IC_SOURCE_DET and IC_COEFFS: is it a table of couplings between CCDs?")
+    sizes = np.shape(table["IC_COEFFS"])
+    if len(sizes) != 2 or not n or sizes[1] % n or table["IC_COEFFS"].dtype.kind not in "fi":
+        raise InconsistentGeometry(f"{path}: IC_COEFFS are not numbers for {n} amplifiers of the target in each row")
     return {str(r["IC_SOURCE_DET"]): np.asarray(r["IC_COEFFS"]).reshape(-1, n).T for r in table}
 
 
@@ -117,13 +133,15 @@ def in_electrons(crosstalk: RubinCrosstalk, gains: np.ndarray | None = None) -> 
 
     Parameters
     ----------
-    gains : (amplifier,) electron/adu for coefficients per adu; those of the file if absent.
+    gains : (amplifier,) electron/adu for coefficients per adu; those of the file if absent. What couples to an
+        amplifier whose gain is NaN is unknown.
     """
     g = crosstalk.gains if gains is None else np.asarray(gains, float)
     ratio = square = np.ones_like(crosstalk.linear)
     if crosstalk.units == "adu":
-        if not (np.isfinite(g) & (g > 0)).all():
-            raise UnitsError("crosstalk per adu needs gains above zero: pass them, they are not in the file")
+        lost = np.isnan(g) if gains is not None and (g > 0).any() else np.zeros(g.shape, bool)
+        if not (np.isfinite(g) & (g > 0) | lost).all():
+            raise UnitsError("crosstalk per adu needs gains above zero, and there are none in the file: pass them")
         ratio = g[:, None] / g[None, :]
         square = ratio / g[None, :]
     good = np.where(crosstalk.valid | np.eye(len(g), dtype=bool), 1.0, np.nan)

@@ -1,6 +1,7 @@
 """Files of the camera team come back as they were delivered; files that belong together stay together."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,3 +225,26 @@ def test_an_amplifier_of_no_use_says_why():
     products = {"gain": gain, "linearity": level}
     assert [text[:26] for text in _reasons(products, "C10")] == ["it has no linearity curve "]
     assert _reasons(products, "C11") == ["its gain could not be measured"]
+
+
+@has_crosstalk
+def test_crosstalk_per_adu_takes_the_gains_of_the_store(tmp_path, threads):
+    """c_electron = c_adu g_target / g_source; an amplifier without a gain couples to none that is known."""
+    store, path = create_store(tmp_path / "s", "mini1"), rubins(tmp_path / "c.ecsv", CROSSTALK_RATIOS_UNITS="adu")
+    whole = read_rubin_crosstalk(path)
+    write_rubin_crosstalk(path, replace(whole, gains=np.zeros(4)))
+    (error,) = import_files(store, "crosstalk", [path], threads).errors
+    assert error == f"{path}: {CCD.name}: crosstalk is per adu and names no gains: there is no gain: build it first"
+    gains = np.array([1.5, 1.4, 1.6, np.nan])
+    file = gain_file(tmp_path / "p.ecsv", "2026-07-02T00:00:00", GAIN=gains)
+    used = import_files(store, "gain", [file], threads).pointer
+    pointer = import_files(store, "crosstalk", [path], threads).pointer
+    assert pointer.inputs["upstream"] == {CCD.name: {"gain": f"{used.version}/{used.hash}"}}
+    names = [a.name for a in CCD.amplifiers]
+    found = open_product(store.url, "crosstalk", pointer.version).sel(detector=CCD.name).load()
+    order = [list(CAMERA.amplifier_names).index(name) for name in names]
+    linear = whole.linear[np.ix_(order, order)]
+    own = found["crosstalk"].sel(amplifier=names, source=[f"{CCD.name}/{name}" for name in names]).values
+    expected = gains[:, None] / gains * linear
+    assert np.allclose(own, expected, rtol=1e-12, equal_nan=True)
+    assert np.isnan(own[3, :3]).all()

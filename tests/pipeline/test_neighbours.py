@@ -8,17 +8,19 @@ import pytest
 import xarray as xr
 from making import SEED, START, exposure
 
+from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.isr.crosstalk import Entries
 from lsstcal_dask.isr.frame import RawFrame
 from lsstcal_dask.isr.neighbours import Source, seen
 from lsstcal_dask.isr.sequence import IsrConfig, Site, correct, source
+from lsstcal_dask.pipeline import calibrate as calibrating
 from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.closed.discs import disc, expose, true_matrix
 from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.levels import LEVELS
-from lsstcal_dask.pipeline.store import create_store
+from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.products import crosstalk, gain
 from lsstcal_dask.simulate.crosstalk import Crosstalk
 from lsstcal_dask.simulate.observatory import Observatory
@@ -155,6 +157,25 @@ def test_a_ccd_whose_neighbour_is_missing_goes_on(store, site, threads, tmp_path
     (remark,) = [text for text in one.pointer.remarks if "crosstalk from" in text]
     assert remark.startswith(f"{target}: crosstalk from ")
     assert {name for name in BOARD if name in remark} == absent | {target}
+    assert one.pointer.verdict == "WARN"
+
+
+def test_a_ccd_whose_neighbour_cannot_be_corrected_goes_on(store, site, threads, tmp_path, monkeypatch):
+    """What that one leaves in the others is said."""
+    shutil.copytree(store.url, tmp_path / "s", ignore=shutil.ignore_patterns("calibrated"))
+    target, _, bad, _, _ = sources_between(site)[0]
+
+    def fails(raw, *more):
+        if raw.detector.name == bad:
+            raise CalibrationError(f"{bad}: its curve bends")
+        return source(raw, *more)
+
+    monkeypatch.setattr(calibrating, "source", fails)
+    other = open_store(tmp_path / "s")
+    ((_, one),) = calibrate(other, [TAKEN.name], Config().calibrate, threads, skip=["bias", "dark"])
+    assert target in one.pointer.detectors
+    text = f"crosstalk from {bad} is left in: {bad}: its curve bends"
+    assert [r for r in one.pointer.remarks if r.startswith(f"{target} ") and r.endswith(text)]
     assert one.pointer.verdict == "WARN"
 
 

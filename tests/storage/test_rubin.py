@@ -364,6 +364,13 @@ LINES = [
     ("ptc", {"GAIN": None}, CalibrationError, "R22_S11: has no column GAIN"),
     ("ptc", {"PTC_VERSION": 1.4}, CalibrationError, "PTC_VERSION is 1.4, known are 1.9 to 2.6"),
     ("ptc", {"GAIN": [-1.0] + 15 * [1.5]}, UnitsError, "R22_S11 C00: gain -1 electron/adu is not above zero"),
+    ("ptc", {"GAIN": ["x"] + 15 * ["1.5"]}, CalibrationError, "R22_S11: column GAIN: 'x' is no number: correct it"),
+    ("ptc", {"A_MATRIX": [["x"] * 4] * 16}, CalibrationError, "column A_MATRIX: 'x' is no number"),
+    ("linearizer", {"linearity_ceiling": ["x"] * 16}, CalibrationError, "column linearity_ceiling: 'x' is no number"),
+    ("linearizer", {"LINEARITY_MAX_SIGNAL": ["x"] * 16}, CalibrationError, "LINEARITY_MAX_SIGNAL: 'x' is no number"),
+    ("linearizer", {"COEFFS": ["x"] * 16}, CalibrationError, "R22_S11 C00: COEFFS: 'x' is no number"),
+    ("defects", {"x0": ["x"]}, CalibrationError, "column x0: 'x' is no number"),
+    ("transmission", {"wavelength": ["x"] * 640}, CalibrationError, "column wavelength: 'x' is no number"),
     (
         "ptc",
         {"AMPLIFIER_NAME": ["C01", *[a.name for a in E2V.amplifiers[1:]]]},

@@ -85,7 +85,22 @@ def test_bad_files(tmp_path):
     write_rubin_crosstalk(path, odd)
     with pytest.raises(InconsistentGeometry, match="CT_COEFFS has 16 values, NAMP = 5 needs 25"):
         read_rubin_crosstalk(path)
+    odd.meta["NAMP"] = "four"
+    write_rubin_crosstalk(path, odd)
+    with pytest.raises(CalibrationError, match="NAMP is 'four': write the number of amplifiers"):
+        read_rubin_crosstalk(path)
     write_rubin_crosstalk(path, _made())
+    table = Table.read(path, format="ascii.ecsv")
+    table["CT_COEFFS"] = [["a"] * N * N]
+    table.write(path, format="ascii.ecsv", overwrite=True)
+    with pytest.raises(CalibrationError, match="CT_COEFFS holds what is no number"):
+        read_rubin_crosstalk(path)
+    write_rubin_crosstalk(path, _made())
+    rows = Table({"IC_SOURCE_DET": ["R22_S12"], "IC_COEFFS": [[1.0, 2.0, 3.0]]})
+    rows.write(path.with_suffix(".ic.ecsv"), format="ascii.ecsv")
+    with pytest.raises(InconsistentGeometry, match="IC_COEFFS are not numbers for 4 amplifiers"):
+        read_rubin_crosstalk(path)
+    path.with_suffix(".ic.ecsv").unlink()
     Table({"x": [1]}).write(path.with_suffix(".ic.ecsv"), format="ascii.ecsv")
     with pytest.raises(CalibrationError, match="has no IC_SOURCE_DET and IC_COEFFS"):
         read_rubin_crosstalk(path)

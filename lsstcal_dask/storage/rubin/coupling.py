@@ -6,6 +6,7 @@ of a product stands in ``<name>.sources.fits`` beside them, one row for each sou
 It says by their hash which files it belongs to: where those were changed since, neither is believed.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import xarray as xr
 from astropy.table import Table
 
-from lsstcal_dask.errors import CalibrationError, InconsistentGeometry
+from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, UnitsError
 from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.storage.delivered import hash_together
 from lsstcal_dask.storage.rubin.files import (
@@ -45,8 +46,16 @@ def _amplifiers(detector: Detector, camera: Camera) -> list[str]:
     return [name for name in camera.amplifier_names if name in own]
 
 
-def read_crosstalk(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, RubinFile]:
+Gains = Callable[[Detector, str], np.ndarray]
+"""Gains (amplifier,), electron/adu, in the order of storage, of a CCD at a time (ISO, UTC)."""
+
+
+def read_crosstalk(path: str | Path, camera: Camera, gains: Gains | None = None) -> tuple[str, xr.Dataset, RubinFile]:
     """Read the coefficients of a CCD as target.
+
+    Parameters
+    ----------
+    gains : asked for coefficients per adu whose file has no gains.
 
     Returns
     -------
@@ -60,7 +69,7 @@ def read_crosstalk(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, R
     InconsistentGeometry
         The CCD is not the one it should be, or has another number of amplifiers.
     UnitsError
-        Coefficients are per adu, and the file has no gains.
+        Coefficients are per adu, and there are no gains.
     """
     file = replace(read_file(path), hash=hash_together(read_together(path)))
     check_version(file, _KIND[:1], (_KIND[2], _KIND[2]))
@@ -74,7 +83,7 @@ def read_crosstalk(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, R
             f"{file.path}: {detector.name} has {len(names)} amplifiers, the file {found.linear.shape[0]}: it is the "
             f"file of another kind of CCD"
         )
-    parts = [_dataset(_format().in_electrons(found), names, detector.name)]
+    parts = [_dataset(_in_electrons(found, detector, file, gains), names, detector.name)]
     if found.others and found.units != "electron":
         raise CalibrationError(f"{file.path}: couplings between CCDs are per adu: ask for them per electron")
     for other, matrix in found.others.items():
@@ -85,6 +94,18 @@ def read_crosstalk(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, R
         empty = np.full(matrix.shape, np.nan)
         parts.append(_dataset((matrix, empty, empty, empty), names, other, sources))
     return detector.name, xr.concat(parts, "source").assign_attrs(unlisted=np.nan), file
+
+
+def _in_electrons(found: Any, detector: Detector, file: RubinFile, gains: Gains | None) -> tuple[np.ndarray, ...]:
+    use = None
+    if found.units == "adu" and not (found.gains > 0).all():
+        if gains is None:
+            raise UnitsError(f"{file.path}: {detector.name}: crosstalk is per adu, and CT_FIT_GAINS are not above zero")
+        use = gains(detector, str(file.entry("CALIBDATE") or ""))
+    try:
+        return tuple(_format().in_electrons(found, use))
+    except UnitsError as error:
+        raise UnitsError(f"{file.path}: {detector.name}: {error}") from None
 
 
 def _dataset(

@@ -18,10 +18,10 @@ from lsstcal_dask.instrument import Camera, Detector, assemble, no_data, split
 from lsstcal_dask.storage.rubin.files import (
     RubinFile,
     check_version,
-    column,
     find_detector,
     header,
     location,
+    numbers,
     read_file,
     write_file,
 )
@@ -130,9 +130,9 @@ def read_defects(path: str | Path, camera: Camera) -> DefectList:
     if {"X", "Y", "SHAPE", "R"} <= set(table.colnames):
         boxes = _regions(file)
     else:
-        boxes = np.stack([column(file, name, ("pix", "pixel", "")) for name in _BOX], axis=1)
+        boxes = np.stack([numbers(file, name, ("pix", "pixel", "")) for name in _BOX], axis=1)
     listed = np.uint16(DEFECT_KINDS["LISTED"])
-    kinds = column(file, "kind").astype(np.uint16) if "kind" in table.colnames else np.zeros(len(boxes), np.uint16)
+    kinds = numbers(file, "kind").astype(np.uint16) if "kind" in table.colnames else np.zeros(len(boxes), np.uint16)
     plane = str(file.entry("MASK_PLANE") or "BAD")
     if plane not in ("BAD", "SUSPECT"):
         raise CalibrationError(f"{path}: MASK_PLANE is {plane}: BAD or SUSPECT")

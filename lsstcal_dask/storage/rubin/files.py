@@ -24,12 +24,14 @@ __all__ = [
     "FORMATS",
     "RubinFile",
     "amplifier_rows",
+    "as_numbers",
     "check_units",
     "check_version",
     "column",
     "find_detector",
     "header",
     "location",
+    "numbers",
     "read_file",
     "redate",
     "write_file",
@@ -312,6 +314,32 @@ def column(file: RubinFile, name: str, units: Sequence[str] = (), *, where: str 
     if hasattr(values, "filled") and np.any(values.mask):
         raise CalibrationError(f"{file.path}: column {name} has empty entries: write nan where nothing is known")
     return np.asarray(values)
+
+
+def numbers(file: RubinFile, name: str, units: Sequence[str] = (), *, where: str = "") -> np.ndarray:
+    """Values of a column of numbers or vectors of one length, float64; arguments and errors as of `column`.
+
+    CalibrationError also where there is something else than numbers.
+    """
+    values = column(file, name, units, where=where)
+    return as_numbers(values, f"{file.path}:{f' {where}:' if where else ''} column {name}")
+
+
+def as_numbers(values: Any, what: str) -> np.ndarray:
+    """Numbers as float64; raises CalibrationError where there is something else, ``what`` begins the message."""
+    try:
+        return np.asarray(values).astype(np.float64)
+    except (TypeError, ValueError):
+        text = next((v for v in np.ravel(np.asarray(values, object)).tolist() if not _is_number(v)), "a list")
+        raise CalibrationError(f"{what}: {str(text)!r} is no number: correct it, or write nan") from None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_units(file: RubinFile, name: str, unit: str, units: Sequence[str]) -> None:

@@ -22,10 +22,12 @@ from lsstcal_dask.instrument import Amplifier, Camera, Detector
 from lsstcal_dask.storage.rubin.files import (
     RubinFile,
     amplifier_rows,
+    as_numbers,
     check_version,
     column,
     find_detector,
     header,
+    numbers,
     read_file,
     write_file,
 )
@@ -117,7 +119,7 @@ def read_linearizer(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, 
     curves = []
     for i, amplifier in zip(rows, detector.amplifiers, strict=True):
         limit, kind = _limit(file, i, camera), str(types[i]).strip()
-        values = np.asarray(coefficients[i], np.float64)
+        values = as_numbers(coefficients[i], f"{_who(file, detector, amplifier)}: COEFFS")
         unknown = kind == "None" and ours
         curves.append(
             (np.zeros(0), np.zeros(0)) if unknown else _nodes(kind, values, limit, _who(file, detector, amplifier))
@@ -133,7 +135,7 @@ def _limit(file: RubinFile, row: int, camera: Camera) -> float:
     """Signal to which a polynomial is tabulated, adu."""
     for name in ("LINEARITY_MAX_SIGNAL", "LINEARITY_TURNOFF"):
         if name in file.tables[0].colnames:
-            value = float(column(file, name)[row])
+            value = float(numbers(file, name)[row])
             if np.isfinite(value) and value > 0:
                 return value
     return _COUNTS[camera.dtype]
@@ -189,7 +191,9 @@ def _dataset(
     for i, (row, (x, s)) in enumerate(zip(rows, curves, strict=True)):
         level[i, : len(x)], correction[i, : len(x)] = x, s
         if "linearity_error" in names:
-            error[i, : len(x)] = np.asarray(column(file, "linearity_error", ("adu",))[row], np.float64)[: len(x)]
+            error[i, : len(x)] = as_numbers(
+                column(file, "linearity_error", ("adu",))[row], f"{file.path}: linearity_error"
+            )[: len(x)]
         ceiling[i] = _ceiling(file, row, x)
     values = {
         "linearity_level": (("amplifier", "node"), level),
@@ -207,9 +211,9 @@ def _ceiling(file: RubinFile, row: int, level: np.ndarray) -> float:
     """Level above which a curve is unreliable: what the file says, else its last node, adu."""
     names = file.tables[0].colnames
     if "linearity_ceiling" in names:
-        return float(column(file, "linearity_ceiling", ("adu",))[row])
+        return float(numbers(file, "linearity_ceiling", ("adu",))[row])
     for name in ("LINEARITY_TURNOFF", "LINEARITY_MAX_SIGNAL"):
-        if name in names and np.isfinite(value := float(column(file, name)[row])):
+        if name in names and np.isfinite(value := float(numbers(file, name)[row])):
             return value
     return float(level[-1]) if len(level) else np.nan
 

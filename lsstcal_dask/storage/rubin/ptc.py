@@ -28,6 +28,7 @@ from lsstcal_dask.storage.rubin.files import (
     column,
     find_detector,
     header,
+    numbers,
     read_file,
     write_file,
 )
@@ -141,7 +142,7 @@ def read_ptc(path: str | Path, camera: Camera) -> PhotonTransfer:
     def values(name: str, *units: str) -> np.ndarray:
         if name not in file.tables[0].colnames:
             return np.full(len(rows), np.nan)
-        return column(file, name, units, where=detector.name)[rows].astype(np.float64)
+        return numbers(file, name, units, where=detector.name)[rows]
 
     column(file, "GAIN", where=detector.name)
     gain = values("GAIN", "electron/adu", "electron/ADU")
@@ -160,14 +161,14 @@ def _own(file: RubinFile, rows: list[int]) -> dict[str, np.ndarray]:
     for name in table.colnames:
         if name in VARIABLES and VARIABLES[name].dims == ("detector", "amplifier"):
             check_units(file, name, str(table[name].unit or ""), VARIABLES[name].units[:1])
-            found[name] = column(file, name)[rows].astype(np.float64)
+            found[name] = numbers(file, name)[rows]
     return found
 
 
 def _matrices(file: RubinFile, rows: list[int]) -> np.ndarray:
     if "A_MATRIX" not in file.tables[0].colnames:
         return np.full((len(rows), 1, 1), np.nan)
-    flat = column(file, "A_MATRIX")[rows].astype(np.float64).reshape(len(rows), -1)
+    flat = numbers(file, "A_MATRIX")[rows].reshape(len(rows), -1)
     side = round(flat.shape[1] ** 0.5)
     if side**2 != flat.shape[1]:
         raise InconsistentGeometry(f"{file.path}: A_MATRIX has {flat.shape[1]} values, which make no square")
@@ -251,7 +252,7 @@ def read_eo_summary(path: str | Path, camera: Camera) -> tuple[dict[str, xr.Data
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise CalibrationError(f"{path}: cannot be read as parquet ({why}): copy it again") from error
     file = RubinFile(str(path), [table], hash_file(Path(path).read_bytes()))
-    places, names, gain = (column(file, name) for name in ("BAY_SLOT", "SEGMENT", "PTC_GAIN"))
+    (places, names), gain = (column(file, name) for name in ("BAY_SLOT", "SEGMENT")), numbers(file, "PTC_GAIN")
     found = {}
     for detector in camera.detectors:
         own = np.flatnonzero(places.astype(str) == detector.name)

@@ -20,6 +20,7 @@ from lsstcal_dask.storage.rubin.files import (
     column,
     find_detector,
     header,
+    numbers,
     read_file,
     write_file,
 )
@@ -97,7 +98,7 @@ def _of_beam(file: RubinFile, camera: Camera) -> Transmission:
 
 def _unit(file: RubinFile, name: str, units: Sequence[str]) -> None:
     """Refuse another unit than these, and none where it is not among them: a factor of 100 or 10 would not be seen."""
-    column(file, name)
+    numbers(file, name)
     found = str(file.tables[0][name].unit or "")
     if found not in units:
         raise UnitsError(f"{file.path}: column {name} is in {found!r}, expected {' or '.join(map(repr, units))}")
