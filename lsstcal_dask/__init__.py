@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "Source": "pipeline.synthesis",
     "CalibrationError": "errors",
     "build": "pipeline.build",
     "calibrate": "pipeline.calibrate",
@@ -17,6 +18,8 @@ _PUBLIC = {
     "ingest": "pipeline.ingest",
     "list_products": "storage.products",
     "load_camera": "instrument",
+    "make_cube": "pipeline.cubes",
+    "make_flat": "pipeline.flatfields",
     "master_bias": "products.bias",
     "master_dark": "products.dark",
     "measure_crosstalk": "products.crosstalk",
@@ -24,11 +27,15 @@ _PUBLIC = {
     "measure_gain": "products.gain",
     "measure_linearity": "products.linearity",
     "measure_saturation": "products.saturation",
+    "open_cube": "storage.cubes",
     "open_product": "storage.products",
     "open_raw": "storage.raw",
     "open_store": "pipeline.store",
     "picture": "verify.display",
+    "from_photons": "physics.spectra",
     "read_config": "pipeline.config",
+    "read_passband": "pipeline.flatfields",
+    "synthetic_flats": "pipeline.synthesis",
 }
 
 __all__ = list(_PUBLIC)

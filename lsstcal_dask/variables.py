@@ -212,7 +212,9 @@ VARIABLES: Final[dict[str, Variable]] = {
     "background": Variable(_PER_EXPOSURE, "f", ("electron",), "median signal beside the spot"),
     "crosstalk": Variable(_PAIR, "f", ("electron/electron",), "part of a source in a target; NaN unmeasured, 0 none"),
     "crosstalk_error": Variable(_PAIR, "f", ("electron/electron",), "standard error of `crosstalk`, of zeros too"),
-    "crosstalk_quadratic": Variable(_PAIR, "f", ("1/electron",), "part of a source squared in a target"),
+    "crosstalk_quadratic": Variable(
+        _PAIR, "f", ("1/electron",), "part of a source squared in a target; NaN unmeasured"
+    ),
     "crosstalk_quadratic_error": Variable(_PAIR, "f", ("1/electron",), "standard error of `crosstalk_quadratic`"),
 }
 

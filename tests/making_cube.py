@@ -52,7 +52,7 @@ def make_cube(url, camera: str, nm, *, form="i2", noise=False, change=lambda det
             value[mask != 0] = np.nan
             count = np.full(value.shape, FULL, np.uint8)
             lines = np.full(len(value), SLOPE), np.full(len(value), FLOOR)
-            one = change(detector, k, Slice(value, mask, count, FULL, *lines))
+            one = change(detector, k, Slice(value, mask, count, np.full(len(value), FULL), *lines))
             if one is not None:
                 good = one.value[np.isfinite(one.value)]
                 sums = {"total": float(good.sum()), "pixels": good.size}

@@ -126,7 +126,10 @@ def _truth(
     if product == "gain":
         values = {"gain": amplifiers(site, detector)[index]["gain"], "gain_error": 0.0}
     elif product == "bias":
-        values["image"] = at(site, "bias", detector=detector, amplifier=amplifier)
+        image = at(site, "bias", detector=detector, amplifier=amplifier)
+        values["image"] = np.pad(
+            image, [(0, size - n) for size, n in zip(site.camera.image_shape, image.shape, strict=True)]
+        )
     else:
         place = site.camera.amplifier_names.index(amplifier)
         values["image"] = split(site.dark_rate(detector), detector, site.camera)[place]

@@ -75,6 +75,23 @@ def test_quick_start(tmp_path, monkeypatch):
     assert "Warning" not in printed(notebook, "stderr")
 
 
+@pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
+def test_flat_cubes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    small = {"camera_name": "mini1", "step": 10.0, "workers": 1, "folder": str(tmp_path / "run")}
+    notebook = execute(FOLDER / "flat_cubes.py", small)
+    text = printed(notebook)
+    assert "20 wavelengths, 20 slices of a CCD" in text
+    differ, known = (float(n) for n in re.search(r"differ by ([\d.]+) % rms; .* known to ([\d.]+) %", text).groups())
+    # 15 slices of two flats of 40000 electrons each, of unlike weight: at most as if ten of them were alike
+    assert 100 / (30 * 40_000) ** 0.5 < known < 100 / (16 * 40_000) ** 0.5
+    assert 0 < differ < 5
+    assert len(outputs(notebook, "image/png")) == 3
+    assert "Warning" not in printed(notebook, "stderr")
+
+
 def test_notebooks_are_kept_as_text_without_outputs():
     assert not [path for path in FOLDER.iterdir() if path.suffix not in {".py", ".md"} and path.is_file()]
     for path in FOLDER.glob("*.py"):

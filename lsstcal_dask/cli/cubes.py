@@ -75,6 +75,9 @@ def synthesize(
     spectrum: Annotated[
         str, typer.Option(help="File of the source's spectrum (FITS, ECSV), or flat-fnu: even energy per frequency.")
     ] = "flat-fnu",
+    visit: Annotated[
+        list[str] | None, typer.Option(help="Exposure whose sky is the source, for that exposure; may be repeated.")
+    ] = None,
     atmosphere: Annotated[str | None, typer.Option(help="File of the air's transmission; none by default.")] = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the cube's first.")] = "",
@@ -92,15 +95,17 @@ def synthesize(
     """
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
-    from lsstcal_dask.pipeline.flatfields import Wanted, make_flat, product_of, source_of  # noqa: PLC0415
+    from lsstcal_dask.pipeline.flatfields import Wanted, make_flat, product_of, sky_of, source_of  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     settings, opened = read_config(config).synthesis, open_store(store)
-    wanted = Wanted(kind, band, source_of(opened, band, spectrum, atmosphere), cube, dust=not clean)
-    validity = Validity(iso(valid_from), iso(valid_until))
+    name, given = product_of(kind, band), Validity(iso(valid_from), iso(valid_until))
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
-        yield product_of(kind, band), make_flat(opened, wanted, settings, compute, validity, shows_progress())
+        sources = [sky_of(opened, band, one) for one in visit] if visit else None
+        for source, validity in sources or [(source_of(opened, band, spectrum, atmosphere), given)]:
+            wanted = Wanted(kind, band, source, cube, dust=not clean)
+            yield name, make_flat(opened, wanted, settings, compute, validity, shows_progress())
 
     with compute_with(scheduler, workers, memory) as compute:
         report(opened, make(compute), as_json, "synthesised")

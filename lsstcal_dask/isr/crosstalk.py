@@ -96,59 +96,74 @@ def unmeasured(product: xr.Dataset, detector: Detector) -> int:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _sweep(seen, signal, out, targets, sources, linear, quadratic):  # type: ignore[no-untyped-def]
-    """Make each target row of ``out`` what is seen less what the signals of its sources make of it."""
-    n, nx = len(targets), seen.shape[1]
-    for e in range(n):
-        if e == 0 or targets[e - 1] != targets[e]:
-            out[targets[e]] = 0
-    e = 0
-    while e < n:
-        total = out[targets[e]]
-        two = e + 1 if e + 1 < n and targets[e + 1] == targets[e] else e
-        # two at a time: a sum is stored less often
-        p, q, a, b, c, d = (
-            signal[sources[e]],
-            signal[sources[two]],
-            linear[e],
-            quadratic[e],
-            linear[two],
-            quadratic[two],
-        )
-        if two == e:
-            c, d = np.float32(0), np.float32(0)
-        for x in range(nx):
-            total[x] += p[x] * (a + b * p[x]) + q[x] * (c + d * q[x])
-        e = two + 1
-    for e in range(n):
-        if e == 0 or targets[e - 1] != targets[e]:
-            total, of = out[targets[e]], seen[targets[e]]
-            for x in range(nx):
-                total[x] = of[x] - total[x]
+def _sum_sources(signal, first, end, sources, linear, quadratic, total):  # type: ignore[no-untyped-def]
+    """What the entries from ``first`` to ``end``, those of one target, make of the signals of their sources.
+
+    Five at a time: a sum is stored once for five products, and the compiler can still check that it overlaps none.
+    """
+    zero, last = np.float32(0), end - 1
+    total[:] = zero
+    for e in range(first, end, 5):
+        f, g, h, i = min(e + 1, last), min(e + 2, last), min(e + 3, last), min(e + 4, last)
+        p, q, r = signal[sources[e]], signal[sources[f]], signal[sources[g]]
+        s, t = signal[sources[h]], signal[sources[i]]
+        a, a2 = linear[e], quadratic[e]
+        b, b2 = (linear[f], quadratic[f]) if e + 1 < end else (zero, zero)
+        c, c2 = (linear[g], quadratic[g]) if e + 2 < end else (zero, zero)
+        d, d2 = (linear[h], quadratic[h]) if e + 3 < end else (zero, zero)
+        k, k2 = (linear[i], quadratic[i]) if e + 4 < end else (zero, zero)
+        if a2 == zero and b2 == zero and c2 == zero and d2 == zero and k2 == zero:
+            for x in range(total.size):
+                total[x] += a * p[x] + b * q[x] + c * r[x] + d * s[x] + k * t[x]
+        else:
+            for x in range(total.size):
+                one, two = p[x] * (a + a2 * p[x]), q[x] * (b + b2 * q[x])
+                total[x] += one + two + r[x] * (c + c2 * r[x]) + s[x] * (d + d2 * s[x]) + t[x] * (k + k2 * t[x])
 
 
 @njit(nogil=True, cache=True)
-def _source(given, kept, ceiling):  # type: ignore[no-untyped-def]
-    """Signal with which the pixels of a row disturb others; how many of them are above the ceiling."""
+def _source(given, taken, kept, ceiling):  # type: ignore[no-untyped-def]
+    """Signal less ``taken`` with which the pixels of a row disturb others; how many of them are above the ceiling."""
     high, zero, over = np.float32(ceiling), np.float32(0), np.int32(0)
     for x in range(len(given)):
-        v = given[x] if given[x] == given[x] else zero
+        v = given[x] - taken[x]
+        v = zero if np.isnan(v) else v
         over += np.int32(v >= high)
         kept[x] = v if v < high else high
     return over
 
 
 @njit(nogil=True, cache=True)
-def _add_noise(total, variance, square):  # type: ignore[no-untyped-def]
-    for x in range(len(total)):
-        v = variance[x]
-        total[x] += square * (v if v > 0 else np.float32(0))  # not of NaN
+def _positive(given, kept):  # type: ignore[no-untyped-def]
+    for x in range(len(given)):
+        kept[x] = given[x] if given[x] > 0 else np.float32(0)  # nor NaN
+
+
+@njit(nogil=True, cache=True)
+def _add(row, total):  # type: ignore[no-untyped-def]
+    for x in range(row.size):
+        row[x] += total[x]
+
+
+@njit(nogil=True, cache=True)
+def _take(row, total):  # type: ignore[no-untyped-def]
+    for x in range(row.size):
+        row[x] -= total[x]
 
 
 @njit(nogil=True, cache=True)
 def _mark(flags, signal, ceiling, bit):  # type: ignore[no-untyped-def]
     for x in range(len(flags)):
         flags[x] |= bit if signal[x] >= ceiling else np.uint16(0)
+
+
+@njit(nogil=True, cache=True)
+def _groups(targets, count):  # type: ignore[no-untyped-def]
+    """Where the entries of each of ``count`` targets begin and end (count + 1,)."""
+    edges = np.zeros(count + 1, np.int64)
+    for t in targets:
+        edges[t + 1] += 1
+    return np.cumsum(edges)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -169,28 +184,33 @@ def crosstalk_rows(  # type: ignore[no-untyped-def]
 
     A target without entries is left as it is, to the bit.
     """
-    n = len(targets)
-    if n == 0:
+    if len(targets) == 0:
         return
-    signal, new, extra = scratch[0], scratch[1], scratch[2]
-    over = np.zeros(len(values), np.int32)
-    new[:] = values
-    for turn in range(2):
-        for a in range(len(values)):
-            high = np.inf if ceiling is None else ceiling[a]
-            over[a] = _source(values[a] if turn == 0 else new[a], signal[a], high)
-        _sweep(values, signal, new, targets, sources, linear, quadratic)
-    for e in range(n):
-        t, s = targets[e], sources[e]
-        if e == 0 or targets[e - 1] != t:
-            extra[t] = 0
-        _add_noise(extra[t], variance[s], linear[e] * linear[e])
-        if mask is not None and ceiling is not None and over[s] > 0:
-            _mark(mask[t], signal[s], ceiling[s], bit)
-    for e in range(n):
-        t = targets[e]
-        if e == 0 or targets[e - 1] != t:
-            values[t], variance[t] = new[t], variance[t] + extra[t]
+    n = len(values)
+    signal, better, total = scratch[0], scratch[1], scratch[2, 0]
+    edges, square, none = _groups(targets, n), linear * linear, np.zeros_like(linear)
+    over, high = np.zeros(n, np.int32), np.full(n, np.inf, np.float32)
+    for a in range(n):
+        _positive(variance[a], signal[a])
+        high[a] = np.inf if ceiling is None else ceiling[a]
+    for t in range(n):
+        if edges[t] < edges[t + 1]:
+            _sum_sources(signal, edges[t], edges[t + 1], sources, square, none, total)
+            _add(variance[t], total)
+    total[:] = 0
+    for a in range(n):
+        _source(values[a], total, signal[a], high[a])
+    for t in range(n):
+        _sum_sources(signal, edges[t], edges[t + 1], sources, linear, quadratic, total)
+        over[t] = _source(values[t], total, better[t], high[t])
+    for t in range(n):
+        if edges[t] < edges[t + 1]:
+            _sum_sources(better, edges[t], edges[t + 1], sources, linear, quadratic, total)
+            _take(values[t], total)
+    if mask is not None and ceiling is not None:
+        for e in range(len(targets)):
+            if over[sources[e]] > 0:
+                _mark(mask[targets[e]], better[sources[e]], ceiling[sources[e]], bit)
 
 
 @njit(nogil=True, cache=True)

@@ -17,9 +17,12 @@ def flag_edges(frame: Frame, edge: int, vignetting_mm: tuple[float, float] | Non
 
     Pixels that nothing of the pupil reaches have NO_DATA, and are NaN.
     """
-    flags = position_flags(frame.detector, frame.mask.shape[1:], edge, vignetting_mm)
+    where = frame.detector, frame.mask.shape[1:], edge, vignetting_mm
+    flags, bits = position_flags(*where), _bits(*where)
+    if not bits:
+        return frame
     mask = frame.mask | flags
-    if not (flags & MASK_BITS["NO_DATA"]).any():
+    if not bits & MASK_BITS["NO_DATA"]:
         return frame.with_(mask=mask)
     lost = mask & MASK_BITS["NO_DATA"] > 0
     image, variance = (np.where(lost, np.float32(np.nan), values) for values in (frame.image, frame.variance))
@@ -44,6 +47,12 @@ def position_flags(
                 flags[i, :ny, :nx][distance > radius] |= MASK_BITS[bit]
     flags.flags.writeable = False
     return flags
+
+
+@lru_cache(maxsize=4)
+def _bits(detector: Detector, shape: tuple[int, int], edge: int, vignetting_mm: tuple[float, float] | None) -> int:
+    """Bits of `position_flags` that any pixel has."""
+    return int(np.bitwise_or.reduce(position_flags(detector, shape, edge, vignetting_mm), axis=None))
 
 
 def _farthest(detector: Detector) -> float:

@@ -29,7 +29,6 @@ ACCURACY: Final = 1e-3
 
 _WIDEST: Final = 32.0  # adu, cells of a table
 _NARROWEST: Final = 0.25  # adu: a curve that needs narrower ones has nodes on top of each other
-_PROBES: Final = 8  # points of a cell at which the table is compared with the spline
 _INVERSE_STEPS: Final = 100
 
 
@@ -41,18 +40,19 @@ class Curve:
     correction: np.ndarray  # (node,) float64, adu, 0 at first
 
     @cached_property
-    def _spline(self) -> Akima1DInterpolator:
+    def spline(self) -> Akima1DInterpolator:
+        """S between the first and the last node."""
         return Akima1DInterpolator(self.level, self.correction, method="akima")
 
     def __call__(self, measured: Any) -> np.ndarray:
         """True less measured signal, adu."""
-        return np.asarray(self._spline(np.clip(np.asarray(measured, np.float64), 0.0, self.level[-1])))
+        return np.asarray(self.spline(np.clip(np.asarray(measured, np.float64), 0.0, self.level[-1])))
 
     def slope(self, measured: Any) -> np.ndarray:
         """dS/dm; zero where the curve is constant."""
         measured = np.asarray(measured, np.float64)
         inside = (measured > 0) & (measured < self.level[-1])
-        return np.where(inside, self._spline(np.clip(measured, 0.0, self.level[-1]), nu=1), 0.0)
+        return np.where(inside, self.spline(np.clip(measured, 0.0, self.level[-1]), nu=1), 0.0)
 
 
 def curve(level: Any, correction: Any, who: str = "") -> Curve:
@@ -111,7 +111,7 @@ class Tables:
     Straight between them it is within `ACCURACY` of the spline, of which float32 takes 1e-4 adu.
     """
 
-    table: np.ndarray  # (amplifier, cell + 1) float32, adu
+    table: np.ndarray  # (amplifier, cell, 2) float32, adu: S where a cell begins, and its step to the next
     per_adu: np.ndarray  # (amplifier,) float32, cells per adu
     ceiling: np.ndarray  # (amplifier,) float32, adu of measured signal; NaN without a curve
 
@@ -131,16 +131,16 @@ def tables(product: xr.Dataset, accuracy: float = ACCURACY) -> Tables:
     """
     curves = _curves(product)
     top = max((one.level[-1] for one in curves if one is not None), default=0.0)
-    cells = max(int(np.ceil(top / _WIDEST)), 1)
-    while any(one is not None and _worst(one, cells) > 0.9 * accuracy for one in curves):
-        cells *= 2
-        if cells * _NARROWEST > top:
-            raise CalibrationError("a linearity curve bends too sharply: its nodes nearly coincide: build it again")
+    cells = max([1, int(np.ceil(top / _WIDEST)), *(_cells(one, accuracy) for one in curves if one is not None)])
+    if cells > 1 and cells * _NARROWEST > top:
+        raise CalibrationError("a linearity curve bends too sharply: its nodes nearly coincide: build it again")
     ends = np.array([top if one is None else one.level[-1] for one in curves])
     level = ends[:, None] / cells * np.arange(cells + 2)  # the last cell is level: the slope there is zero
     rows = [np.full(cells + 2, np.nan) if one is None else one(at) for one, at in zip(curves, level, strict=True)]
+    nodes = np.array(rows, np.float32).reshape(len(curves), -1)
     ceiling = product["linearity_ceiling"].values.astype(np.float32)
-    return Tables(np.array(rows, np.float32).reshape(len(curves), -1), (cells / ends).astype(np.float32), ceiling)
+    pairs = np.stack([nodes[:, :-1], np.diff(nodes, axis=1)], axis=-1)
+    return Tables(pairs, (cells / ends).astype(np.float32), ceiling)
 
 
 def _curves(product: xr.Dataset) -> list[Curve | None]:
@@ -153,12 +153,11 @@ def _curves(product: xr.Dataset) -> list[Curve | None]:
     ]
 
 
-def _worst(one: Curve, cells: int) -> float:
-    """Greatest distance of straight lines over so many cells from the spline, adu."""
-    edges = np.linspace(0, one.level[-1], cells + 1)
-    fine = (edges[:-1, None] + edges[1] * np.arange(1, _PROBES) / _PROBES).ravel()
-    fine = np.concatenate([fine, one.level])
-    return float(np.abs(np.interp(fine, edges, one(edges)) - one(fine)).max())
+def _cells(one: Curve, accuracy: float) -> int:
+    """Cells of width w that keep straight lines within ``accuracy`` of the spline: they are off by w**2 |S''| / 8."""
+    third, second = one.spline.c[:2]  # of the powers 3 and 2 in each interval, over which S'' is straight
+    bend = np.abs([2 * second, 2 * second + 6 * third * np.diff(one.level)]).max()
+    return int(np.ceil(one.level[-1] * np.sqrt(bend / (8 * 0.9 * accuracy))))
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -166,30 +165,30 @@ def linearize_row(values, variance, mask, table_row, per_adu, ceiling, suspect_b
     """Correct one row of one amplifier in place: ``values += S``, ``variance *= (1 + S')**2``.
 
     values, variance (x,) float32, adu and adu**2; mask (x,) uint16, which gains ``suspect_bit`` where the measured
-    value is above ``ceiling``; table_row (cell + 1,) float32; per_adu, ceiling float32. NaN stays NaN.
+    value is above ``ceiling``; table_row (cell, 2) float32; per_adu, ceiling float32. NaN stays NaN.
 
-    The look-up, which no processor does abreast, stands alone so that everything else is done in vectors.
+    The look-up, which no processor does abreast, stands alone so that everything else is done in vectors: the two
+    numbers of a cell are moved as one of 64 bits.
     """
     n, one, zero = len(values), np.float32(1), np.float32(0)
-    end = np.float32(len(table_row) - 2)  # the last cell is level: where it begins all stays as it is
+    end = np.float32(len(table_row) - 1)  # the last cell is level: where it begins all stays as it is
     flag, none = np.uint16(suspect_bit), np.uint16(0)
-    cell, shift, step = np.empty(n, np.int32), np.empty(n, np.float32), np.empty(n, np.float32)
+    cells, cell, found = table_row.reshape(-1).view(np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
     for x in range(n):
         node = values[x] * per_adu
         node = node if node > zero else zero
-        node = node if node < end else end
-        cell[x] = np.int32(node)
-        shift[x] = node - np.float32(cell[x])
+        cell[x] = np.int32(node if node < end else end)
     for x in range(n):
-        k = np.uint32(cell[x])
-        low = table_row[k]
-        step[x] = table_row[k + np.uint32(1)] - low
-        shift[x] = low + shift[x] * step[x]
+        found[x] = cells[np.uint32(cell[x])]
+    pair = found.view(np.float32)
     for x in range(n):
         mask[x] |= flag if values[x] > ceiling else none
     for x in range(n):
-        grown = one + step[x] * per_adu
-        values[x] += shift[x]
+        node = values[x] * per_adu
+        node = node if node > zero else zero
+        shift = (node if node < end else end) - np.float32(cell[x])
+        grown = one + pair[2 * x + 1] * per_adu
+        values[x] += pair[2 * x] + shift * pair[2 * x + 1]
         variance[x] *= grown * grown
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.interpolate import BSpline
 
 from lsstcal_dask.instrument.camera import Amplifier
+from lsstcal_dask.isr.wander import follow_wander
 from lsstcal_dask.statistics.stacks import lines
 
 __all__ = ["OverscanConfig", "RowLevels", "parallel_pixels", "reference_pixels", "row_levels"]
@@ -41,6 +42,9 @@ class RowLevels:
     read_noise: np.ndarray  # (n,) float64, adu, from the scatter within rows (rounding included)
     rejected: np.ndarray  # (n,) int, rows left out
 
+
+_COARSE: Final = 2
+"""Spacings of the knots of the spline that finds outliers, between those of the one that is left."""
 
 _AHEAD: Final = 64  # rows of reference pixels: some kilobytes, which stay in the first-level cache
 
@@ -217,20 +221,15 @@ def _smooth(mean: np.ndarray, used: np.ndarray, sigma: np.ndarray, config: Overs
     mean = np.where(used >= 2, mean, 0.0)
     own = np.maximum(sigma[:, None], 1e-6) ** 2 / np.maximum(used, 1)
     weight = (used >= 2) / own
-    fit, covariance = _spline(mean, weight, config.knots)
+    fit, _ = _spline(mean, weight, config.knots)
     good = _usable_rows(mean, weight, fit, config)
-    fewer = (good != (weight > 0)).any(axis=1)
-    if fewer.any():
-        fit[fewer], covariance[fewer] = _spline(mean[fewer], (good / own)[fewer], config.knots)
-    local, first, _, _ = _basis(mean.shape[1], config.knots)
-    variance, freedom = _variances(covariance, local, first), covariance.shape[-1]
-    rows = good.sum(axis=1)
-    chi2 = ((mean - fit) ** 2 * good / own).sum(axis=1) / np.maximum(rows - freedom, 1)
-    excess = np.where(chi2 > 1 + 4 * np.sqrt(2 / np.maximum(rows, 1)), chi2 - 1, 0.0)[:, None]
-    share = excess / (1 + excess) * good
-    level = fit + share * (mean - fit)
-    # Jitter of variance `excess * own`: what the row's own mean leaves of it, or all of it without one.
-    variance = (1 - share) ** 2 * variance + share * own + excess * own * ~good
+    # Trend and transient alone: what is faster is better told from noise by its spectrum.
+    coarse = _COARSE * config.knots
+    fit, covariance = _spline(mean, good / own, coarse)
+    local, first, _, _ = _basis(mean.shape[1], coarse)
+    freedom, rows = covariance.shape[-1], good.sum(axis=1)
+    more, spread = follow_wander(mean - fit, good, own, freedom)
+    level, variance = fit + more, _variances(covariance, local, first) + spread
     level[rows < freedom] = np.nan
     return RowLevels(level.astype(np.float32), variance.astype(np.float32), sigma, mean.shape[1] - rows)
 

@@ -2,7 +2,7 @@
 """The corrections that act on rows, in one pass over the pixels of a CCD (Lupton 2016, Secs. 3.1 to 3.4).
 
 All amplifiers of a CCD read their pixels in step, so the rows of one number, of every amplifier, are all that a
-correction up to the dark wants to see at once. They stay in the nearest cache while one correction after the other
+correction up to the dark wants to see at once. A few of them stay in cache while one correction after the other
 goes over them in the order given, and memory is read and written once, whatever their number.
 
 With the bias subtracted, L the linearity, g the gain, C the crosstalk, R what brings late charge back, D the dark:
@@ -14,7 +14,7 @@ each slope on the way; those of bias and dark are added.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -29,6 +29,9 @@ __all__ = ["STEPS", "Coupling", "Curves", "Plane", "Terms", "correct_rows"]
 
 STEPS: Final = ("bias", "linearity", "gain", "crosstalk", "deferred", "dark")
 """Corrections that act on rows; the place of each is its number in the kernel."""
+
+_ROWS: Final = 8  # in work at a time: as many as share the cost of a call, and still fit into the second-level cache
+_LINE: Final = 32  # pixels of mask in a cache line
 
 _BIAS, _LINEARITY, _GAIN, _CROSSTALK, _DEFERRED, _DARK = range(len(STEPS))
 _NO_DATA: Final = np.uint16(MASK_BITS["NO_DATA"])
@@ -49,7 +52,7 @@ class Plane(NamedTuple):
 class Curves(NamedTuple):
     """Linearity: see `isr.linearity.Tables`."""
 
-    table: np.ndarray = np.empty((0, 0), np.float32)  # (amplifier, cell + 1) float32, adu
+    table: np.ndarray = _NONE  # (amplifier, cell, 2) float32, adu
     per_adu: np.ndarray = np.empty(0, np.float32)  # (amplifier,), cells per adu
     ceiling: np.ndarray = np.empty(0, np.float32)  # (amplifier,), adu
 
@@ -99,8 +102,25 @@ def correct_rows(
     mask = np.empty(image.shape, np.uint16)
     boxes = np.array([(a.data.y0, a.data.x0, *a.data.shape) for a in raw.detector.amplifiers])
     numbers = np.array([STEPS.index(step) for step in steps], np.int64)
-    _run(raw.counts, boxes, numbers, terms, image, variance, mask)
+    _run(raw.counts, boxes, numbers, terms, image, variance, mask, _workspace(len(image), shape[1]))
     return image, variance, mask
+
+
+def _workspace(n: int, columns: int) -> tuple[np.ndarray, ...]:
+    """Values, variance and mask (amplifier, row, x) of rows in work, and scratch; each row begins a cache line.
+
+    A vector that lies across two lines takes twice as long to load.
+    """
+    shape = n, _ROWS, -(-columns // _LINE) * _LINE
+    scratch = _aligned((3, n, shape[1] * shape[2]), np.float32)
+    return _aligned(shape, np.float32), _aligned(shape, np.float32), _aligned(shape, np.uint16), scratch
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    bytes_ = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    line = np.zeros(bytes_ + 64, np.uint8)
+    first = -line.ctypes.data % 64
+    return line[first : first + bytes_].view(dtype).reshape(shape)
 
 
 def _inline(function):
@@ -108,23 +128,35 @@ def _inline(function):
 
 
 @_inline
-def _load(counts, level, noise, values, variance, mask):
-    """Trim a row and subtract its level."""
-    for x in range(values.size):
-        values[x] = np.float32(counts[x]) - level
-        variance[x] = noise
-        mask[x] = 0
+def _load(raw, terms, a, y, box, values, variance, mask):
+    """Trim rows from number ``y`` on of an amplifier and subtract their levels; what it does not have is NaN."""
+    y0, x0, ny, nx = box
+    lost, noise, end = np.float32(np.nan), terms.noise[a], values.shape[1]
+    for j in range(len(values)):
+        if y + j < ny:
+            level = terms.level[a, y + j]
+            row, into = raw[y0 + y + j, x0 : x0 + nx], values[j]
+            for x in range(row.size):
+                into[x] = np.float32(row[x]) - level
+        first = nx if y + j < ny else 0
+        variance[j], mask[j] = noise, 0
+        for x in range(first, end):
+            values[j, x] = variance[j, x] = lost
 
 
 @_inline
-def _subtract(values, variance, mask, plane, a, y, factor):
-    """Subtract ``factor`` times a row of a plane."""
-    place, nx, square = plane.places[a], values.size, factor * factor
-    image, error, flags = plane.image[place, y, :nx], plane.variance[place, y, :nx], plane.mask[place, y, :nx]
-    for x in range(values.size):
-        values[x] -= factor * image[x]
-        variance[x] += square * error[x]
-        mask[x] |= flags[x]
+def _subtract(values, variance, mask, plane, a, y, factors):
+    """Subtract ``factors`` (row,) times rows of a plane."""
+    image, error, flags = plane.image[plane.places[a]], plane.variance[plane.places[a]], plane.mask[plane.places[a]]
+    for j in range(min(len(values), len(image) - y)):
+        factor, at = factors[j], y + j
+        square = factor * factor
+        for x in range(image.shape[1]):
+            values[j, x] -= factor * image[at, x]
+        for x in range(image.shape[1]):
+            variance[j, x] += square * error[at, x]
+        for x in range(image.shape[1]):
+            mask[j, x] |= flags[at, x]
 
 
 @_inline
@@ -144,71 +176,85 @@ def _to_electrons(values, variance, gain):
 
 
 @_inline
-def _finish(values, variance, mask, image, error, flags):
-    """Store a row; what has no value says so, and what says so has none."""
-    for x in range(values.size):
-        lost = (mask[x] & _NO_DATA) != 0 or values[x] != values[x]
-        flags[x] = mask[x] | _NO_DATA if lost else mask[x]
-        image[x] = np.float32(np.nan) if lost else values[x]
-        error[x] = np.float32(np.nan) if lost else variance[x]
+def _finish(values, variance, mask, has, image, error, flags):
+    """Store a row; what has no value says so, and what says so has none. Beyond its ``has`` pixels is nothing."""
+    lost, width = np.float32(np.nan), image.size
+    for x in range(has):
+        mask[x] |= _NO_DATA if values[x] != values[x] else np.uint16(0)
+    for x in range(has, width):
+        mask[x] = _NO_DATA
+    for x in range(width):
+        flags[x] = mask[x]
+    for x in range(width):
+        image[x] = lost if (mask[x] & _NO_DATA) != 0 else values[x]
+    for x in range(width):
+        error[x] = lost if (mask[x] & _NO_DATA) != 0 else variance[x]
 
 
 @_inline
-def _one_row(step, terms, scale, a, y, values, variance, mask):
-    """Apply a correction that looks at one amplifier; ``scale`` is what made the units of ``values`` of adu."""
+def _one_amplifier(step, terms, scale, a, y, values, variance, mask):
+    """Apply a correction to rows of one amplifier; ``scale`` is what made the units of ``values`` of adu."""
+    line, noise, flags = values.reshape(-1), variance.reshape(-1), mask.reshape(-1)
     if step == _BIAS:
-        _subtract(values, variance, mask, terms.bias, a, y, scale)
+        _subtract(values, variance, mask, terms.bias, a, y, np.full(len(values), scale))
     elif step == _LINEARITY:
         curves, one = terms.curves, np.float32(1)
         if scale != one:
-            _multiply(values, one / scale)
-        linearize_row(values, variance, mask, curves.table[a], curves.per_adu[a], curves.ceiling[a], _SUSPECT)
+            _multiply(line, one / scale)
+        linearize_row(line, noise, flags, curves.table[a], curves.per_adu[a], curves.ceiling[a], _SUSPECT)
         if scale != one:
-            _multiply(values, scale)
+            _multiply(line, scale)
     elif step == _GAIN:
-        _to_electrons(values, variance, terms.gain[a])
+        _to_electrons(line, noise, terms.gain[a])
     elif step == _DEFERRED:
         own = terms.registers
-        restore_row(values, own.loss[a], own.first[a], own.offset[a], own.fade[a])
+        for j in range(len(values)):
+            restore_row(values[j], own.loss[a], own.first[a], own.offset[a], own.fade[a])
     elif step == _DARK:
-        _subtract(values, variance, mask, terms.dark, a, y, terms.seconds[y])
+        _subtract(values, variance, mask, terms.dark, a, y, terms.seconds[y : y + len(values)])
 
 
 @_inline
 def _all_amplifiers(coupling, y, values, variance, mask, scratch):
-    """Remove crosstalk from the rows of all amplifiers."""
+    """Remove crosstalk from rows of all amplifiers."""
+    n, rows, _ = values.shape
     if coupling.others.size:
-        for a in range(len(values)):
-            row, others = values[a], coupling.others[a, y]
-            for x in range(row.size):
-                row[x] -= others[x]
+        for a in range(n):
+            for j in range(min(rows, coupling.others.shape[1] - y)):
+                row, others = values[a, j], coupling.others[a, y + j]
+                for x in range(others.size):
+                    row[x] -= others[x]
+    lines = values.reshape(n, -1), variance.reshape(n, -1)
     crosstalk_rows(
-        values, variance, coupling.targets, coupling.sources, coupling.linear, coupling.quadratic,
-        scratch, coupling.ceiling, mask, _REACHED,
+        *lines, coupling.targets, coupling.sources, coupling.linear, coupling.quadratic,
+        scratch, coupling.ceiling, mask.reshape(n, -1), _REACHED,
     )  # fmt: skip
 
 
 @_inline
-def _run(counts, boxes, steps, terms, image, variance, mask):
+def _run(counts, boxes, steps, terms, image, variance, mask, work):
     """Correct all rows; boxes (amplifier, 4) are y0, x0, ny, nx of the light-sensitive pixels."""
-    n, rows, columns = image.shape
+    n, rows, _ = image.shape
     scale = np.ones(n, np.float32)
-    values, error, flags = np.empty((n, columns), np.float32), np.empty((n, columns), np.float32), mask[:, 0, :].copy()
-    scratch = np.empty((3, n, columns), np.float32)
-    for y in range(rows):
-        scale[:], values[:], error[:], flags[:] = 1, np.nan, np.nan, _NO_DATA
+    values, error, flags, scratch = work
+    cut = len(steps)
+    for i in range(len(steps)):
+        cut = i if steps[i] == _CROSSTALK else cut
+    for y in range(0, rows, _ROWS):
         for a in range(n):
-            y0, x0, ny, nx = boxes[a]
-            if y < ny:
-                row = counts[a, y0 + y, x0 : x0 + nx]
-                _load(row, terms.level[a, y], terms.noise[a], values[a, :nx], error[a, :nx], flags[a, :nx])
-        for step in steps:
-            if step == _CROSSTALK:
-                _all_amplifiers(terms.coupling, y, values, error, flags, scratch)
-                continue
-            for a in range(n):
-                nx = boxes[a, 3] if y < boxes[a, 2] else 0
-                _one_row(step, terms, scale[a], a, y, values[a, :nx], error[a, :nx], flags[a, :nx])
+            scale[a] = 1
+            _load(counts[a], terms, a, y, boxes[a], values[a], error[a], flags[a])
+            for step in steps[:cut]:
+                _one_amplifier(step, terms, scale[a], a, y, values[a], error[a], flags[a])
                 scale[a] = terms.gain[a] if step == _GAIN else scale[a]
+        if cut < len(steps):
+            _all_amplifiers(terms.coupling, y, values, error, flags, scratch)
         for a in range(n):
-            _finish(values[a], error[a], flags[a], image[a, y], variance[a, y], mask[a, y])
+            for step in steps[cut + 1 :]:
+                _one_amplifier(step, terms, scale[a], a, y, values[a], error[a], flags[a])
+                scale[a] = terms.gain[a] if step == _GAIN else scale[a]
+            for j in range(min(_ROWS, rows - y)):
+                has = boxes[a, 3] if y + j < boxes[a, 2] else 0
+                _finish(
+                    values[a, j], error[a, j], flags[a, j], has, image[a, y + j], variance[a, y + j], mask[a, y + j]
+                )

@@ -30,6 +30,7 @@ from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.gain import gains_of
 from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate
 from lsstcal_dask.isr.linearity import tables
+from lsstcal_dask.isr.neighbours import Seen, Source, add_noise
 from lsstcal_dask.isr.overscan import OverscanConfig
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
     "Site",
     "check_steps",
     "correct",
-    "electrons",
+    "source",
 ]
 
 _FLAGS: Final = ("saturation", "defects", "edges", "cosmics")
@@ -146,7 +147,7 @@ def correct(
     site: Site,
     products: Mapping[str, xr.Dataset],
     config: IsrConfig = IsrConfig(),
-    others: np.ndarray | None = None,
+    others: Seen | None = None,
 ) -> Frame:
     """Apply the corrections of an order whose products are given; those without a product always.
 
@@ -155,8 +156,7 @@ def correct(
     raw : counts of one CCD.
     products : by name, of this detector; a correction without its product is left out,
         which is for the caller to allow.
-    others : (amplifier, y, x) float32, electron, that other CCDs leave in this one: see `electrons` and
-        `isr.crosstalk.from_others`.
+    others : what other CCDs leave in this one: see `source` and `isr.neighbours.seen`.
 
     Returns
     -------
@@ -169,20 +169,22 @@ def correct(
         The dark time is missing or negative, and there is a dark.
     """
     steps = [step for step in ORDERS[config.order] if step not in NEEDED or step in products]
-    frame = _correct_rows(raw, site, [step for step in steps if step in rows.STEPS], products, config, others)
+    charge = None if others is None else others.charge
+    frame = _correct_rows(raw, site, [step for step in steps if step in rows.STEPS], products, config, charge)
+    if others is not None and "crosstalk" in steps:
+        frame = add_noise(frame, others)
     for step in steps:
         if step in _FRAME_STEPS:
             frame = _FRAME_STEPS[step](frame, site, products, config)
     return frame
 
 
-def electrons(
-    raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig = IsrConfig()
-) -> np.ndarray:
-    """Image (amplifier, y, x) float32, electron, of a CCD before its crosstalk is removed: what others see of it."""
+def source(raw: RawFrame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig = IsrConfig()) -> Source:
+    """Amplifiers of a CCD before their crosstalk is removed: what others see of them."""
     order = ORDERS[config.order]
     steps = [step for step in order[: order.index("crosstalk")] if step in rows.STEPS and step in products]
-    return _correct_rows(raw, site, steps, products, config, None).image
+    frame = _correct_rows(raw, site, steps, products, config, None)
+    return Source(frame.image, frame.variance, _coupling(raw, products, None).ceiling)
 
 
 def _correct_rows(

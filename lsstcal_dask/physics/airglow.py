@@ -177,7 +177,9 @@ def _levels(v: int, parity: int) -> tuple[np.ndarray, np.ndarray]:
     return origin + np.stack([middle - half, middle + half], axis=1), angle
 
 
-def _overlap(above: np.ndarray, below: np.ndarray, ends: tuple[int, int], strength: np.ndarray) -> np.ndarray:
+def _overlap(
+    above: np.ndarray, below: np.ndarray, ends: tuple[int, int], strength: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
     """Amplitude of the lines from F1 or F2 to F1 or F2: products of the parts in Omega = 3/2 and 1/2."""
 
     def parts(angle: np.ndarray, f: int) -> tuple[np.ndarray, np.ndarray]:

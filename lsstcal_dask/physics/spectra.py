@@ -102,6 +102,8 @@ class Curve:
         check_wavelengths(what, self.wavelength)
         _check_values(what, self.wavelength, self.value)
         check_fractions(what, self.value)
+        if self.error is not None and np.shape(self.error) != np.shape(self.value):
+            raise CalibrationError(f"{what}: {np.size(self.error)} errors for {len(self.value)} values: give one each")
 
     def at(self, wavelength: Any, outside: float | None = None) -> np.ndarray:
         """Value at wavelengths (nm); ``outside`` is its value beyond the ends, an error if None."""

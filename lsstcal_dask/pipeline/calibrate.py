@@ -10,8 +10,9 @@ import xarray as xr
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import Detector
-from lsstcal_dask.isr.crosstalk import Entries, coupled, from_others, raw_frame
+from lsstcal_dask.isr.crosstalk import Entries, coupled
 from lsstcal_dask.isr.frame import Frame, RawFrame
+from lsstcal_dask.isr.neighbours import Seen, seen
 from lsstcal_dask.isr.sequence import (
     BY_FILTER,
     IN_ELECTRONS,
@@ -22,7 +23,7 @@ from lsstcal_dask.isr.sequence import (
     Site,
     check_steps,
     correct,
-    electrons,
+    source,
 )
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
@@ -38,11 +39,12 @@ from lsstcal_dask.variables import NOTE
 __all__ = [
     "Sensor",
     "calibrate",
-    "charge_of_neighbours",
+    "couplings",
     "find_calibrated",
     "find_neighbours",
     "product_names",
     "read_frame",
+    "seen_of_neighbours",
 ]
 
 _NAME = "calibrated"
@@ -127,8 +129,10 @@ def _calibrate_one(
         det: Sensor(store.camera.detector(det), {step: (p.name, p.version) for step, p in use.items()})
         for det, use in found.items()
     }
+    coupling = {det: couplings(store, sensor) for det, sensor in sensors.items()}
+    pointer = replace(pointer, remarks=pointer.remarks + _left_in(coupling))
     work = {
-        det: (_results, (context, sensor, find_neighbours(store, raw, sensor, sensors)))
+        det: (_results, (context, sensor, find_neighbours(raw, coupling[det], sensors)))
         for det, sensor in sensors.items()
     }
     return run_version(store.url, pointer, template, raw, work, compute, progress)
@@ -158,12 +162,26 @@ class Neighbour:
     entries: Entries
 
 
-def find_neighbours(store: Store, raw: xr.Dataset, sensor: Sensor, present: Mapping[str, Sensor]) -> list[Neighbour]:
-    """The CCDs, of those that are there, that couple to one."""
+def couplings(store: Store, sensor: Sensor) -> dict[str, Entries]:
+    """Coefficients of the other CCDs that couple to one, by name."""
     if "crosstalk" not in sensor.versions:
-        return []
-    product = sensor.products(store.url)["crosstalk"]
-    found = coupled(product, sensor.detector, store.camera)
+        return {}
+    return coupled(sensor.products(store.url)["crosstalk"], sensor.detector, store.camera)
+
+
+def _left_in(found: Mapping[str, Mapping[str, Entries]]) -> list[str]:
+    """Remarks on crosstalk from CCDs that are not there; ``found`` are the couplings of each CCD that is."""
+    remarks = []
+    for name, sources in found.items():
+        if absent := [other for other in sources if other not in found]:
+            remarks.append(
+                f"{name}: crosstalk from {', '.join(absent)}, missing or failed in this exposure, is left in"
+            )
+    return remarks
+
+
+def find_neighbours(raw: xr.Dataset, found: Mapping[str, Entries], present: Mapping[str, Sensor]) -> list[Neighbour]:
+    """The CCDs, of those that are there, that couple to one by its `couplings`."""
     return [Neighbour(present[name], raw.sel(detector=name), own) for name, own in found.items() if name in present]
 
 
@@ -205,7 +223,7 @@ def _results(
     """What a worker does for one detector."""
     url, site, config = context
     detector, products = sensor.detector, sensor.products(url)
-    others = charge_of_neighbours(url, site, config, detector, neighbours) if neighbours else None
+    others = seen_of_neighbours(url, site, config, detector, neighbours) if neighbours else None
     frame = correct(read_frame(raw, detector), site, products, config, others)
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
@@ -222,31 +240,19 @@ def read_frame(raw: xr.Dataset, detector: Detector) -> RawFrame:
     return RawFrame(str(raw["exposure"].values), detector, float(raw["dark_time"]), counts)
 
 
-def charge_of_neighbours(
+def seen_of_neighbours(
     url: str, site: Site, config: IsrConfig, detector: Detector, neighbours: Sequence[Neighbour]
-) -> np.ndarray:
-    """What other CCDs leave in one (amplifier, y, x), electron, trimmed: their amplifiers that couple are read."""
-    shape = _largest([one.sensor.detector for one in neighbours] + [detector])
-    images, entries = {}, {}
+) -> Seen:
+    """What other CCDs leave in one: their amplifiers that couple are read."""
+    sources = {}
     for one in neighbours:
-        name = one.sensor.detector.name
         lit = np.unique(one.entries.sources)
         part = replace(one.sensor.detector, amplifiers=tuple(one.sensor.detector.amplifiers[i] for i in lit))
-        image = electrons(read_frame(one.raw, part), site, one.sensor.products(url), config)
-        images[name] = raw_frame(image, part, shape)
-        entries[name] = replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
-    seen = from_others(images, entries, detector)
-    out = np.zeros((len(seen), *site.shape), np.float32)
-    for i, amplifier in enumerate(detector.amplifiers):
-        ny, nx = amplifier.data.shape
-        out[i, :ny, :nx] = seen[(i, *amplifier.data.slices)]
-    return out
-
-
-def _largest(detectors: Sequence[Detector]) -> tuple[int, int]:
-    """Shape that holds the raw amplifiers of all."""
-    ny, nx = zip(*(a.raw_shape for d in detectors for a in d.amplifiers), strict=True)
-    return max(ny), max(nx)
+        products = {k: v.sel(amplifier=[a.name for a in part.amplifiers]) for k, v in one.sensor.products(url).items()}
+        own = source(read_frame(one.raw, part), site, products, config)
+        entries = replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
+        sources[one.sensor.detector.name] = own, part, entries
+    return seen(sources, detector, site.shape)
 
 
 def _dataset(frame: Frame, i: int) -> xr.Dataset:

@@ -112,11 +112,12 @@ class Plan:
         sensors, failed = self.sensors(own)
         record = self._record(group, own, sensors)
         known = [slot for slot, claim in self.claims.items() if claim["identity"] == record["identity"]]
-        known = [s for s in known if s in self.slots or self.claims[s]["software"] == self.software]
+        whole = [slot for slot in known if self._whole(slot, sensors)]
+        known = whole or [slot for slot in known if self.claims[slot]["software"] == self.software]
         slot = max(known) if known else claim_slot(self.store.url, self.name, record)
         kept = self.claims.get(slot, record)  # what it is compared with was decided when it was claimed
         group = replace(group, compared=kept["compared"], compared_photons=kept["compared_photons"])
-        published = self.slots.get(slot)
+        published = self.slots[slot] if whole else None
         done = {} if published else read_markers(self.store.url, self.name, slot)
         return Job(group, slot, sensors, failed, done, published)
 
@@ -124,6 +125,13 @@ class Plan:
     def remarks(self) -> list[str]:
         """Corrections that are left out, for nothing was built for them."""
         return [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without]
+
+    def _whole(self, slot: int, sensors: Mapping[str, Sensor]) -> bool:
+        """Whether a slice is published and every CCD of it is there: who deletes a marker asks for it again."""
+        if slot not in self.slots:
+            return False
+        names = objects.list_names(self.store.url, f"{base(self.name)}/done/{slot:05d}")
+        return set(sensors) - set(self.slots[slot].missing) <= {name.removesuffix(".json") for name in names}
 
     def _record(self, group: Group, own: xr.Dataset, sensors: Mapping[str, Sensor]) -> dict[str, Any]:
         """What determines the bits of a slice."""

@@ -19,8 +19,9 @@ from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.products.slices import group_flats, mean_response
+from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
-from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot
+from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
 from lsstcal_dask.storage.cubewriting import create_cube, publish_cube, read_sums
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw
@@ -30,6 +31,10 @@ __all__ = ["CubeBuilt", "make_cube"]
 
 _BLOCK: Final = 8
 """Slices of a CCD that a task makes: they share the products that are read; a kill loses at most one."""
+
+
+_Blocks = list[tuple[str, list[int]]]
+"""CCDs and places of their jobs, by slot."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,20 @@ def _make_slices(run: Plan, form: Form, jobs: Sequence[Job], compute: Compute, p
     made, errors = 0, []
     shared = dask.delayed(Opaque((run.store.url, run.name, run.raw, run.config.cube, run.isr, list(jobs))), pure=False)
     task = dask.delayed(make_block, pure=False)
-    blocks = list(_blocks(form, jobs, [d.name for d in run.store.camera.detectors]))
-    tasks = [task(shared, det, Opaque(own)) for det, own in blocks]
-    for label, result in compute.run(tasks, labels=_labels(blocks, jobs), describe=run.name, progress=progress):
-        det = str(label).partition(",")[0]
-        if isinstance(result, Exception):
-            errors.append(f"cube {run.name}: {label}: {result}")
-            continue
-        for slot, marker in result.items():
-            (failed if isinstance(marker, str) else markers)[slot][det] = marker
-            made += not isinstance(marker, str)
+    for blocks in _waves(run, form, jobs):
+        tasks = [task(shared, det, Opaque(own)) for det, own in blocks]
+        for label, result in compute.run(tasks, labels=_labels(blocks, jobs), describe=run.name, progress=progress):
+            det = str(label).partition(",")[0]
+            if isinstance(result, Exception):
+                errors.append(f"cube {run.name}: {label}: {result}")
+                continue
+            for slot, marker in result.items():
+                (failed if isinstance(marker, str) else markers)[slot][det] = marker
+                made += not isinstance(marker, str)
     return _Outcome(markers, failed, made, errors)
 
 
-def _labels(blocks: Sequence[tuple[str, list[int]]], jobs: Sequence[Job]) -> list[str]:
+def _labels(blocks: _Blocks, jobs: Sequence[Job]) -> list[str]:
     """Name of each block of wavelengths for a person."""
     found = []
     for det, own in blocks:
@@ -118,14 +123,30 @@ def _labels(blocks: Sequence[tuple[str, list[int]]], jobs: Sequence[Job]) -> lis
     return found
 
 
-def _blocks(form: Form, jobs: Sequence[Job], detectors: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """CCD and places of its jobs, by slot; of form i1 all at once, for a slice refers to those before it."""
-    order = sorted(range(len(jobs)), key=lambda i: jobs[i].slot)
-    for det in detectors:
-        own = [i for i in order if not jobs[i].published and det in jobs[i].sensors and det not in jobs[i].done]
-        size = max(len(own), 1) if form == "i1" else _BLOCK
-        for start in range(0, len(own), size):
-            yield det, own[start : start + size]
+def _waves(run: Plan, form: Form, jobs: Sequence[Job]) -> Iterator[_Blocks]:
+    """What may be made at once, and then the rest, whatever the number of workers with the same result.
+
+    The first slice of a CCD says which pixels are bad at all wavelengths: it is made before others of it begin.
+    A slice of form i1 refers to those before it: all of a CCD are one block.
+    """
+    order = sorted((i for i in range(len(jobs)) if not jobs[i].published), key=lambda i: jobs[i].slot)
+    names = [d.name for d in run.store.camera.detectors]
+    left = {det: [i for i in order if det in jobs[i].sensors and det not in jobs[i].done] for det in names}
+    new = {det for det in names if left[det] and not _begun(run, det)}
+    size = max(len(jobs), 1) if form == "i1" else _BLOCK
+    yield [(d, own) for d in names for own in _cut(left[d], size)[: 1 if d in new else None]]
+    if rest := {det: left[det][size:] for det in names if det in new and left[det][size:]}:
+        yield [(d, part) for d, own in rest.items() for part in _cut(own, size if _begun(run, d) else len(own))]
+
+
+def _begun(run: Plan, det: str) -> bool:
+    """Whether a slice of a CCD was ever stored."""
+    index = [d.name for d in run.store.camera.detectors].index(det)
+    return objects.exists(run.store.url, shard_path(run.name, "mask", index))
+
+
+def _cut(own: list[int], size: int) -> list[list[int]]:
+    return [own[start : start + size] for start in range(0, len(own), size)]
 
 
 def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:

@@ -3,9 +3,10 @@ updated.)
 
 A remeasured product differs in an amplifier where a quantity is off by more than 4 sigma of both errors. Of many
 numbers of an amplifier (pairs of crosstalk, nodes of a curve) the worst is judged by the chance that any of them is
-so far off. The camera team's is used until a remeasured version that differs is accepted, and then only for the CCDs
-in which it does. Of defects, every pixel that is new counts: it was significant when it was found; what is accepted
-is the union with the list of the camera team and with what was accepted before.
+so far off. A number without an error, on either side, cannot be judged; only pairs of crosstalk that the camera team
+does not list are zero without one. The camera team's is used until a remeasured version that differs is accepted, and
+then only for the CCDs in which it does. Of defects, every pixel that is new counts: it was significant when it was
+found; what is accepted is the union with the list of the camera team and with what was accepted before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -126,11 +127,12 @@ def curve_difference(team: xr.Dataset, remeasured: xr.Dataset) -> tuple[np.ndarr
     use = (level > 0) & (level <= min([level[-1], other[-1], *tops]))
     level, correction, error = level[use], correction[use], error[use]
     difference = Akima1DInterpolator(other, other_correction)(level) - correction
-    sigma = np.hypot(np.nan_to_num(error), np.nan_to_num(np.interp(level, other, other_error)))
-    if len(level) < _LEAST or not (sigma > 0).all():
-        return difference, np.where(sigma > 0, sigma, np.nan)
+    sigma = np.hypot(error, np.interp(level, other, other_error))
+    sigma = np.where(sigma > 0, sigma, np.nan)
+    if np.isfinite(sigma).sum() < _LEAST:
+        return difference, sigma
     true = level + correction
-    factor = np.sum(difference * true / sigma**2) / np.sum((true / sigma) ** 2)
+    factor = np.nansum(difference * true / sigma**2) / np.nansum((true / sigma) ** 2)
     return difference - factor * true, sigma
 
 
@@ -145,9 +147,11 @@ def _pair(team: xr.Dataset, remeasured: xr.Dataset, name: str) -> tuple[np.ndarr
     """Difference of a quantity of an amplifier, and its error: (n,), of numbers that both have."""
     values = [np.atleast_1d(d[name].values).astype(np.float64) for d in (team, remeasured)]
     errors = [np.atleast_1d(d[f"{name}_error"].values).astype(np.float64) for d in (team, remeasured)]
+    if "source" in team[name].dims:
+        errors[0] = np.where(values[0] == 0, np.nan_to_num(errors[0]), errors[0])  # a pair that is not listed
     both = np.isfinite(values[0]) & np.isfinite(values[1])
-    sigma = np.hypot(*(np.nan_to_num(e[both], posinf=0.0) for e in errors))
-    return values[1][both] - values[0][both], np.where(sigma > 0, sigma, np.nan)
+    sigma = np.hypot(*(e[both] for e in errors))
+    return values[1][both] - values[0][both], np.where((sigma > 0) & np.isfinite(sigma), sigma, np.nan)
 
 
 def _quantities(product: str, team: xr.Dataset, remeasured: xr.Dataset) -> list[str]:
@@ -272,9 +276,14 @@ def accept(store: Store, product: str, compute: Compute, version: str = "") -> A
     Raises
     ------
     CalibrationError
-        As `compare`; or nothing differs by more than the limit.
+        As `compare`; or nothing can be judged, or differs by more than the limit.
     """
     found = compare(store, product, version)
+    if product != "defects" and all(np.isnan(row.significance) for row in found.rows):
+        raise CalibrationError(
+            f"{product} {found.remeasured} cannot be compared with the camera team's {found.team}: there is no number "
+            f"that both have with an error: the camera team's stays in use"
+        )
     if not found.exceeding:
         where = f"{len(found.rows)} quantities of {len({r.detector for r in found.rows})} CCDs"
         raise CalibrationError(

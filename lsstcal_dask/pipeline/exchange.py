@@ -18,12 +18,14 @@ from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, WrongUse
 from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.levels import LEVELS, complete_levels
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.delivered import keep
 from lsstcal_dask.storage.deliveries import DELIVERED, source_names
-from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template
+from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, Template, list_products
 from lsstcal_dask.storage.provenance import hash_file, software
-from lsstcal_dask.storage.rubin.coupling import read_crosstalk
+from lsstcal_dask.storage.rubin.coupling import read_crosstalk, read_together
 from lsstcal_dask.storage.rubin.defects import DefectList, defect_masks, read_defects
 from lsstcal_dask.storage.rubin.files import RubinFile, read_file
 from lsstcal_dask.storage.rubin.linearizer import read_linearizer
@@ -31,19 +33,15 @@ from lsstcal_dask.storage.rubin.ptc import labelled, read_eo_summary, read_ptc
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import DEFECT_KINDS, NOTE
 
-__all__ = ["EXCHANGED", "check_product", "import_all", "import_files", "import_inputs"]
+__all__ = ["BESIDE", "EXCHANGED", "KEPT", "check_product", "import_all", "import_files", "import_inputs"]
 
 EXCHANGED: Final = tuple(DELIVERED)
 """Products that can be imported and exported."""
 
-_LEVELS: Final = tuple(
-    f"{name}{end}"
-    for name in ("well_bloom", "well_serial", "well_adc", "linearity_turnoff", "ptc_turnoff")
-    for end in ("", "_error")
-)
-"""What the product `saturation` holds in any case."""
+KEPT: Final = ("gain", "linearity", "crosstalk")
+"""Products of which Rubin's files, one for each CCD, are kept as they were delivered."""
 
-_BESIDE: Final = (".ic.ecsv", ".sources.fits")
+BESIDE: Final = (".ic.ecsv", ".sources.fits")
 """Files of crosstalk that are read with the one they stand beside."""
 
 _ALWAYS: Final = "1970-01-01T00:00:00"
@@ -58,7 +56,8 @@ class _Delivery:
     """What files say, by CCD, and what tells these files from others."""
 
     values: dict[str, Any] = field(default_factory=dict)  # Dataset over amplifiers, or lists of defects
-    files: list[dict[str, str]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    paths: dict[str, list[Path]] = field(default_factory=dict)  # by hash, of files of one CCD that are to be kept
     dates: set[str] = field(default_factory=set)
 
     def add(self, name: str, value: Any, file: RubinFile) -> None:
@@ -70,11 +69,16 @@ class _Delivery:
         else:
             self.values[name] = value
 
-    def record(self, file: RubinFile) -> None:
-        """Remember a file: the end of its path, its hash, its date."""
-        self.files.append({"name": "/".join(Path(file.path).parts[-2:]), "hash": file.hash})
-        if date := file.entry("CALIBDATE"):
-            self.dates.add(_iso(str(date), file.path))
+    def record(self, file: RubinFile, product: str = "", detector: str = "") -> None:
+        """Remember a file: the end of its path, its hash, its date; where it is of one CCD, which, to keep it."""
+        row: dict[str, Any] = {"name": "/".join(Path(file.path).parts[-2:]), "hash": file.hash}
+        date = _iso(str(file.entry("CALIBDATE")), file.path) if file.entry("CALIBDATE") else ""
+        if detector:
+            row |= {"detector": detector, "date": date}
+            self.paths[file.hash] = read_together(file.path) if product == "crosstalk" else [Path(file.path)]
+        self.files.append(row)
+        if date:
+            self.dates.add(date)
 
 
 def _iso(text: str, path: str) -> str:
@@ -172,13 +176,13 @@ def import_files(
     if not files:
         raise WrongUse(f"{product}: name files to import")
     delivery, errors = _Delivery(), []
-    for path in (path for path in map(str, files) if not path.endswith(_BESIDE)):
+    for path in (path for path in map(str, files) if not path.endswith(BESIDE)):
         try:
             file = None
             for name, value, file in _read(product, path, store.camera):
                 delivery.add(name, value, file)
             if file is not None:
-                delivery.record(file)
+                delivery.record(file, product, name if product in KEPT and file.entry("OBSTYPE") else "")
         except CalibrationError as error:
             errors.append(str(error))
     if errors:
@@ -240,12 +244,23 @@ def _publish(store: Store, product: str, delivery: _Delivery, validity: Validity
     if validity.valid_until and validity.valid_until <= validity.valid_from:
         raise WrongUse(f"{product}: --valid-until {validity.valid_until} is not later than {validity.valid_from}")
     values = {d.name: delivery.values[d.name] for d in store.camera.detectors if d.name in delivery.values}
+    inputs: dict[str, Any] = {}
+    if product == "saturation":
+        values, inputs["delivers"], upstream = complete_levels(
+            store.url, list_products(store.url), values, validity.valid_from
+        )
+        inputs |= {"upstream": upstream} if upstream else {}
     template = _template(store, product, values)
+    files = [
+        row
+        | ({"kept": keep(store.url, product, delivery.paths[row["hash"]], row["hash"])} if "detector" in row else {})
+        for row in delivery.files
+    ]
     pointer = Pointer(
         name=product,
         valid_from=validity.valid_from,
         valid_until=validity.valid_until,
-        inputs={"files": sorted(delivery.files, key=lambda row: (row["name"], row["hash"]))},
+        inputs={"files": sorted(files, key=lambda row: (row["name"], row["hash"])), **inputs},
         configuration={},
         software=software(),
         failed={},
@@ -275,7 +290,7 @@ def _template(store: Store, product: str, values: Mapping[str, Any]) -> Template
     found = {str(name): array for value in values.values() for name, array in value.data_vars.items()}
     outputs = {name: Output("float64", array.attrs.get("units", "")) for name, array in found.items()}
     if product == "saturation":
-        outputs = {name: Output("float64", "electron") for name in _LEVELS} | outputs
+        outputs = {f"{name}{end}": Output("float64", "electron") for name in LEVELS for end in ("", "_error")} | outputs
     if product == "linearity":
         sizes["node"] = max(value.sizes["node"] for value in values.values())
     if product == "crosstalk":

@@ -1,8 +1,10 @@
-"""Products out as files of Rubin's software, to the last bit what an import makes of them (§2-§5)."""
+"""Products out as files of Rubin's software, to the last bit what an import makes of them (§2-§5).
+
+What was imported from such files comes out as it was delivered.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -10,18 +12,17 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Camera, Detector
-from lsstcal_dask.pipeline.exchange import check_product
+from lsstcal_dask.pipeline.exchange import BESIDE, check_product
 from lsstcal_dask.pipeline.store import Store
+from lsstcal_dask.storage.delivered import kept
 from lsstcal_dask.storage.products import Pointer, list_products, open_product
 from lsstcal_dask.storage.rubin.coupling import write_crosstalk
 from lsstcal_dask.storage.rubin.defects import write_defects
-from lsstcal_dask.storage.rubin.files import FORMATS, location, write_file
+from lsstcal_dask.storage.rubin.files import FORMATS, location, redate, write_file
 from lsstcal_dask.storage.rubin.linearizer import write_linearizer
 from lsstcal_dask.storage.rubin.ptc import PhotonTransfer, write_ptc
 
 __all__ = ["Exported", "export_product"]
-
-_BESIDE: Final = ".sources.fits"
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,12 @@ def export_product(store: Store, product: str, folder: str | Path, form: str = "
     files, remarks = [], []
     for name in pointer.detectors:
         place = (store.camera, store.camera.detector(name))
+        if given := _delivered(store, pointer, place, (Path(folder), form)):
+            files += given
+            continue
         files += _write(product, dataset.sel(detector=name), place, (Path(folder), pointer.valid_from, form))
-    if any(path.name.endswith(_BESIDE) for path in files):
-        remarks.append(f"what Rubin's files of crosstalk have no place for is in files {_BESIDE} beside them")
+    if any(path.name.endswith(BESIDE[1]) for path in files):
+        remarks.append(f"what Rubin's files of crosstalk have no place for is in files {BESIDE[1]} beside them")
     return Exported(pointer, files, remarks)
 
 
@@ -79,7 +83,7 @@ def _write(product: str, own: xr.Dataset, place: tuple[Camera, Detector], where:
     folder, date, form = where
     if product == "defects":
         return write_defects(folder, own["mask"].values, own["defect_kind"].values, place, date, form)
-    path = location(folder, {"gain": "ptc", "linearity": "linearizer"}.get(product, product), detector.name, date, form)
+    path = _path(folder, product, detector, date, form)
     if product == "gain":
         names = sorted(str(name) for name, array in own.data_vars.items() if array.dims == ("amplifier",))
         count = len(detector.amplifiers)
@@ -91,6 +95,36 @@ def _write(product: str, own: xr.Dataset, place: tuple[Camera, Detector], where:
     else:
         return write_crosstalk(path, own, place, date)
     return [path]
+
+
+def _path(folder: Path, product: str, detector: Detector, date: str, form: str) -> Path:
+    return location(folder, {"gain": "ptc", "linearity": "linearizer"}.get(product, product), detector.name, date, form)
+
+
+def _delivered(store: Store, pointer: Pointer, place: tuple[Camera, Detector], where: tuple[Path, str]) -> list[Path]:
+    """Write the files of one CCD that were delivered in this format, as they are; none where none were kept.
+
+    A file whose product was given another start of validity than it says gets that date; where another file says
+    that it belongs to it, it cannot.
+    """
+    (_, detector), (folder, form) = place, where
+    rows = [row for row in pointer.inputs.get("files", []) if row.get("detector") == detector.name]
+    if not rows or rows[0]["kept"][0].lower() != f".{form}":
+        return []
+    same = rows[0]["date"] == pointer.valid_from
+    if not same and (form == "yaml" or len(rows[0]["kept"]) > 1):
+        return []
+    path = _path(folder, pointer.name, detector, pointer.valid_from, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for ending in BESIDE if pointer.name == "crosstalk" else ():
+        path.with_suffix(ending).unlink(missing_ok=True)
+    written = []
+    for ending, data in kept(store.url, pointer.name, rows[0]).items():
+        written.append(path.with_suffix(ending.lower()))
+        written[-1].write_bytes(data)
+    if not same:
+        redate(path, pointer.valid_from)
+    return written
 
 
 def _write_channels(path: Path, dataset: xr.Dataset, camera: Camera, pointer: Pointer) -> None:

@@ -1,7 +1,7 @@
 """Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +11,12 @@ import xarray as xr
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
 from lsstcal_dask.mapping import AmplifierResults
-from lsstcal_dask.physics.passbands import Surface, passband_from_table, surface
+from lsstcal_dask.physics.passbands import Surface, surface
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.passbands import store_passband
+from lsstcal_dask.pipeline.sky import sky_of_visit
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
 from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
@@ -22,10 +24,11 @@ from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.storage.cubes import Cube, read_cube
 from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
 from lsstcal_dask.storage.provenance import digest, software
-from lsstcal_dask.storage.tables import input_names, read_input
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.storage.tables import input_names
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_lamp", "read_passband", "source_of"]
+__all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_lamp", "read_passband", "sky_of", "source_of"]
 
 FLAT_FNU: Final = "flat-fnu"
 """Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
@@ -76,7 +79,7 @@ def read_passband(store: Store, band: str) -> Surface | None:
             f"filter {band}: its transmission is not known (there is {', '.join(known) or 'none'}): put a table into "
             f"{store.url}/inputs/filter-{band}.ecsv"
         )
-    return surface(passband_from_table(read_input(store.url, f"filter-{band}")))
+    return surface(store_passband(store, band))
 
 
 def read_lamp(given: str | Path) -> Spectrum:
@@ -91,6 +94,17 @@ def source_of(store: Store, band: str, spectrum: str | Path, atmosphere: str | P
     """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
     air = None if atmosphere is None else read_curve(atmosphere)
     return Source(read_lamp(spectrum), read_passband(store, band), air)
+
+
+def sky_of(store: Store, band: str, visit: str) -> tuple[Source, Validity]:
+    """Light of the sky that a visit saw, and the time for which it counts: that of the visit.
+
+    The spectra of the calibration telescope are of light that has passed the air.
+    """
+    spectrum, _ = sky_of_visit(store, visit)
+    start = open_raw(store.url, store.camera, exposures=[visit], chunked=False)["time"].values[0]
+    first, last = (str(np.datetime_as_string(at, unit="s")) for at in (start, start + np.timedelta64(1, "s")))
+    return Source(spectrum, read_passband(store, band)), Validity(first, last)
 
 
 def make_flat(
@@ -203,12 +217,15 @@ def _start(cube: Cube) -> str:
 
 def _digest_source(source: Source) -> str:
     """Hash of everything that determines the weights."""
-    spectrum, passband, air = source.spectrum, source.passband, source.atmosphere
-    parts: list[Any] = [getattr(spectrum, name) for name in ("wavelength", "density", "line_wavelength", "line_flux")]
-    if isinstance(passband, Surface):
-        parts += [passband.wavelength, passband.coefficients]
-    elif passband is not None:
-        parts += [passband.wavelength, passband.value]
-    if air is not None:
-        parts += [air.wavelength, air.value]
-    return digest([np.asarray(part, float).tolist() for part in parts])
+    return digest([_plain(one) for one in (source.spectrum, source.passband, source.atmosphere)])
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and arrays as JSON holds them."""
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return np.asarray(value).tolist()

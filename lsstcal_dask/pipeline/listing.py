@@ -8,6 +8,7 @@ from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.storage.cubelayout import list_cubes, list_pointers, load_layout
+from lsstcal_dask.storage.cubes import check_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, outdated
 from lsstcal_dask.storage.raw import check_frame
@@ -43,6 +44,9 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
                 for det in check_product(store.url, pointer)
             ]
         products.append(_product_row(pointer, stale.get(pointer.version, "")))
+    cubes = [_cube_row(store, name) for name in list_cubes(store.url)]
+    for row in cubes if check else ():
+        damaged += check_cube(read_cube(store.url, row["cube"])) if row["number"] else []
     ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
     return {
         "store": store.url,
@@ -50,7 +54,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         "exposures": ordered,
         "inputs": input_names(store.url),
         "products": products,
-        "cubes": [_cube_row(store, name) for name in list_cubes(store.url)],
+        "cubes": cubes,
         "damaged": damaged,
     }
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import xarray as xr
 
 from lsstcal_dask.instrument.camera import Camera
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.store import Store
@@ -17,12 +19,15 @@ from lsstcal_dask.storage.cubes import Cube, CubeReader, read_cube
 __all__ = ["CubeOpener", "Source", "scan_of", "synthetic_flats"]
 
 
+_BLOCK: Final = 64  # wavelengths read at once at most: of an amplifier of LSSTCam 131 MB
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Light that a flat is wanted for."""
 
     spectrum: Spectrum
-    passband: Surface | Curve | None = None
+    passband: Surface | Nearby | Curve | None = None
     atmosphere: Curve | None = None
 
 
@@ -33,7 +38,7 @@ class CubeOpener:
     url: str
     name: str
     number: int
-    block: int = 8  # wavelengths read at once
+    block: int = 8  # wavelengths read at once: more for many flats, whose sums take longer to fetch than to add to
 
     def __call__(self, detector: str) -> CubeReader:
         """Reader of a CCD."""
@@ -70,6 +75,6 @@ def synthetic_flats(
     found = read_cube(store.url, cube, number)
     scan = scan_of(found, store.camera)
     weights = [make_weights(s.spectrum, s.passband, scan, s.atmosphere, config.weights) for s in sources]
-    opener = CubeOpener(store.url, cube, found.pointer.number)
+    opener = CubeOpener(store.url, cube, found.pointer.number, min(max(8, 2 * len(sources)), _BLOCK))
     flats = synthesize(weights, store.camera, found.layout.amplifiers, opener, config)
     return flats.assign_attrs(cube=cube, number=found.pointer.number)

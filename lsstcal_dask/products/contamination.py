@@ -25,6 +25,7 @@ from lsstcal_dask.statistics.starlet import bin_weighted, significant, spread
 
 __all__ = ["Cells", "ContaminationConfig", "Lamp", "Mote", "compare_bands", "find_dust", "fit_lamp", "make_cells"]
 
+_USELESS: Final = 2.0  # nm, error of a drift that says nothing
 _ROUNDS: Final = 20  # of the clipped fit: each takes out dust that the one before still followed
 _FIELDS: Final = ("x", "y", "change", "variance", "drift")
 _ALIKE: Final = 0.03  # of a shadow's depth: what smoothing it in each band by itself leaves
@@ -131,10 +132,7 @@ def fit_lamp(cells: Sequence[Cells], config: ContaminationConfig, *, with_drift:
     if with_drift:
         outside = moved - design @ np.linalg.lstsq(design, moved, rcond=None)[0]
         if np.sqrt(np.mean(outside**2)) < 1e-9 + 1e-6 * np.abs(moved).max():
-            raise DegenerateSolution(
-                "contamination: a drift of the filter changes every pixel alike or as the lamp does: use sensors of "
-                "more than one kind, or fit without it"
-            )
+            raise _cannot_tell("none that the lamp could not make")
         design = np.column_stack([design, moved])
     weight = 1 / variance
     keep = np.ones(len(x), bool)
@@ -149,7 +147,16 @@ def fit_lamp(cells: Sequence[Cells], config: ContaminationConfig, *, with_drift:
     chi2 = float(np.sum((change - design @ found)[keep] ** 2 * weight[keep]) / max(keep.sum() - design.shape[1], 1))
     error = np.sqrt(np.diag(covariance) * max(chi2, 1.0))
     drift = (float(found[-1]), float(error[-1])) if with_drift else (np.nan, np.nan)
+    if with_drift and drift[1] > _USELESS:
+        raise _cannot_tell(f"known to {drift[1]:.1f} nm only")
     return Lamp(found[: -1 if with_drift else None], scale, *drift, chi2, float(keep.mean()))
+
+
+def _cannot_tell(how: str) -> DegenerateSolution:
+    return DegenerateSolution(
+        f"contamination: a drift of the filter changes every pixel alike or as the lamp does ({how}): use sensors of "
+        f"more than one kind, or fit without it"
+    )
 
 
 def find_dust(

@@ -17,7 +17,7 @@ from lsstcal_dask.isr.cosmics import single_frame_hits
 from lsstcal_dask.products.exposures import Exposures
 from lsstcal_dask.statistics.robust import clip_variance_factor
 
-__all__ = ["Recombined", "combine_again", "find_hits", "frames_needed", "grow_hits", "hits_in_each"]
+__all__ = ["Recombined", "combine_again", "find_hits", "frames_needed", "hits_in_each"]
 
 _HIGH: Final = 6.0  # sigma of a pixel that tells of a hit
 _LOW: Final = 3.0  # of those that touch it
@@ -49,7 +49,7 @@ def _above(counts, corner, terms, found):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def grow_hits(kind):  # type: ignore[no-untyped-def]
+def _grow(kind):  # type: ignore[no-untyped-def]
     """Make hits (2) of what touches a hit and is above the lower limit, and of what touches these, in place."""
     ny, nx = kind.shape
     stack = [(0, 0)]
@@ -92,7 +92,7 @@ def find_hits(exposures: Exposures, value: np.ndarray) -> np.ndarray:
     found = np.empty(data.shape, np.uint8)
     seeds = _above(exposures.counts, (box.y0, box.x0), _terms(exposures, value), found)
     for i in np.flatnonzero(seeds):
-        grow_hits(found[i])
+        _grow(found[i])
     return found >= 2
 
 

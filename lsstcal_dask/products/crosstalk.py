@@ -285,7 +285,8 @@ def _dataset(solution: Solution, within: np.ndarray, config: CrosstalkConfig) ->
     real = significant(solution.chi2, solution.freedom, within, config)
     measured = np.isfinite(solution.linear)
     linear = np.where(real, solution.linear, np.where(measured, 0.0, np.nan))
-    quadratic = np.where(real, np.nan_to_num(solution.quadratic), np.where(measured, 0.0, np.nan))
+    # Spots of one brightness tell the sum of both terms: the linear one takes all, the quadratic stays unknown.
+    quadratic = np.where(measured & ~real & np.isfinite(solution.quadratic), 0.0, solution.quadratic)
     values = {
         "crosstalk": linear,
         "crosstalk_error": solution.linear_error,
@@ -342,7 +343,8 @@ def measure_crosstalk(
     Returns
     -------
     Dataset with `OUTPUTS` (detector, amplifier, source): electrons in the target per electron of the source.
-    NaN where a pair is unmeasured, exactly zero where it was measured and not told from zero; errors of both.
+    NaN where a pair, or its quadratic term, is unmeasured, exactly zero where it was measured and not told from zero;
+    errors of both.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Bad and suspect pixels: hot, cold, columns, traps, what does not scale with the light (Lupton 2016, Sec. 2.4; §3).
 
-A pixel is flagged where its departure is significant *and* large. Significant is 5.4 sigma of the noise model, one
+A pixel is flagged where its departure is significant *and* large. Significant is 5.6 sigma of the noise model, one
 false alarm in a CCD of 16 million pixels; what is large stands in `DefectConfig`:
 
 - hot: dark rate above the amplifier's own by more than a limit;
@@ -55,7 +55,11 @@ class DefectConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sigma: float = Field(5.4, gt=3, description="of the noise model: one false alarm in a CCD of 16 million pixels")
+    sigma: float = Field(
+        5.6,
+        gt=3,
+        description="of the noise model: one false alarm in a CCD of 16 million pixels, by all tests",
+    )
     hot: float = Field(5.0, gt=0, description="electron/s above the amplifier's dark rate")
     cold: float = Field(0.8, gt=0, lt=1, description="response over that of the surroundings, below which it is cold")
     inconsistent: float = Field(0.02, gt=0, description="difference of the response to faint and to bright light")
@@ -183,7 +187,11 @@ def _over_surroundings(flat: Flat, config: DefectConfig) -> tuple[np.ndarray, np
     divided out before.
     """
     good = np.isfinite(flat.response) & (np.abs(flat.response - 1) < 0.5)
-    lamp = _parabola(flat.response, good)
+    lamp, smooth = np.ones(flat.response.shape), good
+    for _ in range(3):  # bad columns would tilt it
+        lamp = _parabola(flat.response, smooth)
+        limit = np.maximum(5 * np.sqrt(flat.variance) / lamp, 0.02)
+        smooth = good & (np.abs(flat.response / lamp - 1) < limit)
     response, noise = flat.response / lamp, flat.variance / lamp**2
     for _ in range(2):
         share = uniform_filter(good.astype(np.float64), config.surroundings, mode="reflect")

@@ -111,7 +111,7 @@ def compress_amplifier(
     curves, unit = _curves(sample, limit, there, config)
     vectors, coefficients = (np.zeros((len(curves), len(response))) for _ in range(2))
     vectors[:, there], coefficients[:, there] = curves / unit, curves * unit
-    odd = {int(k): exceptions_of(slices.exceptions(int(k)), amplifier, slices.shape[1]) for k in there}
+    odd = {int(k): exceptions_of(slices, int(k), amplifier) for k in there}
     maps = sum_slices(slices, amplifier, vectors, odd)
     worst, lists = np.zeros(len(response)), []
     for k, value, known in _values(slices, amplifier, there):
@@ -153,7 +153,7 @@ def _values(slices: Slices, amplifier: int, there: np.ndarray) -> Iterator[tuple
             value = slices.offset[k, amplifier] + slices.scale[k, amplifier] * code.reshape(-1).astype(np.float64)
             if k in images:
                 value += slices.level[k, amplifier] * references[images[k]]
-            odd = exceptions_of(slices.exceptions(k), amplifier, slices.shape[1])
+            odd = exceptions_of(slices, k, amplifier)
             known = np.ones(value.size, bool)
             known[odd.at[odd.unusable]] = False
             value[odd.at[~odd.unusable]] += odd.change[~odd.unusable]

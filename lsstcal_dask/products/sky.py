@@ -10,27 +10,32 @@ Errors of the flux calibration, and of the strengths of lines, are a part of the
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from astropy import units
-from astropy.table import Table
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import lsq_linear
 from scipy.sparse import csr_array
 
-from lsstcal_dask.errors import CalibrationError, DegenerateSolution
+from lsstcal_dask.errors import DegenerateSolution
 from lsstcal_dask.physics.airglow import BRANCHING, GUESSED, SHAPE, TEMPERATURE, TILT, line_list, shares
 from lsstcal_dask.physics.spectra import Curve, Spectrum
-from lsstcal_dask.physics.spectrum_files import photon_density
-from lsstcal_dask.products.sky_model import FINE, Measured, Spectrograph, line_grid, pixel_response, spline_basis
+from lsstcal_dask.products.sky_model import (
+    FINE,
+    Measured,
+    Spectrograph,
+    first_order,
+    line_grid,
+    pixel_response,
+    spline_basis,
+)
 
-__all__ = ["SkyFit", "SkySettings", "fit_sky", "measured_from_table"]
+__all__ = ["SkyFit", "SkySettings", "fit_sky"]
 
 _INSTRUMENT: Final = ("shift", "stretch", "log resolution", "log second order")
-_STEPS: Final = (0.01, 0.01, 0.002, 0.05)  # of the differences that give slopes
+_STEPS: Final = (0.01, 0.01, 0.002)  # of the differences that give slopes
 _OTHERS: Final = len(_INSTRUMENT) + len(SHAPE)  # parameters that are no amplitudes
-_TURNS: Final = 5
+_TURNS: Final = 4
 _USUAL: Final = np.array([TILT, 0.0, 0.0, *(TEMPERATURE for _ in BRANCHING)])
 
 
@@ -42,6 +47,7 @@ class SkySettings:
     """
 
     spacing: float = 40.0  # nm between the knots of the continuum
+    sunlight_spacing: float = 160.0  # nm between those of the share of sunlight in it
     branching_error: float = 0.5  # relative, of the share of a band among those of its upper level
     guess_error: float = 1.0  # the same where the share is a guess
     temperature_error: float = 15.0  # K, of the usual temperature
@@ -73,30 +79,6 @@ class SkyFit:
         return float(self.value[i]), float(np.sqrt(self.covariance[i, i]))
 
 
-def measured_from_table(table: Table, name: str, time: Any) -> Measured:
-    """Measured spectrum of a store's table ``inputs/spectrum-sky-VISIT``, per arcsec2 if ``slit_arcsec2`` is known.
-
-    Parameters
-    ----------
-    time : of the middle of the exposure, UTC.
-
-    Raises
-    ------
-    UnitsError
-        A column is in another unit.
-    CalibrationError
-        A column is missing, or as `Measured`.
-    """
-    missing = [column for column in ("wavelength", "flux", "variance") if column not in table.colnames]
-    if missing:
-        raise CalibrationError(f"sky spectrum {name}: has no column {missing[0]}: is it a spectrum of the sky?")
-    wavelength = np.asarray(table["wavelength"].quantity.to_value(units.nm), float)
-    slit = float(table.meta.get("slit_arcsec2", 1.0))
-    one = photon_density(wavelength, np.ones(len(wavelength)), table["flux"].unit, name) / slit
-    flux, variance = (np.asarray(table[column], float) for column in ("flux", "variance"))
-    return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)
-
-
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """What does not change while a spectrum is fitted."""
@@ -117,19 +99,21 @@ def fit_sky(
     known: Spectrograph = Spectrograph(),
     settings: SkySettings = SkySettings(),
     air: Curve | None = None,
+    sunlight: Spectrum | None = None,
 ) -> SkyFit:
     """Fit a spectrum of the sky and rebuild it at the resolution of its lines.
 
     Parameters
     ----------
     air : transmission of the air on the line of sight; amplitudes are then those above it, else those below.
+    sunlight : spectrum, in any scale, of what the continuum holds besides the air's own glow, as zodiacal light.
 
     Raises
     ------
     DegenerateSolution
         The fit fails, as with an infinite flux.
     """
-    problem = _problem(measured, known, settings, air)
+    problem = _problem(measured, known, settings, air, sunlight)
     value = _start(problem)
     for _ in range(_TURNS):
         matrix = _matrix(problem, value)
@@ -143,11 +127,17 @@ def fit_sky(
     return SkyFit(measured, spectrum, problem.names, value, covariance, chi2, degrees, model)
 
 
-def _problem(measured: Measured, known: Spectrograph, settings: SkySettings, air: Curve | None) -> _Problem:
+def _problem(
+    measured: Measured, known: Spectrograph, settings: SkySettings, air: Curve | None, sunlight: Spectrum | None
+) -> _Problem:
     lines = line_list()
     first, last = measured.wavelength[[0, -1]]
     splines = spline_basis(first, last, settings.spacing, FINE)
     passed = np.ones(len(lines.wavelength))
+    if sunlight is not None:
+        light = sunlight.at(np.clip(FINE, *sunlight.wavelength[[0, -1]]))
+        slow = spline_basis(first, last, settings.sunlight_spacing, FINE)
+        splines = np.concatenate([splines, slow * light / np.median(light)])
     if air is not None:
         ends = air.wavelength[[0, -1]]
         splines = splines * np.clip(air.at(np.clip(FINE, *ends)), 0, None)
@@ -184,12 +174,13 @@ def _matrix(problem: _Problem, value: np.ndarray) -> np.ndarray:
     amplitude, instrument = value[: problem.amplitudes], value[problem.amplitudes : problem.amplitudes + 4]
     one = csr_array((share, (np.arange(len(share)), lines.family)), shape=(len(share), count))
     light = np.concatenate([(problem.grid @ one).toarray(), problem.splines.T], axis=1)
-    response = pixel_response(pixels, known, instrument)
-    total = light @ amplitude
-    here, moves = response @ total, []
-    for i, step in enumerate(_STEPS):
-        moved = pixel_response(pixels, known, instrument + step * (np.arange(4) == i)) @ total
+    first, second = pixel_response(pixels, known, instrument)
+    response, total = first + second, light @ amplitude
+    here, moves = first @ total, []
+    for i, step in enumerate(_STEPS):  # the second order is smooth, and does not mind
+        moved = first_order(pixels, known, instrument + step * (np.arange(4) == i)) @ total
         moves.append((moved - here) / step)
+    moves.append(second @ total)
     shape = response @ (problem.grid @ (slopes * amplitude[lines.family][:, None]))
     return np.concatenate([response @ light, np.stack(moves, axis=1), shape], axis=1)
 

@@ -10,16 +10,28 @@ the mean over the pixel of Gaussians of full width w_j / R, t the throughput; an
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from astropy import units
+from astropy.table import Table
 from scipy.interpolate import BSpline
 from scipy.sparse import csr_array
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.physics.spectra import Curve, check_wavelengths
+from lsstcal_dask.physics.spectrum_files import photon_density
 
-__all__ = ["FINE", "Measured", "Spectrograph", "line_grid", "pixel_response", "spline_basis"]
+__all__ = [
+    "FINE",
+    "Measured",
+    "Spectrograph",
+    "first_order",
+    "line_grid",
+    "measured_from_table",
+    "pixel_response",
+    "spline_basis",
+]
 
 FINE: Final = np.arange(300.0, 1155.05, 0.1)
 """Wavelengths (nm, vacuum) on which light is kept."""
@@ -29,7 +41,6 @@ _WIDTH: Final = np.sqrt(8 * np.log(2))  # full width at half maximum over standa
 _REACH: Final = 5.0  # standard deviations to which a line is followed
 # Three points of Gauss and Legendre in a pixel: exact to 1e-4 of a line's peak where it is as narrow as a pixel
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(3)
-_NAMES: Final = ("shift", "stretch", "log resolution", "log second order")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,30 @@ class Measured:
         return np.isfinite(self.flux) & np.isfinite(self.variance) & (self.variance > 0)
 
 
+def measured_from_table(table: Table, name: str, time: Any) -> Measured:
+    """Measured spectrum of a store's table ``inputs/spectrum-sky-VISIT``, per arcsec2 if ``slit_arcsec2`` is known.
+
+    Parameters
+    ----------
+    time : of the middle of the exposure, UTC.
+
+    Raises
+    ------
+    UnitsError
+        A column is in another unit.
+    CalibrationError
+        A column is missing, or as `Measured`.
+    """
+    missing = [column for column in ("wavelength", "flux", "variance") if column not in table.colnames]
+    if missing:
+        raise CalibrationError(f"sky spectrum {name}: has no column {missing[0]}: is it a spectrum of the sky?")
+    wavelength = np.asarray(table["wavelength"].quantity.to_value(units.nm), float)
+    slit = float(table.meta.get("slit_arcsec2", 1.0))
+    one = photon_density(wavelength, np.ones(len(wavelength)), table["flux"].unit, name) / slit
+    flux, variance = (np.asarray(table[column], float) for column in ("flux", "variance"))
+    return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)
+
+
 def line_grid(wavelength: np.ndarray) -> csr_array:
     """Matrix (`FINE`, line) that spreads lines over the grid, photons per nm for one photon each."""
     place = (wavelength - FINE[0]) / _STEP
@@ -106,18 +141,23 @@ def spline_basis(first: float, last: float, spacing: float, wavelength: np.ndarr
     return np.asarray(BSpline.design_matrix(at, knots, 3).toarray().T)
 
 
-def pixel_response(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray) -> csr_array:
-    """Matrix (pixel, `FINE`) that makes a measured spectrum of light in photons per nm.
+def pixel_response(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray) -> list[csr_array]:
+    """Matrices (pixel, `FINE`) of each order, whose sum makes a measured spectrum of light in photons per nm.
 
     Parameters
     ----------
     pixels : stated wavelengths, nm.
     nuisance : shift (nm), stretch (nm), logarithms of resolution and of second order over the nominal ones.
     """
-    first = _order(pixels, known, nuisance, 1)
+    first = first_order(pixels, known, nuisance)
     if known.second_order == 0:
-        return first
-    return first + known.second_order * np.exp(nuisance[3]) * _order(pixels, known, nuisance, 2)
+        return [first, csr_array(first.shape)]
+    return [first, known.second_order * np.exp(nuisance[3]) * _order(pixels, known, nuisance, 2)]
+
+
+def first_order(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray) -> csr_array:
+    """Matrix (pixel, `FINE`) of the first order alone, see `pixel_response`."""
+    return _order(pixels, known, nuisance, 1)
 
 
 def _order(pixels: np.ndarray, known: Spectrograph, nuisance: np.ndarray, order: int) -> csr_array:

@@ -18,8 +18,8 @@ UNUSABLE: Final = MASK_BITS["NO_DATA"] | MASK_BITS["BAD"] | MASK_BITS["SATURATED
 class Slices(Protocol):
     """What streams the codes of one CCD: `storage.cubes.CubeReader`.
 
-    Numbers are (k,) or (k, amplifier): ``value = offset + scale code + level reference``, plus the change of an
-    exception, and ``variance = variance_slope value + variance_floor`` where all ``full`` exposures entered.
+    Numbers are (k, amplifier): ``value = offset + scale code + level reference``, plus the change of an exception, and
+    ``variance = variance_slope value + variance_floor`` where as many exposures entered as ``repeats`` says.
     """
 
     shape: tuple[int, int]
@@ -28,13 +28,13 @@ class Slices(Protocol):
     level: np.ndarray
     variance_slope: np.ndarray
     variance_floor: np.ndarray
-    full: np.ndarray
+    repeats: np.ndarray
 
     def blocks(self, amplifier: int, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places (n,) along the wavelengths, and codes (n, y, x) that are good until the next."""
 
-    def references(self, amplifier: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places (n,) of slices that refer to an image, and the image (y, x)."""
+    def references(self, amplifier: int, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places (n,) of slices that refer to an image, and the image (y, x), for the slices that matter."""
 
     def exceptions(self, k: int, amplifier: int | None = None) -> np.ndarray:
         """Records ``amplifier``, ``y``, ``x``, ``repeats``, ``mask``, ``change`` of pixels of a slice."""
@@ -54,11 +54,11 @@ class Exceptions:
     unusable: np.ndarray  # (n,) bool
 
 
-def exceptions_of(pixels: np.ndarray, amplifier: int, nx: int) -> Exceptions:
-    """Those of one amplifier among the records of a CCD."""
-    own = pixels[pixels["amplifier"] == amplifier]
+def exceptions_of(slices: Slices, k: int, amplifier: int) -> Exceptions:
+    """Exceptions of one amplifier in a slice."""
+    own = slices.exceptions(k, amplifier)
     unusable = ~np.isfinite(own["change"]) | ((own["mask"] & UNUSABLE) != 0)
-    at = own["y"].astype(np.intp) * nx + own["x"]
+    at = own["y"].astype(np.intp) * slices.shape[1] + own["x"]
     return Exceptions(at, own["change"].astype(float), own["mask"], own["repeats"].astype(float), unusable)
 
 
@@ -72,15 +72,16 @@ def sum_slices(slices: Slices, amplifier: int, vectors: np.ndarray, odd: dict[in
     """
     there = np.isfinite(slices.scale[:, amplifier])
     scale, offset, level = (np.where(there, n[:, amplifier], 0.0) for n in (slices.scale, slices.offset, slices.level))
-    totals = np.zeros((len(vectors), slices.shape[0] * slices.shape[1]), np.float32)
+    totals = np.empty((len(vectors), slices.shape[0] * slices.shape[1]), np.float32)
+    totals[...] = (vectors @ offset)[:, None]
     wrong: dict[int, np.ndarray] = {}  # values that the codes give to unusable pixels
-    for places, codes in slices.blocks(amplifier, np.flatnonzero(vectors.any(axis=0))):
+    used = np.flatnonzero(vectors.any(axis=0))
+    for places, codes in slices.blocks(amplifier, used):
         rows = codes.reshape(len(places), -1)
         add_slices(totals, rows, vectors[:, places] * scale[places])
         for k, row in zip(places.tolist(), rows, strict=True):
             wrong[k] = offset[k] + scale[k] * row[odd[k].at[odd[k].unusable]].astype(float)
-    totals += (vectors @ offset).astype(np.float32)[:, None]
-    for places, image in slices.references(amplifier):
+    for places, image in slices.references(amplifier, used):
         own = image.reshape(-1)
         totals += (vectors[:, places] @ level[places]).astype(np.float32)[:, None] * own
         for k in set(places.tolist()) & set(wrong):

@@ -7,7 +7,6 @@ go into all sums (`sums`). The bits depend neither on how many are read at once 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 import numpy as np
@@ -59,7 +58,7 @@ class Task:
 class _Plan:
     """The sums that an amplifier needs."""
 
-    vectors: np.ndarray  # (sum, k) float64: for each flat those of its polynomial, then those of the variances
+    vectors: np.ndarray  # (sum, k) float64: first terms of the flats, further ones, variances
     local: tuple[Local, ...]
     middle: np.ndarray  # (spectrum, k) weights in the middle of the amplifier
     share: np.ndarray  # (spectrum, k) of each slice in the light of a flat
@@ -115,9 +114,9 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
     that matter are missing.
     """
     usual = slices.mask()
+    padding = [np.flatnonzero(bits & MASK_BITS["NO_DATA"]) for bits in usual]
     if slices.scale.shape != (task.weights[0].values.shape[1], len(task.amplifiers)):
         raise InconsistentGeometry(f"{detector.name}: weights and cube do not belong together: make them for this cube")
-    odd = cache(slices.exceptions)
     for amplifier in detector.amplifiers:
         a = task.amplifiers.index(amplifier.name)
         try:
@@ -126,12 +125,14 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
             yield amplifier.name, _nothing(len(task.weights), slices.shape, str(error))
             continue
         used = np.flatnonzero(plan.vectors.any(axis=0)).tolist()
-        own = {k: exceptions_of(odd(k), a, slices.shape[1]) for k in used}
+        own = {k: exceptions_of(slices, k, a) for k in used}
         totals = sum_slices(slices, a, plan.vectors, own)
         image, variance = _flats(totals, plan, amplifier, slices.shape)
-        _few_repeats(variance, plan, own, slices.full)
+        _few_repeats(variance, plan, own, slices.repeats[:, a])
         mask = _masks(plan, own, usual[a])
         _without_unusable(image, variance, mask, _losses(plan, own), task.config.lost)
+        for values in (image, variance):
+            values[:, padding[a]] = np.nan
         yield amplifier.name, _dataset({"image": image, "variance": variance, "mask": mask}, slices.shape)
 
 
@@ -142,7 +143,8 @@ def _plan(slices: Slices, a: int, place: tuple[Detector, Amplifier], task: Task)
     middle = np.stack([one.at(np.zeros(()), np.zeros(())) for one in local])
     light = middle * task.weights[0].response
     slope, floor = (np.where(there, n[:, a], 0.0) for n in (slices.variance_slope, slices.variance_floor))
-    rows = [one.values for one in local] + ([middle**2 * slope] if task.config.variance else [])
+    rows = [one.values[:1] for one in local] + [one.values[1:] for one in local]
+    rows += [middle**2 * slope] if task.config.variance else []
     typical = slope * task.weights[0].response + floor
     return _Plan(np.concatenate(rows), local, middle, light / light.sum(axis=1, keepdims=True), floor, typical)
 
@@ -153,12 +155,12 @@ def _flats(
     """Flats (spectrum, y x), and variances (spectrum or none, y x)."""
     ny, nx = amplifier.data.shape
     v, u = (2 * np.arange(n, dtype=np.float32) / max(own - 1, 1) - 1 for n, own in zip(shape, (ny, nx), strict=True))
-    starts = np.cumsum([0, *(len(one.values) for one in plan.local)])
-    image = totals[starts[:-1]]
-    for s, one in enumerate(plan.local):
-        for term, (i, j) in enumerate(one.powers[1:], starts[s] + 1):
-            image[s] += totals[term] * (v[:, None] ** int(j) * u ** int(i)).ravel()
-    variance = totals[starts[-1] :]
+    image, term = totals[: len(plan.local)], len(plan.local)
+    for one, own in zip(plan.local, image, strict=True):
+        for i, j in one.powers[1:]:
+            np.add(own, totals[term] * (v[:, None] ** int(j) * u ** int(i)).ravel(), out=own)
+            term += 1
+    variance = totals[term:]
     variance += (plan.middle**2 @ plan.floor).astype(np.float32)[: len(variance), None]
     return image, variance
 
@@ -203,9 +205,9 @@ def _without_unusable(
         variance[:, at] /= (kept**2).astype(np.float32)
     mask[:, at] |= np.where(share > 0, MASK_BITS["INTERPOLATED"], 0).astype(mask.dtype)
     mask[:, at] |= np.where(share > most, MASK_BITS["NO_DATA"], 0).astype(mask.dtype)
-    empty = (mask & MASK_BITS["NO_DATA"]) != 0
-    for values in (image, variance[: len(empty)]):
-        values[empty[: len(values)]] = np.nan
+    for values in (image, variance):
+        for own, part in zip(values, share, strict=False):
+            own[at[part > most]] = np.nan
 
 
 def _dataset(found: dict[str, np.ndarray], shape: tuple[int, int]) -> xr.Dataset:

@@ -6,8 +6,9 @@ them. Then a broadband flat is a weighted sum of slices,
     B(x, y) = sum_k w_k f_k(x, y),    w_k = integral S(l) T(l; x, y) A(l) h_k(l) dl,
 
 h_k being one at slice k and zero at the others. S, T and A are straight between their own wavelengths: the integral is
-exact, and a line without width counts where it is. T is a polynomial of the place (`physics.passbands.Surface`), so
-w is one too; within an amplifier a plane or a little more stands for it.
+exact, and a line without width counts where it is. T is linear in some curves with shares that depend on the place
+(`physics.passbands.Surface`, `physics.nearby`), so w is too; within an amplifier a plane or a little more stands for
+it.
 """
 
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from scipy.interpolate import BSpline, make_interp_spline
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Detector
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum, check_cover, check_wavelengths, multiply
 
@@ -69,7 +71,7 @@ class Weights:
     wavelength: np.ndarray  # (k,) nm
     response: np.ndarray  # (k,)
     values: np.ndarray  # (term, k)
-    surface: Surface | None  # None: one term, 1
+    surface: Surface | Nearby | None  # None: one term, 1
     scale: float
     uncovered: float  # bound of the share of the light where spectrum or cube are not known, or slices not read
 
@@ -97,7 +99,7 @@ class Local:
 
 def make_weights(
     spectrum: Spectrum,
-    passband: Surface | Curve | None,
+    passband: Surface | Nearby | Curve | None,
     scan: Scan,
     atmosphere: Curve | None = None,
     config: WeightsConfig = WeightsConfig(),
@@ -137,21 +139,21 @@ def make_weights(
     return Weights(spectrum.name, scan.wavelength, scan.response, values / scale, _surface(passband), scale, uncovered)
 
 
-def _surface(passband: Surface | Curve | None) -> Surface | None:
-    return passband if isinstance(passband, Surface) else None
+def _surface(passband: Surface | Nearby | Curve | None) -> Surface | Nearby | None:
+    return passband if isinstance(passband, Surface | Nearby) else None
 
 
-def _curve_in_the_middle(passband: Surface | Curve | None) -> Curve | None:
-    if isinstance(passband, Surface):
+def _curve_in_the_middle(passband: Surface | Nearby | Curve | None) -> Curve | None:
+    if isinstance(passband, Surface | Nearby):
         return Curve(passband.wavelength, passband.at(0.0, 0.0), passband.band)
     return passband
 
 
-def _table(passband: Surface | Curve | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _table(passband: Surface | Nearby | Curve | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Wavelengths (n,) and transmission (term, n)."""
     if passband is None:
         return None
-    values = passband.coefficients if isinstance(passband, Surface) else passband.value[None]
+    values = passband.coefficients if isinstance(passband, Surface | Nearby) else passband.value[None]
     return passband.wavelength, values
 
 

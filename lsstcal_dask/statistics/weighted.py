@@ -41,9 +41,10 @@ WIDEST: Final = 6
 
 _VERSION: Final = zlib.crc32(Path(__file__).read_bytes(), vectors.VERSION)
 _STEP: Final = 4 * LANES  # pixels; the end of a row that is not a multiple is copied
-_TILE: Final = 16 * _STEP  # pixels whose slices and sums lie in the second-level cache
-_LINE: Final = _TILE + _STEP  # of a copied row: not a power of two
+_STEPS: Final = 1024  # of all sums that lie in the second-level cache: a quarter of a MB
+_LONGEST: Final = 256  # steps of a tile, at most
 _SLICES: Final = 8  # read side by side: memory follows no more streams
+_CONVERTED: Final = 16  # that are converted to float32 once, for many sums
 _AHEAD: Final = 1024  # pixels between those being read and those that memory is asked for
 _CACHE_LINE: Final = 64  # bytes
 _U = np.uint64
@@ -119,12 +120,12 @@ def _add(width, codes, at, row, count, weights, first, stride, sums, to, line):
 
 
 @inlined
-def _convert(codes, at, row, count, size, values):
+def _convert(codes, at, row, count, size, values, line):
     """Put pixels of some slices side by side as float32."""
     for i in range(_U(0), count):
         for x in range(_U(0), size, _U(LANES)):
             fetch(codes, at + i * row + x + _U(_AHEAD))
-            put(values, i * _U(_LINE) + x, load_counts(codes, at + i * row + x))
+            put(values, i * line + x, load_counts(codes, at + i * row + x))
 
 
 @inlined
@@ -146,25 +147,27 @@ def _compile(version: int) -> Callable[..., Any]:
         for the same few places of the first-level cache.
         """
         _ = version
-        held = np.empty(spectra * _U(_LINE), np.float32)
-        values = np.empty(_U(_SLICES * _LINE), np.float32)
-        for tile in range(_U(0), size, _U(_TILE)):
-            part = min(size - tile, _U(_TILE))
-            _copy(sums, tile, line, held, _U(0), _U(_LINE), spectra, part)
-            for group in range(_U(0), slices, _U(_SLICES)):
-                count, at = min(slices - group, _U(_SLICES)), group * row + tile
-                many = spectra > _U(WIDEST)
+        tile = min(max(_U(_STEPS) // spectra, _U(1)), _U(_LONGEST)) * _U(_STEP)
+        own, many = tile + _U(_STEP), spectra > _U(WIDEST)
+        held = np.empty(spectra * own, np.float32)
+        together = _U(_CONVERTED) if many else _U(_SLICES)
+        values = np.empty(together * own if many else _U(0), np.float32)
+        for start in range(_U(0), size, tile):
+            part = min(size - start, tile)
+            _copy(sums, start, line, held, _U(0), own, spectra, part)
+            for group in range(_U(0), slices, together):
+                count, at = min(slices - group, together), group * row + start
                 if many:
-                    _convert(codes, at, row, count, part, values)
+                    _convert(codes, at, row, count, part, values, own)
                 for k in range(_U(0), spectra, _U(WIDEST)):
                     width, first = min(spectra - k, _U(WIDEST)), group * spectra + k
                     for x in range(_U(0), part, _U(_STEP)):
-                        to = k * _U(_LINE) + x
+                        to = k * own + x
                         if many:
-                            _add(width, values, x, _U(_LINE), count, weights, first, spectra, held, to, _U(_LINE))
+                            _add(width, values, x, own, count, weights, first, spectra, held, to, own)
                         else:
-                            _add(width, codes, at + x, row, count, weights, first, spectra, held, to, _U(_LINE))
-            _copy(held, _U(0), _U(_LINE), sums, tile, line, spectra, part)
+                            _add(width, codes, at + x, row, count, weights, first, spectra, held, to, own)
+            _copy(held, _U(0), own, sums, start, line, spectra, part)
 
     return run
 

@@ -26,7 +26,7 @@ FORMS: Final[tuple[str, ...]] = get_args(Form)
 DTYPES: Final[dict[str, np.dtype[Any]]] = {"i2": np.dtype("<i2"), "i1": np.dtype("i1"), "f4": np.dtype("<f4")}
 """Stored type of each form."""
 
-NUMBERS: Final = ("scale", "offset", "level", "variance_slope", "variance_floor")
+NUMBERS: Final = ("scale", "offset", "level", "variance_slope", "variance_floor", "repeats")
 """Numbers of every amplifier of a slice: NaN where it holds nothing."""
 
 EXCEPTION: Final = np.dtype(
@@ -50,7 +50,7 @@ class Slice:
     value: np.ndarray  # (amplifier, y, x) float32; NaN where unknown, a whole amplifier if it is dead
     mask: np.ndarray  # (amplifier, y, x) uint16
     repeats: np.ndarray  # (amplifier, y, x) uint8, exposures that entered a pixel
-    full: int  # exposures that enter a pixel if nothing befell it
+    full: np.ndarray  # (amplifier,) exposures that enter a pixel if nothing befell it
     slope: np.ndarray  # (amplifier,) variance = slope * value + floor of a pixel that all exposures entered
     floor: np.ndarray  # (amplifier,)
 
@@ -117,7 +117,7 @@ def _encode(given: Slice, form: Form, usual: np.ndarray, reference: np.ndarray |
         line = float(given.slope[i]), float(given.floor[i])
         base = None if reference is None else reference[i]
         codes[i], own, change = _encode_amplifier(value, good, form, line, base)
-        for name, number in zip(NUMBERS, (*own, *line), strict=True):
+        for name, number in zip(NUMBERS, (*own, *line, float(given.full[i])), strict=True):
             numbers[name][i] = number
         found.append(_exceptions(i, given, usual[i], change))
     return Coded(codes, numbers, np.concatenate(found) if found else np.zeros(0, EXCEPTION))
@@ -167,7 +167,7 @@ def _step(good: np.ndarray, middle: float, line: tuple[float, float]) -> float:
 def _exceptions(amplifier: int, given: Slice, usual: np.ndarray, change: np.ndarray) -> np.ndarray:
     padding = (usual & MASK_BITS["NO_DATA"]) != 0
     extra = given.mask[amplifier] & ~usual
-    odd = (change != 0) | (extra != 0) | (given.repeats[amplifier] < given.full)  # NaN is not 0
+    odd = (change != 0) | (extra != 0) | (given.repeats[amplifier] < given.full[amplifier])  # NaN is not 0
     y, x = np.divmod(np.flatnonzero(odd & ~padding), change.shape[1])
     found = np.zeros(len(y), EXCEPTION)
     columns: dict[str, Any] = {

@@ -1,12 +1,13 @@
 """What flat cubes look like in a store: the response of every pixel at every wavelength that was taken (¶9, §7).
 
     cubes/NAME/cube.json                 form, camera: `CubeLayout`
+    cubes/NAME/arrays.json               the arrays of data/ are all there
     cubes/NAME/slots/SLOT.json           what determines the bits of a slice; SLOT is its place along the stored axis
     cubes/NAME/data/                     Zarr group that any Zarr library opens
         codes      (detector, amplifier, wavelength, y, x)   see `coding`; a shard is one CCD of one wavelength
         reference  of the same dims, float32, form i1 only: few slices have one
         mask       (detector, amplifier, y, x)               bits that pixels have at all wavelengths
-        scale, offset, level, variance_slope, variance_floor (detector, amplifier, wavelength)
+        scale, offset, level, variance_slope, variance_floor, repeats (detector, amplifier, wavelength)
         total, pixels (detector, wavelength)                 sum of the values of the good pixels of a CCD, their number
         reference_slot (detector, wavelength)                slot of the reference of a slice; -1 without one
         wavelength, wavelength_error, bandwidth, response, response_error (wavelength,)
@@ -16,20 +17,23 @@
 
 The wavelength axis on disk is in the order of arrival, so a slice is added without touching another; what
 `open_cube` and `CubeReader` give is sorted by measured wavelength and has only what the pointer names.
-The variance of a pixel is ``variance_slope * value + variance_floor``, times full / repeats of an exception.
+The variance of a pixel is ``variance_slope * value + variance_floor``, times ``repeats`` over those of
+an exception.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+import google_crc32c
 import numpy as np
 import zarr
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.coding import DTYPES, NUMBERS, Form
+from lsstcal_dask.storage.coding import DTYPES, EXCEPTION, NUMBERS, Form
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile
 
 __all__ = [
@@ -45,9 +49,12 @@ __all__ = [
     "list_pointers",
     "load_layout",
     "read_cube",
+    "read_exceptions",
     "read_mask",
     "shard_path",
 ]
+
+_CHECKSUM: Final = 4  # bytes
 
 SLOT_COORDS: Final = ("wavelength", "wavelength_error", "bandwidth", "response", "response_error")
 """Numbers of a slice."""
@@ -132,10 +139,17 @@ def shard_path(name: str, variable: str, detector: int, slot: int | None = None)
 
 
 def exception_bytes(exceptions: np.ndarray) -> bytes:
-    """A list of exceptions as a NumPy file."""
+    """A list of exceptions as a NumPy file, with a CRC-32C of all of it behind, which NumPy does not mind."""
     out = io.BytesIO()
     np.save(out, exceptions, allow_pickle=False)
-    return out.getvalue()
+    return out.getvalue() + google_crc32c.value(out.getvalue()).to_bytes(_CHECKSUM, "little")
+
+
+def read_exceptions(blob: bytes) -> np.ndarray:
+    """What `exception_bytes` wrote; ValueError where it is damaged."""
+    if google_crc32c.value(blob[:-_CHECKSUM]) != int.from_bytes(blob[-_CHECKSUM:], "little"):
+        raise ValueError("the checksum of its exceptions is wrong")
+    return np.frombuffer(blob[blob.index(b"\n") + 1 : -_CHECKSUM], EXCEPTION)
 
 
 @lru_cache(maxsize=64)
@@ -224,12 +238,19 @@ def read_cube(url: str, name: str, number: int | None = None) -> Cube:
     return _read(url, name, known[-1] if number is None else number)
 
 
-def read_mask(url: str, name: str, layout: CubeLayout, detector: int) -> np.ndarray | None:
-    """Bits (amplifier, y, x) that the pixels of a CCD have at all wavelengths; None where no slice of it is."""
-    codec = layout.mask_codec
-    out = np.empty(codec.shape, codec.dtype)
+def read_mask(
+    url: str, name: str, layout: CubeLayout, detector: int, amplifiers: Sequence[int] | None = None
+) -> np.ndarray | None:
+    """Bits (amplifier, y, x) that pixels of a CCD have at all wavelengths; None where no slice of it is.
+
+    Parameters
+    ----------
+    amplifiers : places of those to read; all by default.
+    """
+    codec, own = layout.mask_codec, range(len(layout.amplifiers)) if amplifiers is None else amplifiers
+    out = np.empty((len(own), *layout.shape), codec.dtype)
     try:
-        ShardFile(url, codec).read(shard_path(name, "mask", detector), range(codec.shape[0]), out)
+        ShardFile(url, codec).read(shard_path(name, "mask", detector), own, out)
     except FileNotFoundError:
         return None
     return out

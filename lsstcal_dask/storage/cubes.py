@@ -3,7 +3,6 @@
 `open_cube` is for people; `CubeReader` for kernels: it decodes the codes of one CCD into buffers that it keeps.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,11 +13,12 @@ from xarray.core import indexing
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.cubelayout import SLOT_COORDS, Cube, base, read_cube, read_mask, shard_path
+from lsstcal_dask.storage.cubelayout import SLOT_COORDS, Cube, base, read_cube, read_exceptions, read_mask, shard_path
+from lsstcal_dask.storage.provenance import hash_arrays
 from lsstcal_dask.storage.shards import ShardFile
 from lsstcal_dask.variables import MASK_BITS, attributes, mask_attributes
 
-__all__ = ["Cube", "CubeReader", "open_cube", "read_cube"]
+__all__ = ["Cube", "CubeReader", "check_cube", "open_cube", "read_cube"]
 
 
 class CubeReader:
@@ -47,9 +47,10 @@ class CubeReader:
         own = {var: np.ascontiguousarray(values[self.index].T) for var, values in cube.numbers.items()}
         self.scale, self.offset, self.level = own["scale"], own["offset"], own["level"]  # (K, amplifier)
         self.variance_slope, self.variance_floor = own["variance_slope"], own["variance_floor"]
+        self.repeats = own["repeats"]  # (K, amplifier) exposures in most pixels
         self.present = cube.present[self.index]  # (K,) bool
-        self.full = np.array([len(one.exposures) for one in cube.pointer.slots])  # (K,) that enter a pixel, if known
         self._file = ShardFile(cube.url, layout.codec)
+        self._exceptions: dict[int, np.ndarray] = {}
         self._buffer = np.empty((block, *layout.shape), layout.codec.dtype)
 
     def blocks(self, amplifier: int, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -73,10 +74,11 @@ class CubeReader:
         for start in range(0, len(places), self.block):
             own = places[start : start + self.block]
             for i, k in enumerate(own):
-                self._load("codes", self._file, int(self.cube.slots[k]), (amplifier,), self._buffer[i : i + 1])
+                self.load("codes", self._file, int(self.cube.slots[k]), (amplifier,), self._buffer[i : i + 1])
             yield own, self._buffer[: len(own)]
 
-    def _load(self, what: str, file: ShardFile, slot: int, amplifiers: Sequence[int], out: np.ndarray) -> None:
+    def load(self, what: str, file: ShardFile, slot: int, amplifiers: Sequence[int], out: np.ndarray) -> None:
+        """Read some amplifiers (n, y, x) of a slot from the shards of a variable; raises as `blocks`."""
         try:
             file.read(shard_path(self.cube.name, what, self.index, slot), amplifiers, out)
         except (FileNotFoundError, RuntimeError, ValueError) as error:
@@ -86,46 +88,56 @@ class CubeReader:
 
     def read(self, k: int, out: np.ndarray) -> None:
         """Codes (amplifier, y, x) of the whole CCD at one wavelength; zero where an amplifier holds nothing."""
-        self._load("codes", self._file, int(self.cube.slots[k]), range(len(out)), out)
+        self.load("codes", self._file, int(self.cube.slots[k]), range(len(out)), out)
 
-    def references(self, amplifier: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of form i1, the places (n,) of the slices that refer to a reference, and its image (y, x) float32."""
+    def references(self, amplifier: int, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of form i1, the places (n,) of the slices that refer to a reference, and its image (y, x) float32.
+
+        Parameters
+        ----------
+        which : places of the slices that matter; all by default.
+        """
         own, layout = self.cube.reference_slot[self.index], self.cube.layout
         file, out = ShardFile(self.cube.url, layout.reference_codec), np.empty((1, *self.shape), np.float32)
         usable = self.present & np.isfinite(self.scale[:, amplifier])
+        usable &= np.isin(np.arange(len(usable)), which) if which is not None else True
         for slot in np.unique(own[usable & (own >= 0)]):
-            self._load("reference", file, int(slot), (amplifier,), out)
+            self.load("reference", file, int(slot), (amplifier,), out)
             yield np.flatnonzero(usable & (own == slot)), out[0]
 
     def exceptions(self, k: int, amplifier: int | None = None) -> np.ndarray:
-        """Pixels of a slice that differ, of `coding.EXCEPTION`; of one amplifier or of all, in their order."""
-        slot = int(self.cube.slots[k])
-        path = f"{base(self.cube.name)}/exceptions/{slot:05d}/{self.detector}.npy"
-        try:
-            found = np.load(io.BytesIO(objects.read_bytes(self.cube.url, path)), allow_pickle=False)
-        except (FileNotFoundError, ValueError, EOFError) as error:
-            if isinstance(error, CalibrationError):
-                raise
-            raise _damaged(self.cube, self.detector, slot, error) from error
-        if amplifier is None:
-            return np.asarray(found)
-        first, last = np.searchsorted(found["amplifier"], [amplifier, amplifier + 1])
-        return np.asarray(found[first:last])
+        """Pixels of a slice that differ, of `coding.EXCEPTION`; of one amplifier or of all, in their order.
 
-    def mask(self) -> np.ndarray:
-        """Bits (amplifier, y, x) that the pixels have at all wavelengths."""
-        found = read_mask(self.cube.url, self.cube.name, self.cube.layout, self.index)
-        no_data = np.full((len(self.cube.layout.amplifiers), *self.shape), MASK_BITS["NO_DATA"], np.uint16)
-        return no_data if found is None else found
+        They are kept once they were read: 13 bytes each, 0.2 MB of a slice of an LSST CCD with the hits of one flat.
+        """
+        if k not in self._exceptions:
+            slot = int(self.cube.slots[k])
+            path = f"{base(self.cube.name)}/exceptions/{slot:05d}/{self.detector}.npy"
+            try:
+                self._exceptions[k] = read_exceptions(objects.read_bytes(self.cube.url, path))
+            except (FileNotFoundError, ValueError) as error:
+                if isinstance(error, CalibrationError):
+                    raise
+                raise _damaged(self.cube, self.detector, slot, error) from error
+        found = self._exceptions[k]
+        if amplifier is None or not found.size:
+            return found
+        first, last = np.searchsorted(found["amplifier"], [amplifier, amplifier + 1])
+        return found[first:last]
+
+    def mask(self, amplifiers: Sequence[int] | None = None) -> np.ndarray:
+        """Bits (amplifier, y, x) that the pixels have at all wavelengths; of some amplifiers or of all."""
+        found = read_mask(self.cube.url, self.cube.name, self.cube.layout, self.index, amplifiers)
+        number = len(self.cube.layout.amplifiers) if amplifiers is None else len(amplifiers)
+        return np.full((number, *self.shape), MASK_BITS["NO_DATA"], np.uint16) if found is None else found
 
     def values(self, k: int, amplifier: int) -> np.ndarray:
         """Values (y, x) float32 of an amplifier at one wavelength; NaN where nothing is known."""
         out = np.full(self.shape, np.nan, np.float32)
         for _, codes in self.blocks(amplifier, np.array([k])):
             out[...] = self.offset[k, amplifier] + self.scale[k, amplifier] * codes[0].astype(np.float64)
-        for places, image in self.references(amplifier) if self.form == "i1" else ():
-            if k in places:
-                out += np.float32(self.level[k, amplifier]) * image
+        for _, image in self.references(amplifier, np.array([k])) if self.form == "i1" else ():
+            out += np.float32(self.level[k, amplifier]) * image
         if np.isfinite(self.scale[k, amplifier]):
             odd = self.exceptions(k, amplifier)
             out[odd["y"], odd["x"]] += odd["change"]
@@ -148,6 +160,36 @@ def _damaged(cube: Cube, detector: str, slot: int, error: Exception) -> StoreFai
     )
 
 
+def check_cube(cube: Cube) -> list[str]:
+    """One line for each CCD of a slice whose stored values no longer have the hash of its marker."""
+    bad = []
+    for detector in cube.layout.detectors:
+        reader = CubeReader(cube, detector, block=1)
+        bad += [line for k in np.flatnonzero(reader.present) if (line := _check(reader, int(k)))]
+    return bad
+
+
+def _check(reader: CubeReader, k: int) -> str:
+    cube, slot = reader.cube, int(reader.cube.slots[k])
+    try:
+        marker = objects.read_json(cube.url, f"{base(cube.name)}/done/{slot:05d}/{reader.detector}.json")
+        arrays = {var: values[reader.index, :, k] for var, values in cube.numbers.items()}
+        arrays["codes"] = np.empty(cube.layout.codec.shape, cube.layout.codec.dtype)
+        reader.read(k, arrays["codes"])
+        arrays["exceptions"] = reader.exceptions(k).view(np.uint8)
+        if cube.reference_slot[reader.index, k] == slot:
+            arrays["reference"] = np.empty(cube.layout.reference_codec.shape, np.float32)
+            file = ShardFile(cube.url, cube.layout.reference_codec)
+            reader.load("reference", file, slot, range(len(arrays["codes"])), arrays["reference"])
+        if hash_arrays(arrays) == marker["hash"]:
+            return ""
+        return str(_damaged(cube, reader.detector, slot, ValueError("they are not those that were written")))
+    except FileNotFoundError:
+        return str(_damaged(cube, reader.detector, slot, FileNotFoundError()))
+    except StoreFailure as error:
+        return str(error)
+
+
 class _Values(BackendArray):
     """Values (detector, amplifier, wavelength, y, x) of a cube, decoded when they are indexed."""
 
@@ -163,13 +205,13 @@ class _Values(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         axes = [np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape, key, strict=True)]
         out = np.empty(tuple(len(axis) for axis in axes), np.float32)
-        padding = {}
         for i, detector in enumerate(axes[0]):
             reader = CubeReader(self.cube, self.cube.layout.detectors[detector], block=1)
-            padding = (reader.mask() & MASK_BITS["NO_DATA"]) != 0
             for j, amplifier in enumerate(axes[1]):
+                padding = (reader.mask([amplifier])[0] & MASK_BITS["NO_DATA"]) != 0
                 for n, k in enumerate(axes[2]):
-                    found = np.where(padding[amplifier], np.float32(np.nan), reader.values(int(k), int(amplifier)))
+                    found = reader.values(int(k), int(amplifier))
+                    found[padding] = np.nan
                     out[i, j, n] = found[np.ix_(axes[3], axes[4])]
         return out[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
 
@@ -201,7 +243,8 @@ def open_cube(url: str, name: str, number: int | None = None, *, chunked: bool =
     Parameters
     ----------
     number : of the publication; the last by default.
-    chunked : Dask arrays of one chunk per amplifier and wavelength, or (False) arrays that are read when indexed.
+    chunked : Dask arrays of one chunk per CCD and wavelength, a shard, or (False) arrays that are read when indexed:
+        the faster way to some amplifiers, for even a part of a graph of all of LSST's shards costs half a second.
         What goes over a whole cube uses `CubeReader`, one task per CCD.
 
     Returns
@@ -216,11 +259,10 @@ def open_cube(url: str, name: str, number: int | None = None, *, chunked: bool =
     times = np.array([np.datetime64(one.time, "ns") for one in cube.pointer.slots], "datetime64[ns]")
     flat = xr.Variable(dims, indexing.LazilyIndexedArray(_Values(cube)), attributes("flat"))
     mask = xr.Variable((*dims[:2], *dims[3:]), indexing.LazilyIndexedArray(_Masks(cube)), mask_attributes())
-    single = {"detector": 1, "amplifier": 1}
     return xr.Dataset(
         {
-            "flat": flat.chunk({**single, "wavelength": 1}) if chunked else flat,
-            "mask": mask.chunk(single) if chunked else mask,
+            "flat": flat.chunk(detector=1, wavelength=1) if chunked else flat,
+            "mask": mask.chunk(detector=1) if chunked else mask,
             **{v: xr.Variable(small, cube.numbers[v], attributes(v)) for v in ("variance_slope", "variance_floor")},
         },
         coords={

@@ -54,8 +54,9 @@ def create_cube(url: str, name: str, layout: CubeLayout) -> CubeLayout:
             f"cube {name} of {url} has {what} {getattr(found, what)!r}, not {getattr(layout, what)!r}: "
             f"give the new one another --name"
         )
-    if not objects.exists(url, f"{base(name)}/data/zarr.json"):
+    if not objects.exists(url, f"{base(name)}/arrays.json"):
         _create_arrays(url, name, layout)
+        objects.write_json(url, f"{base(name)}/arrays.json", sorted(objects.list_names(url, f"{base(name)}/data")))
     return found
 
 
@@ -270,8 +271,7 @@ def _write_numbers(url: str, name: str, layout: CubeLayout, slots: Sequence[Slot
     small = (*NUMBERS, *SUMS, "reference_slot", *SLOT_COORDS)
     for var in (*small, "codes", *(["reference"] if layout.form == "i1" else [])):
         _grow(url, f"{where}/{var}/zarr.json", size)
-    group = zarr.open_group(objects.zarr_store(url, where), mode="r+", use_consolidated=False)
-    arrays = dict(group.arrays())
+    arrays = {var: zarr.open_array(objects.zarr_store(url, where), path=var, mode="r+") for var in small}
     for chunk in sorted({one.slot // _SLOTS for one in slots if one.slot not in known}):
         part = slice(chunk * _SLOTS, min(size, (chunk + 1) * _SLOTS))
         values = {var: np.asarray(arrays[var][..., part]) for var in small}

@@ -15,7 +15,7 @@ METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *fra
 """Every metric; a product's stand together."""
 
 
-_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "pass": "PASS"}
+_OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "forbidden": "WARN", "told": "PASS", "pass": "PASS"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Acceptance:
     def verdict(self) -> str:
         """The worst verdict of a metric; a product with remarks, outdated, or without some of its sensors warns.
 
-        A closed loop that misses a target fails, one that could not decide warns.
+        A closed loop that misses a target fails; one that could not decide, or whose target nothing can meet, warns.
         """
         doubts = [
             "WARN" if product.outdated or product.failed or product.verdict == "WARN" else product.verdict

@@ -27,7 +27,8 @@ td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-num
 .scroll { overflow-x: auto; }
 .v { display: inline-block; min-width: 3.2em; text-align: center; border-radius: 4px; color: #fff; font-weight: 600;
   font-size: .8rem; padding: .05rem .3rem; }
-.FAIL, .fail { background: #c62828; } .WARN, .undecided { background: #b26a00; } .PASS, .pass { background: #2e7d32; }
+.FAIL, .fail { background: #c62828; } .PASS, .pass, .told { background: #2e7d32; }
+.WARN, .undecided, .forbidden { background: #b26a00; }
 details { background: #fff; border: 1px solid #e3e6ea; border-radius: 6px; margin: .5rem 0; padding: .45rem .8rem; }
 summary { cursor: pointer; }
 summary .what { color: #5a6675; }

@@ -160,3 +160,18 @@ def test_bad_lines_and_modes_are_refused():
 def test_percent_are_refused_as_a_curve(value):
     with pytest.raises(UnitsError, match=r"curve QE: .*give fractions, not percent"):
         Curve(GRID, np.array(value), "QE")
+
+
+def test_a_curve_has_an_error_for_each_value():
+    with pytest.raises(CalibrationError, match="curve QE: 3 errors for 4 values"):
+        Curve(GRID, np.full(4, 0.5), "QE", np.zeros(3))
+
+
+def test_a_product_of_what_does_not_overlap_is_refused():
+    with pytest.raises(CalibrationError, match="spectrum lamp: has 0 wavelengths"):
+        multiply(Spectrum(GRID, ONES, "lamp"), Curve(np.array([1010.0, 1100.0]), np.ones(2)))
+    with pytest.raises(CalibrationError, match="curve air: known from 450 to 800 nm, asked for 900"):
+        multiply(
+            Spectrum(GRID, ONES, "sky", np.array([900.0]), np.ones(1)),
+            Curve(np.array([450.0, 800.0]), np.ones(2), "air"),
+        )

@@ -227,6 +227,34 @@ def test_turnoff_of_a_photon_transfer_curve(delivered, tmp_path, threads):
     assert np.isnan(own["well_bloom"]).all()
 
 
+def test_levels_of_saturation_add_up(delivered, tmp_path, threads):
+    """Turnoffs after full wells, and full wells again: what is not delivered anew stays, and is not doubled."""
+    from lsstcal_dask.storage.rubin.ptc import read_ptc, write_ptc
+
+    store = create_store(tmp_path / "s", "mini9")
+    write_table(store.url, "inputs/saturation", read_input(delivered.url, "saturation"))
+    table = dict(import_inputs(store, threads))["saturation"].pointer
+    path = export_product(delivered, "gain", tmp_path / "out").files[4]
+    found = read_ptc(path, SITE.camera)
+    turnoff = np.linspace(6e4, 9e4, 16)
+    write_ptc(path, replace(found, turnoff=turnoff, turnoff_error=turnoff / 100), SITE.camera, TIME)
+    built = import_files(store, "saturation", [str(path)], threads)
+    own = {"detector": found.detector, "amplifier": found.gains["amplifier"].values}
+    first, both = (product(store, "saturation", p.version).sel(own) for p in (table, built.pointer))
+    assert np.isfinite(both["well_bloom"]).all()
+    for name in ("well_bloom", "well_bloom_error"):
+        assert np.array_equal(both[name], first[name])
+    assert np.array_equal(both["ptc_turnoff"].values, turnoff * found.gains["gain"].values)
+    assert in_use(store, "saturation", found.detector, "2026-07-03T00:00:00").version == built.pointer.version
+    assert not import_files(store, "saturation", [str(path)], threads).new
+    edited(store, "saturation", full_well=read_input(store.url, "saturation")["full_well"] * 0.9)
+    again = dict(import_inputs(store, threads, validity=Validity("2026-07-04T00:00:00")))["saturation"].pointer
+    third = product(store, "saturation", again.version)
+    assert np.allclose(third["well_bloom"].sel(own), 0.9 * first["well_bloom"], rtol=1e-12)
+    assert np.array_equal(third["ptc_turnoff"].sel(own), both["ptc_turnoff"])
+    assert int(np.isfinite(third["ptc_turnoff"]).sum()) == 16
+
+
 def test_bad_files_are_all_named_and_nothing_is_published(delivered, tmp_path, threads):
     done = export_product(delivered, "gain", tmp_path / "out")
     files = [str(path) for path in done.files[:3]]
@@ -520,6 +548,42 @@ def test_curves_crosstalk_and_levels_are_compared(delivered, tmp_path, threads):
         (row,) = [r for r in found.rows if r.exceeds]
         assert (row.amplifier, row.quantity) == ("C10", variable)
         assert row.chi2 > 25 * max(row.dof / 2, 1)
+
+
+def test_a_number_without_an_error_is_not_judged(one_ccd, threads):
+    """On either side; but a pair that the camera team does not list is zero, and one that is found there differs."""
+    write_table(one_ccd.url, "inputs/crosstalk", pair_table(["C10", "C11"], ["C11", "C10"]))
+    dict(import_inputs(one_ccd, threads))
+    values = product(one_ccd, "crosstalk").copy(deep=True)
+    values["crosstalk_error"][:] = 1e-6
+    values["crosstalk_quadratic"][:] = 1e-9
+    values["crosstalk_quadratic_error"][:] = np.nan
+    listed = {"amplifier": "C10", "source": "R22_S11/C11"}
+    values["crosstalk_quadratic_error"].loc[listed] = 1e-12
+    for name in ("crosstalk_error", "crosstalk"):
+        values[name].loc[{"amplifier": "C11", "source": "R22_S11/C10"}] = np.nan
+    remeasure(one_ccd, "crosstalk", values, "b" * 16)
+    found = compare(one_ccd, "crosstalk")
+    assert {r.amplifier for r in found.rows if r.exceeds} == {"C10"}  # by its one judged quadratic, listed as zero
+    values["crosstalk_quadratic"][:] = 0.0
+    values["crosstalk"].loc[{"amplifier": "C01", "source": "R22_S11/C00"}] = 1e-5
+    remeasure(one_ccd, "crosstalk", values, "c" * 16)
+    assert [(r.amplifier, r.quantity) for r in compare(one_ccd, "crosstalk").rows if r.exceeds] == [
+        ("C01", "crosstalk")
+    ]
+    table = read_input(one_ccd.url, "crosstalk")
+    table["c"], table["c_error"] = 3e-4, np.nan
+    write_table(one_ccd.url, "inputs/crosstalk", table)
+    dict(import_inputs(one_ccd, threads))
+    assert "C10" not in {r.amplifier for r in compare(one_ccd, "crosstalk").rows if r.exceeds}
+
+
+def test_nothing_to_compare_is_not_agreement(one_ccd, threads):
+    dict(import_inputs(one_ccd, threads))
+    remeasure(one_ccd, "gain", gains([1.5] * 4, [np.nan] * 4), "b" * 16)
+    assert np.isnan([row.significance for row in compare(one_ccd, "gain").rows]).all()
+    with pytest.raises(CalibrationError, match=r"gain b{16} cannot be compared with .*: there is no number that both"):
+        accept(one_ccd, "gain", threads)
 
 
 def defects_of(store, places, bit="BAD", kind="HOT"):

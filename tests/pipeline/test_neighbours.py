@@ -1,6 +1,7 @@
 """Crosstalk between CCDs in calibrated frames: a spot in one CCD leaves its ghosts in those of its readout board."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,15 @@ import xarray as xr
 from making import SEED, START, exposure
 
 from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.isr.crosstalk import Entries
+from lsstcal_dask.isr.frame import RawFrame
+from lsstcal_dask.isr.neighbours import Source, seen
+from lsstcal_dask.isr.sequence import IsrConfig, Site, correct, source
 from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.closed.discs import disc, expose, true_matrix
 from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.levels import LEVELS
 from lsstcal_dask.pipeline.store import create_store
 from lsstcal_dask.products import crosstalk, gain
 from lsstcal_dask.simulate.crosstalk import Crosstalk
@@ -27,6 +33,7 @@ from lsstcal_dask.storage.products import (
     write_detector,
 )
 from lsstcal_dask.storage.raw import write_frame
+from lsstcal_dask.variables import MASK_BITS
 
 BOARD = ["R22_S10", "R22_S11", "R22_S12"]
 LEVEL = 9e4  # electrons
@@ -132,7 +139,7 @@ def test_the_ghost_of_another_ccd_is_removed(store, site, threads):
 
 
 def test_a_ccd_whose_neighbour_is_missing_goes_on(store, site, threads, tmp_path):
-    """Only what is there is subtracted."""
+    """Only what is there is subtracted, and it is said what is not."""
     other = create_store(tmp_path / "s", "mini9")
     target, _, _, _, _ = sources_between(site)[0]
     ((counts),) = expose(site, [target], 2, {})
@@ -144,3 +151,50 @@ def test_a_ccd_whose_neighbour_is_missing_goes_on(store, site, threads, tmp_path
     shutil.copytree(f"{store.url}/products", f"{other.url}/products")
     ((_, one),) = calibrate(other, [taken.name], Config().calibrate, threads, skip=["bias", "dark"])
     assert one.errors == []
+    absent = {row[2] for row in sources_between(site) if row[0] == target}
+    (remark,) = [text for text in one.pointer.remarks if "crosstalk from" in text]
+    assert remark.startswith(f"{target}: crosstalk from ")
+    assert {name for name in BOARD if name in remark} == absent | {target}
+    assert one.pointer.verdict == "WARN"
+
+
+def test_a_saturated_source_in_another_ccd_is_clipped_flagged_and_its_noise_kept(site):
+    """By hand: of 43 ke- in a well of 20 ke-, c = 1e-3 leaves 20 e-; its variance adds c**2 times that."""
+    target, other = (site.camera.detector(name) for name in BOARD[:2])
+    part = replace(other, amplifiers=other.amplifiers[:1])
+    image = np.full((1, *site.camera.image_shape), 43e3, np.float32)
+    image[0, :, :10] = 1e3
+    entries = Entries(np.array([3]), np.array([0]), np.float32([1e-3]), np.float32([0]))
+    lit = Source(image, image, np.array([20e3], np.float32))
+    found = seen({other.name: (lit, part, entries)}, target, site.camera.image_shape)
+    assert found.places.tolist() == [3]
+    there, here = other.amplifiers[0].data, target.amplifiers[3].data
+    ny, nx = (min(a, b) for a, b in zip(there.shape, here.shape, strict=True))
+    shift = there.x0 - here.x0  # the same raw column is read at the same time
+    bright = np.s_[:ny, max(shift, 0) + 10 : nx + min(shift, 0)]
+    assert np.allclose(found.charge[3][bright], 20.0)
+    assert not found.charge[:3].any()
+    counts = np.zeros((16, *site.camera.raw_shape), np.int32)
+    unit = xr.Dataset({"gain": ("amplifier", np.ones(16))}, coords={"amplifier": [a.name for a in target.amplifiers]})
+    none = np.zeros((16, 16))
+    own = [f"{target.name}/{a.name}" for a in target.amplifiers]
+    pairs = xr.Dataset(
+        dict.fromkeys(("crosstalk", "crosstalk_quadratic"), (("amplifier", "source"), none)),
+        coords={"amplifier": unit["amplifier"], "source": own, "detector": target.name},
+    )
+    raw, where = RawFrame("e1", target, 0.0, counts), Site(site.camera.image_shape)
+    products = {"gain": unit, "crosstalk": pairs}
+    without, frame = (correct(raw, where, products, IsrConfig(), others) for others in (None, found))
+    assert np.allclose((without.image - frame.image)[3][bright], 20.0)
+    assert np.allclose((frame.variance - without.variance)[3][bright], 0.043, rtol=1e-3)
+    wells = {f"{name}{end}": ("amplifier", np.full(16, np.nan)) for name in LEVELS for end in ("", "_error")}
+    wells["well_bloom"] = ("amplifier", np.linspace(1e5, 2e5, 16))
+    full = xr.Dataset(wells, coords={"amplifier": unit["amplifier"]})
+    assert np.isinf(source(raw, where, products).ceiling).all()
+    assert np.array_equal(
+        source(raw, where, products | {"saturation": full}).ceiling, np.float32(wells["well_bloom"][1])
+    )
+    flagged = frame.mask & ~without.mask & MASK_BITS["CROSSTALK"] > 0
+    assert flagged[3][bright].all()
+    assert not flagged[3][:ny, : 10 + min(shift, 0)].any()
+    assert not flagged[[0, 1, 2, *range(4, 16)]].any()

@@ -13,6 +13,7 @@ from lsstcal_dask.pipeline.closed.discs import dataset, disc, expose, true_matri
 from lsstcal_dask.pipeline.closed.raw import true_gains
 from lsstcal_dask.products.crosstalk import (
     CrosstalkConfig,
+    _dataset,
     check_crosstalk,
     crosstalk_amplifiers,
     measure_crosstalk,
@@ -144,6 +145,12 @@ def test_two_levels_give_the_quadratic_term():
     without = solve(normal, 2, np.zeros(2, bool), 1e4)
     assert abs(without.linear[1] - 2e-4) > 8 * without.linear_error[1]  # ignored, it spoils the linear one
     assert np.isnan(without.quadratic[1])
+    config, within = CrosstalkConfig(), np.ones(2, bool)
+    both, one = (_dataset(solution, within, config)["crosstalk_quadratic"].values for solution in (found, without))
+    assert both[1] == np.float32(found.quadratic[1])
+    assert np.isnan(one).all()  # not measured is not zero
+    nothing = replace(found, chi2=np.zeros(2))
+    assert _dataset(nothing, within, config)["crosstalk_quadratic"].values[1] == 0  # measured, and not told from zero
 
 
 def test_sources_always_lit_together_are_unmeasured_until_one_is_lit_alone():

@@ -75,7 +75,7 @@ def test_false_alarms_are_as_rare_as_their_sigma_says():
     cold = sum(find_cold(flat(rng), config).sum() for _ in range(10))
     for found in (hot, cold):
         assert abs(found - n * p) < 5 * np.sqrt(n * p)
-    # At 5.4 sigma the tail is 3.3e-8: half a pixel of 16 million.
+    # At 5.6 sigma the tail is 1.1e-8: with five of them, hot, cold, trap and both ways of the last, one in 16 million.
     assert sum(find_cold(flat(rng), DefectConfig(cold=1 - 1e-9)).sum() for _ in range(10)) == 0
 
 

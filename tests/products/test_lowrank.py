@@ -51,7 +51,7 @@ def test_flats_from_maps_are_within_the_proved_error(tmp_path):
     low = compress_amplifier(reader, 1, response(NM), LowRankConfig(noise=0))
     weights = np.random.default_rng(1).uniform(0, 1, (3, len(NM)))
     weights /= (weights @ response(NM))[:, None]
-    odd = {k: exceptions_of(reader.exceptions(k), 1, 64) for k in range(len(NM))}
+    odd = {k: exceptions_of(reader, k, 1) for k in range(len(NM))}
     whole, short = sum_slices(reader, 1, weights, odd), sum_maps(low, weights)
     known = np.arange(64 * 64) != 20 * 64 + 20
     assert np.all(np.abs(short - whole)[:, known].max(axis=1) <= low.error_bound(weights) + 4e-6)  # 51 roundings
@@ -70,8 +70,8 @@ def test_noise_is_left_out_and_flats_lose_nothing(tmp_path, form):
     assert np.all(low.worst > 2.5 * sigma)  # the largest of 4096
     truth = reader_of(tmp_path / "quiet", form="f4")
     weights = response(NM)[None] / (response(NM) @ response(NM))  # equal noise: that of the flat is sigma / sqrt(51)
-    exact = sum_slices(truth, 1, weights, {k: exceptions_of(truth.exceptions(k), 1, 64) for k in range(len(NM))})
-    whole = sum_slices(reader, 1, weights, {k: exceptions_of(reader.exceptions(k), 1, 64) for k in range(len(NM))})
+    exact = sum_slices(truth, 1, weights, {k: exceptions_of(truth, k, 1) for k in range(len(NM))})
+    whole = sum_slices(reader, 1, weights, {k: exceptions_of(reader, k, 1) for k in range(len(NM))})
     errors = [np.std(flat - exact) for flat in (sum_maps(low, weights), whole)]
     assert errors[0] < 1.05 * errors[1]
     # each slice of the compressed cube has the noise of its maps only

@@ -16,6 +16,7 @@ from lsstcal_dask.products.monochromatic import (
     make_repeat,
 )
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
+from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
 from lsstcal_dask.products.slices import Line, group_flats, mean_response
 from lsstcal_dask.variables import MASK_BITS
 
@@ -96,6 +97,42 @@ def test_hits_are_rejected_among_repeats_or_by_flats_nearby(n):
     assert abs((unrejected.value[0] - pattern()[0])[track].mean()) * BRIGHT > 0.9 * 3000 / n
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_only_suspects_need_a_look(n):
+    rng = np.random.default_rng(n)
+    images = np.stack([repeat(i).image[0] for i in range(n)])
+    for k, y, x in zip(rng.integers(0, n, 40), rng.integers(0, 150, 40), rng.integers(0, 100, 40), strict=True):
+        images[k, y, x] += rng.uniform(0, 3000)
+    masks = np.where(rng.random(images.shape) < 0.02, MASK_BITS["SATURATED"], 0).astype(np.uint16)
+    ones = np.ones(n, np.float32)
+    terms = Terms(ones, NOISE * ones, ones / n, np.float32(6), np.float32(0), np.float32(4e4 * np.pi / 2 / n))
+    guide = repeat(9).image[0] if n == 1 else np.zeros((0, 0), np.float32)
+    value, counts = np.empty((150, 100), np.float32), np.empty((150, 100), np.uint8)
+    suspect = np.zeros((150, 100), bool)
+    combine(images, masks, terms, guide, value, counts, suspect)
+    found, every = np.zeros(images.shape, bool), np.zeros(images.shape, bool)
+    find_hits(images, masks, terms, guide, value, np.argwhere(suspect), found)
+    find_hits(images, masks, terms, guide, value, np.argwhere(np.ones_like(suspect)), every)
+    assert found.sum() > 50
+    assert_array_equal(found, every)
+    assert suspect.mean() < 0.05
+    leave_out(images, masks, terms, every, np.argwhere(np.ones_like(suspect)), value, counts)
+    good = ~every & (masks == 0)
+    assert_array_equal(counts, good.sum(axis=0))
+    with np.errstate(invalid="ignore"):
+        assert_allclose(value, np.where(good, images, 0).sum(axis=0) / good.sum(axis=0), rtol=1e-5)
+
+
+def test_moving_fringes_are_no_hits():
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    fringed = [pattern() * (1 + 0.05 * np.cos((x + y) / 5 + turn)) for turn in (0, 1, 2)]
+    one, *nearby = (repeat(i, flat=flat) for i, flat in enumerate(fringed))
+    found = combine_repeats([one], nearby)
+    assert sum(found.hits) == 0
+    _hit(one, np.s_[40:42, 30:60], 40_000.0)
+    assert combine_repeats([one], nearby).hits[0] >= 60
+
+
 def test_a_single_flat_without_others_is_taken_as_it_is():
     one = _hit(repeat(1), np.s_[40:42, 30:60], 3000.0)
     found = combine_repeats([one], [])
@@ -117,16 +154,23 @@ def test_saturated_pixels_of_one_repeat_are_left_out_and_of_all_are_unknown():
     assert found.pixels == found.value.size - 2
 
 
-def test_a_dead_amplifier_is_nan_and_does_not_touch_the_others():
-    taken = [repeat(i) for i in range(2)]
+@pytest.mark.parametrize("level", [np.nan, 3.0])
+def test_a_dead_amplifier_is_nan_and_does_not_touch_the_others(level):
+    taken = [repeat(i) for i in range(3)]
     alive = combine_repeats(taken, [])
-    for one in taken:
-        one.mask[1], one.image[1], one.level[1], one.noise[1] = MASK_BITS["NO_DATA"], np.nan, np.nan, np.nan
+    for one in taken[1:]:
+        one.image[1], one.level[1] = level, level
+    once = combine_repeats(taken, [])
+    assert_array_equal(once.full, [3, 1])
+    assert_allclose(once.value[1], taken[0].image[1] / np.float32(BRIGHT), rtol=1e-6)
+    assert_allclose(once.slope, alive.slope * [1, 3], rtol=0.01)
+    taken[0].image[1], taken[0].level[1] = level, level
     found = combine_repeats(taken, [])
     assert_array_equal(found.value[0], alive.value[0])
     assert np.isnan(found.value[1]).all()
     assert np.isnan(found.slope[1])
     assert np.all(found.mask[1] == MASK_BITS["NO_DATA"])
+    assert_array_equal(found.full, [3, 0])
 
 
 def test_noise_without_light_is_found_in_a_frame():
@@ -149,7 +193,7 @@ def test_noise_without_light_is_found_in_a_frame():
         ({"level": np.full(2, 2e5)}, "saturated: 0.0 % of the pixels, level 200000 electron"),
         ({"saturated": 0.3}, "saturated: 30.0 % of the pixels"),
         ({"level": np.full(2, np.nan)}, "no usable pixel"),
-        ({"photons": 0.8 * BRIGHT}, r"\+25.0% brighter than its photodiode says"),
+        ({"photons": 0.8 * BRIGHT}, r"\+25.0% off what its photodiode says"),
     ],
 )
 def test_flats_that_cannot_be_used_are_told_by_name(change, says):

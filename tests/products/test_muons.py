@@ -50,19 +50,22 @@ def losses(seed, n, gain=1.0):
 
 
 def test_typical_loss_and_its_error():
-    """Of 300 samples of 60: scatter of ln(loss) as told; the truth is that of a large sample."""
-    truth = np.log(np.mean([typical_loss(losses(1000 + s, 500))[0] for s in range(40)]))
-    found = np.array([typical_loss(losses(s, 60)) for s in range(300)])
+    """Of 300 samples of 100: scatter of ln(loss) as told; the truth is that of large samples."""
+    truth = np.log(np.mean([typical_loss(losses(1000 + s, 10_000))[0] for s in range(40)]))
+    found = np.array([typical_loss(losses(s, 100)) for s in range(300)])
     pulls = (np.log(found[:, 0]) - truth) / (found[:, 1] / found[:, 0])
-    assert abs(pulls.mean()) < 3.5 / np.sqrt(300)
-    # the rank statistic knows a symmetric distribution; of this one it is right to 5 %
+    # the median of 100 is moved by some hundredths of its error, and that is known to some per cent
+    assert abs(pulls.mean()) < 3.5 / np.sqrt(300) + 0.1
     assert pulls.std() == pytest.approx(1, abs=3.5 / np.sqrt(600) + 0.05)
-    with pytest.raises(InsufficientInputs, match="9 muon tracks, 10 are needed"):
-        typical_loss(losses(1, 9))
+    many = losses(1, 200)
+    wild = Tracks(many.path, np.where(np.arange(200) < 20, 30 * many.charge, many.charge))  # delta rays
+    assert typical_loss(wild)[0] == pytest.approx(typical_loss(many)[0], rel=0.03)
+    with pytest.raises(InsufficientInputs, match="19 muon tracks, 20 are needed"):
+        typical_loss(losses(1, 19))
 
 
 def test_a_jump_of_five_per_cent_is_found_by_enough_muons():
-    """Sixteen amplifiers of 140 tracks an epoch, whose gains rise by 5 %: 0.4 % an epoch, 9 sigma."""
+    """Sixteen amplifiers of 140 tracks an epoch, whose gains rise by 5 %."""
     own = 1 + 0.03 * np.random.default_rng(0).standard_normal(16)
     found = np.array(
         [
@@ -72,7 +75,7 @@ def test_a_jump_of_five_per_cent_is_found_by_enough_muons():
     )
     gain, relative = 1 / found[..., 0], found[..., 1] / found[..., 0]
     value, error = common_series(gain * 1e3, gain * relative * 1e3)
-    assert error == pytest.approx(0.2 / np.sqrt(16 * 140), rel=0.25)
+    assert (error < 0.2 / np.sqrt(16 * 140)).all()  # narrower than that of muons
     (change,) = find_changes(np.arange(6), 1 / value, error / value**2)
     assert (change.kind, change.at) == ("jump", 3)
     assert change.sigma < -5
@@ -107,24 +110,23 @@ def all_tracks(raw):
 
 
 def test_a_drift_of_simulated_gains_is_found():
-    """Of a CCD: the ratio within its error, and a loss of some 90 electrons per um; amplifiers as far as they can."""
-    raw = epoch(1, 6, 1.5)
-    first, second = all_tracks(raw), all_tracks(epoch(101, 6, 1.8))
+    """Of a CCD: the ratio within its error, and a loss of some 80 electrons per um; amplifiers as far as they can."""
+    raw = epoch(1, 8, 1.5)
+    first, second = all_tracks(raw), all_tracks(epoch(101, 8, 1.8))
     (before, a), (after, b) = typical_loss(first), typical_loss(second)
     error = np.hypot(a / before, b / after)
     assert min(len(first.path), len(second.path)) > 100
-    # Landau's distribution is 20 % wide, and of the shortest tracks the length is known to 10 %
-    assert 0.15 < a / before * np.sqrt(len(first.path)) < 0.4
+    assert 0.15 < a / before * np.sqrt(len(first.path)) < 0.3  # a fifth for one track
     assert abs(np.log(before / after) - np.log(1.2)) < 4 * error
     assert np.log(before / after) > 3 * error
-    assert 70 < 1.5 * before < 110
+    assert 70 < 1.5 * before < 95
     made = dict(muon_amplifiers(raw, CAMERA.detectors[0], None, MuonConfig(), {}))
     told = [one for one in made.values() if np.isfinite(one["gain_muons"])]
     assert told
-    assert all(float(one["muon_tracks"]) >= 10 and float(one["gain_muons_error"]) > 0 for one in told)
+    assert all(float(one["muon_tracks"]) >= 20 and float(one["gain_muons_error"]) > 0 for one in told)
     silent = [one.attrs["remarks"][0] for one in made.values() if not np.isfinite(one["gain_muons"])]
     assert silent
-    assert all("muon tracks, 10 are needed: add darks" in remark for remark in silent)
+    assert all("muon tracks, 20 are needed: add darks" in remark for remark in silent)
 
 
 def test_without_darks_there_are_no_muons(no_compute):

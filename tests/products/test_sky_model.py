@@ -11,7 +11,8 @@ NONE = np.zeros(4)
 
 
 def seen(at, known=Spectrograph(), nuisance=NONE):
-    return pixel_response(PIXELS, known, nuisance) @ (line_grid(np.array([at])) @ np.ones(1))
+    first, second = pixel_response(PIXELS, known, nuisance)
+    return (first + second) @ (line_grid(np.array([at])) @ np.ones(1))
 
 
 @pytest.mark.parametrize("at", [400.03, 557.88, 700.0, 1000.37])
@@ -60,7 +61,7 @@ def test_the_model_is_that_of_another_program():
         read_noise=0,
     )
     expected = simulated.observe(1, settings, 1, FINE, light, 1e12)  # photon noise of 1e-6
-    found = pixel_response(expected["wavelength"].values, known, NONE) @ light
+    found = sum(pixel_response(expected["wavelength"].values, known, NONE)) @ light
     # throughput is known every 10 nm and bends by 2e-4 per nm**2 at most: 10**2 / 8 * 2e-4 of 0.3 either way
     np.testing.assert_allclose(found, expected["flux"], rtol=0.01)
     assert np.sqrt(np.mean((found / expected["flux"].values - 1) ** 2)) < 0.003

@@ -72,13 +72,12 @@ class Made:
     offset: np.ndarray
     odd: dict
     block: int = 2
-    full: np.ndarray | None = None
 
     def __post_init__(self):
         self.shape = self.codes.shape[2:]
         self.level = 0 * self.scale
         self.variance_slope, self.variance_floor = SLOPE + 0 * self.scale, FLOOR + 0 * self.scale
-        self.full = np.full(len(self.codes), FULL)
+        self.repeats = FULL + 0 * self.scale
 
     def blocks(self, amplifier, which=None):
         places = which[np.isfinite(self.scale[which, amplifier])]
@@ -86,11 +85,12 @@ class Made:
             own = places[start : start + self.block]
             yield own, np.ascontiguousarray(self.codes[own, amplifier])
 
-    def references(self, amplifier):
+    def references(self, amplifier, which=None):
         return iter(())
 
-    def exceptions(self, k):
-        return self.odd.get(k, np.zeros(0, EXCEPTION))
+    def exceptions(self, k, amplifier=None):
+        found = self.odd.get(k, np.zeros(0, EXCEPTION))
+        return found[found["amplifier"] == amplifier]
 
     def mask(self):
         return np.zeros(self.codes.shape[1:], np.uint16)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal
-from lsstcal_dask.physics.passbands import Surface
+from lsstcal_dask.physics.nearby import Nearby
+from lsstcal_dask.physics.passbands import Passband, Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum, from_energy_wavelength
 from lsstcal_dask.products.weights import Scan, WeightsConfig, local_weights, make_weights, without
 
@@ -208,3 +209,21 @@ def test_too_few_slices_are_refused():
 def test_a_small_part_beyond_the_cube_is_bounded():
     found = make_weights(Spectrum(np.array([500.0, 510.0005]), np.ones(2)), None, scan_of(np.arange(500, 511)))
     assert found.uncovered == pytest.approx(0.0005 / 10.0005, rel=1e-6)
+
+
+def test_curves_of_the_ccds_nearby_give_the_weights_of_the_polynomial_that_they_follow():
+    camera, nm = load_camera("mini9"), np.linspace(500.0, 520, 41)
+    x, y = (np.array([d.center_mm[i] for d in camera.detectors]) for i in (0, 1))
+    terms = np.stack([0.7 + 0 * nm, 0.02 * np.cos(nm), 0.01 * np.sin(nm)])
+    fitted = surface_of(nm, terms, [(0, 0), (0, 1), (2, 0)], 5.0)
+    names = tuple(d.name for d in camera.detectors)
+    measured = Passband("r", names, x, y, nm, fitted.at(x, y), np.zeros((9, 41)))
+    scan = Scan(nm[::2], 1 + 0 * nm[::2], 1 + 0 * nm[::2], x, y)
+    spectrum = Spectrum(np.array([500.0, 520]), np.array([1.0, 2]))
+    one, other = (make_weights(spectrum, band, scan, config=ALL) for band in (fitted, Nearby(measured)))
+    assert other.scale == pytest.approx(one.scale)
+    detector = camera.detectors[8]
+    for amplifier in detector.amplifiers[::5]:
+        found = [local_weights(weights, detector, amplifier, 1e-9) for weights in (one, other)]
+        u, v = np.random.default_rng(2).uniform(-1, 1, (2, 20))
+        np.testing.assert_allclose(found[1].at(u, v), found[0].at(u, v), atol=1e-9)

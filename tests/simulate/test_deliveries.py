@@ -9,9 +9,11 @@ from lsstcal_dask.simulate import truth
 from lsstcal_dask.simulate.catalogue import true_magnitudes
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.filters import transmission
+from lsstcal_dask.simulate.illumination import laser_centre
 from lsstcal_dask.simulate.linearity import true_to_measured
 from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.optics import mirrors
+from lsstcal_dask.simulate.photodiode import responsivity
 from lsstcal_dask.simulate.recipes import CalibrationDay, Night, Plan, Projections, exposures
 from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.simulate.stars import Stars, stars_in
@@ -48,12 +50,37 @@ def test_each_recipe_delivers_what_goes_with_it(day, night):
     filters = [f"filter-{band}" for band in "ugrizy"]
     assert list(day) == ["gain", "linearity", "crosstalk", "defects", "saturation", *filters]
     assert list(made("cbp")) == filters
-    assert made("flat-cube") == {}
+    assert list(made("flat-cube")) == ["photodiode", "wavelengths"]
     visits = [e.name for e in exposures("night", PLAN, SITE.settings, CAMERA)]
     spectra_of = [f"spectrum-{kind}-{name}" for name in visits for kind in ("star", "sky")]
     assert list(night) == ["weather", "photometry", "standards", *spectra_of]
     taken = exposures("all", PLAN, SITE.settings, CAMERA)
-    assert set(deliveries("all", taken)) == set(day) | set(night)
+    assert set(deliveries("all", taken)) == {*day, *night, "photodiode", "wavelengths"}
+
+
+def test_lines_of_the_laser_are_measured_within_their_errors():
+    table = made("flat-cube")["wavelengths"]
+    flats = exposures("flat-cube", PLAN, SITE.settings, CAMERA)
+    assert list(table["exposure"]) == [one.name for one in flats]
+    true = [laser_centre(SITE.seed, SITE.settings.laser, one) for one in flats]
+    pulls(table["wavelength"], true, table["wavelength_error"])
+    assert set(table["bandwidth"]) == {1.0}
+    assert str(table["wavelength"].unit) == "nm"
+
+
+def test_the_responsivity_of_the_photodiode_is_delivered_with_a_smooth_error():
+    sites = [Observatory(seed, CAMERA, SITE.settings) for seed in range(40)]
+    tables = [deliveries("flat-cube", [])["photodiode"](site) for site in sites]
+    true = responsivity(np.asarray(tables[0]["wavelength"]))
+    pull = np.array([(np.asarray(t["responsivity"]) - true) / np.asarray(t["responsivity_error"]) for t in tables])
+    assert abs(np.sqrt(np.mean(pull[:, ::60] ** 2)) - 1) < 5 / np.sqrt(
+        2 * 40 * 4
+    )  # some four of a seed are independent
+    assert np.abs(np.diff(pull, axis=1)).max() < 0.3  # within 2 nm
+    away = [t.meta["dark_current_A"] / SITE.settings.photodiode.dark_current - 1 for t in tables]
+    assert 0 < np.std(away) < 0.04
+    off = Observatory(1, CAMERA, SITE.settings.without(["photodiode"]))
+    assert deliveries("flat-cube", [])["photodiode"](off).meta["dark_current_A"] == 0
 
 
 def test_every_table_says_what_it_is(day, night):

@@ -1,6 +1,6 @@
-"""Builds a product again and again in forked children and kills each at another moment.
+"""Builds a product or a cube again and again in forked children and kills each at another moment.
 
-Run as a script: ``kill_server.py URL STEP RANDOM``: a kill at every STEP-th write and at
+Run as a script: ``kill_server.py URL STEP RANDOM [bias|cube]``: a kill at every STEP-th write and at
 RANDOM other moments. It prints one JSON line per kill with what a reader saw afterwards.
 Forking keeps each attempt short: the parent imports and compiles everything and never
 touches storage, so it has no threads.
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,17 @@ from lsstcal_dask.compute import cluster
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.pipeline.build import build as run
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.cubes import make_cube
 from lsstcal_dask.pipeline.store import open_store
 from lsstcal_dask.products.exposures import Transform
 from lsstcal_dask.products.stack import StackConfig, combine_amplifier
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.cubelayout import list_pointers
+from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
 from lsstcal_dask.storage.products import check_product, list_products
+from lsstcal_dask.storage.provenance import digest, hash_arrays
+
+WHAT = sys.argv[4] if len(sys.argv) > 4 else "bias"
 
 
 def compile_kernels():
@@ -37,10 +44,13 @@ def compile_kernels():
 
 
 def build(url, kill_at):
-    """Build the bias; at its ``kill_at``-th write to storage the process kills itself."""
+    """Build the bias or the cube; at its ``kill_at``-th write to storage the process kills itself."""
     if kill_at:
         arm(kill_at)
     with cluster("threads", 1) as compute:
+        if WHAT == "cube":
+            assert not make_cube(open_store(url), "c", "i1", Config(), compute).errors
+            return
         for _, built in run(open_store(url), ["bias"], Config(), compute):
             assert not built.errors, built.errors
 
@@ -76,8 +86,19 @@ def arm(kill_at):
 
 def look(url):
     """What a reader sees: nothing, or the hash of what is published and whether its pixels agree."""
+    if WHAT == "cube":
+        return [look_at_cube(url, pointer) for pointer in list_pointers(url, "c")]
     found = list_products(url, "bias")
     return [[p.hash, p.verdict, check_product(url, p)] for p in found]
+
+
+def look_at_cube(url, pointer):
+    """Hash of all that a publication tells and of all its pixels; verdict; remarks, none."""
+    found = open_cube(url, "c", pointer.number, chunked=False)
+    cube = read_cube(url, "c", pointer.number)
+    odd = [CubeReader(cube, d, block=1).exceptions(k) for d in cube.layout.detectors for k in range(len(cube.slots))]
+    pixels = hash_arrays({"flat": found["flat"].values, "odd": np.concatenate(odd).view(np.uint8)})
+    return [digest([pixels, [asdict(slot) for slot in pointer.slots]]), pointer.slots[0].verdict, []]
 
 
 def child(function, *args):
@@ -104,7 +125,7 @@ def outcome(pid, read):
 
 
 def wipe(url):
-    shutil.rmtree(os.path.join(url, "products"), ignore_errors=True)
+    shutil.rmtree(os.path.join(url, {"bias": "products", "cube": "cubes"}[WHAT]), ignore_errors=True)
 
 
 def attempts(url, step, moments):

@@ -5,6 +5,7 @@ import uuid
 
 import numpy as np
 import pytest
+from making_slices import make_slice, write_cube
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.pipeline.build import build
@@ -15,6 +16,7 @@ from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.observatory import SimulateConfig, open_observatory, simulate
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.products import check_product, list_products, lookup, open_product
 from lsstcal_dask.storage.raw import open_raw
@@ -187,3 +189,16 @@ def test_a_store_keeps_its_camera_and_another_prefix_is_no_store(remote, bucket)
 def test_a_bucket_that_does_not_exist_is_no_store(server):
     with pytest.raises(CalibrationError, match="is not a store"):
         open_store(f"s3://{uuid.uuid4().hex}/x")
+
+
+@pytest.mark.parametrize("form", ["i2", "i1"])
+def test_a_cube_in_a_bucket_reads_as_in_a_folder(bucket, tmp_path, form):
+    far, near = f"s3://{bucket}/cubes-{form}", str(tmp_path)
+    for url in (far, near):
+        write_cube(url, form, {501.0: make_slice(0), 500.0: make_slice(1, dead=True)})
+    there, here = (open_cube(url, "c", chunked=False)["flat"].values for url in (far, near))
+    np.testing.assert_array_equal(there, here)
+    for url in (far, near):
+        reader = CubeReader(read_cube(url, "c"), "A")
+        assert [len(own) for own, _ in reader.blocks(1)] == [2]
+        assert [len(own) for own, _ in reader.blocks(2)] == [1]

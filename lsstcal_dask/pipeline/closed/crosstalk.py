@@ -110,7 +110,7 @@ def large(seed: int, exposures: int) -> np.ndarray:
     part = _measured(site, [name], counts).sel(detector=name, source=f"{name}/{lit.name}")
     true, true2 = true_matrix(site, name, [name])[:, :, place(site, lit.name)]
     q = 1.5e5
-    taken = part["crosstalk"].values * q + part["crosstalk_quadratic"].values * q**2
+    taken = part["crosstalk"].values * q + np.nan_to_num(part["crosstalk_quadratic"].values) * q**2
     left = true * q + true2 * q**2 - taken
     return np.asarray(left[np.isfinite(taken)])
 

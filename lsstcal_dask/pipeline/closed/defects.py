@@ -32,11 +32,12 @@ from lsstcal_dask.products.defects import (
 from lsstcal_dask.products.stack import StackConfig
 from lsstcal_dask.simulate import Observatory, Settings
 from lsstcal_dask.simulate.electronics import read_out
+from lsstcal_dask.simulate.response import QuantumEfficiency
 from lsstcal_dask.variables import DEFECT_KINDS, MASK_BITS
 
 __all__ = ["SEEDS", "measure"]
 
-SEEDS = 12
+SEEDS = 24
 CONFIG = DefectConfig(most=0.2)  # far more pixels are spoilt here than a real CCD may have
 DENSITY = 0.005  # of the pixels, of each kind and size
 SIZES = (1.0, 1.3)  # of the threshold
@@ -185,11 +186,13 @@ def noise_alone(seed: int, shape: tuple[int, int] = _AMPLIFIER) -> int:
     return int((some | find_traps(faint, CONFIG) | find_inconsistent(faint, bright, CONFIG)).sum())
 
 
-def measure(seeds: int, config: DefectConfig = CONFIG, noise: int = 4) -> list[Target]:
+def measure(seeds: int, config: DefectConfig = CONFIG, noise: int = 2) -> list[Target]:
     """Completeness, purity, false alarms, columns, and merging of lists; ``noise`` LSST amplifiers of each seed."""
     camera, count = load_camera("mini9"), Count(np.zeros(4, int), np.zeros(4, int))
     for seed in range(1, seeds + 1):
-        site = Observatory(seed, camera, Settings().only(EFFECTS))
+        # Without the fall of the response at the edges, which would take much of a CCD as small as this.
+        response = {"quantum_efficiency": QuantumEfficiency(edge=0.0)}
+        site = Observatory(seed, camera, Settings().only(EFFECTS).model_copy(update=response))
         detector = camera.detectors[seed % len(camera.detectors)]
         spoilt = spoil(site, detector)
         count.add(spoilt, found_defects(site, detector, spoilt, config))

@@ -23,7 +23,7 @@ from lsstcal_dask.simulate.truth import amplifiers
 
 __all__ = ["SEEDS", "measure"]
 
-SEEDS = 100
+SEEDS = 50
 _WHOLE = 25
 """Seeds for each of which whole flats are simulated as well."""
 

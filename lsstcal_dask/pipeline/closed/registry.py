@@ -12,7 +12,24 @@ from lsstcal_dask.pipeline.closed.target import Target
 
 __all__ = ["LOOPS", "chosen", "run_loops"]
 
-LOOPS: Final[tuple[str, ...]] = ("linearity", "saturation", "crosstalk", "deferred")
+LOOPS: Final[tuple[str, ...]] = (
+    "bias",
+    "gain",
+    "transfer",
+    "continuity",
+    "muons",
+    "linearity",
+    "defects",
+    "saturation",
+    "crosstalk",
+    "darks",
+    "fringes",
+    "overscan",
+    "deferred",
+    "linearity_applied",
+    "crosstalk_applied",
+    "interpolation",
+)
 """Names of the loops, which are modules here, in the order of the document."""
 
 

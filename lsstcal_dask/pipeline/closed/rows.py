@@ -37,12 +37,13 @@ def print_targets(found: Mapping[str, Iterable[Target]]) -> None:
     from rich.table import Column, Table  # noqa: PLC0415
 
     console = Console()
-    console = Console(width=max(console.width, 140))
+    console = Console(width=max(console.width, 160))
     names = ("verdict", "section", "loop", "target of", "target", "measured", "seeds")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None, title="closed loops", title_justify="left")
     for loop, targets in found.items():
         for one in targets:
             what = f"{one.name}{f' ({one.unit})' if one.unit else ''}"
             cells = (one.verdict, one.section, loop, what, one.limits, one.value, str(one.seeds))
-            table.add_row(*cells, style={"fail": "bold red", "undecided": "yellow"}.get(one.verdict, ""))
+            style = {"fail": "bold red", "pass": "", "told": ""}.get(one.verdict, "yellow")
+            table.add_row(*cells, style=style)
     console.print(table)

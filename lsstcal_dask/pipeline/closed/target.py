@@ -10,8 +10,11 @@ from lsstcal_dask.verify.metric import number, span
 
 __all__ = ["VERDICTS", "Target", "from_json", "largest", "mean", "pulls", "ratio", "rms", "share", "verdict_of"]
 
-VERDICTS: Final = ("fail", "undecided", "pass")
+VERDICTS: Final = ("fail", "undecided", "forbidden", "pass", "told")
 """Verdicts, worst first."""
+
+_NEAR: Final = 1.25
+"""Times the best possible value that is near it."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Target:
     """One target; it is met if ``low <= measured <= high``.
 
     A limit that is not there is infinite. The error is one standard deviation of what was measured, from seed to seed
-    or from counting; zero where nothing is left to chance.
+    or from counting; zero where nothing is left to chance. ``best`` is what no estimator can better, where that is
+    known: if it misses the target, the target is forbidden.
     """
 
     section: str  # of the specification, as "2.1"
@@ -30,18 +34,27 @@ class Target:
     measured: float
     error: float
     seeds: int
+    best: float = float("nan")
 
     @property
     def verdict(self) -> str:
-        """pass, fail, or undecided where the error reaches over a limit; what has no value fails."""
+        """pass, fail, or undecided where the error reaches over a limit; what has no value fails.
+
+        What misses a target that is forbidden, and is near the best that is possible, does not fail: it is forbidden.
+        What has no limits is only told.
+        """
         if not np.isfinite(self.measured):
             return "fail"
+        if np.isinf(self.low) and np.isinf(self.high):
+            return "told"
         if not np.isfinite(self.error):
             return "undecided"
         inside = self.low <= self.measured <= self.high
         away = min(abs(self.measured - self.low), abs(self.measured - self.high))
         if away < self.error:
             return "undecided"
+        if not inside and not np.isnan(self.best) and not self.low <= self.best <= self.high:
+            return "forbidden" if abs(self.measured) <= _NEAR * abs(self.best) else "fail"
         return "pass" if inside else "fail"
 
     @property
@@ -53,11 +66,12 @@ class Target:
     def value(self) -> str:
         """What was measured, and its error, as a person reads them."""
         shown = number(self.measured) or "none"
-        return f"{shown} ± {number(self.error)}" if self.error > 0 and np.isfinite(self.error) else shown
+        shown += f" ± {number(self.error)}" if self.error > 0 and np.isfinite(self.error) else ""
+        return shown if np.isnan(self.best) else f"{shown} (best {number(self.best)})"
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON holds it; a limit that is not there, or a value, is null."""
-        numbers = {name: _finite(getattr(self, name)) for name in ("low", "high", "measured", "error")}
+        numbers = {name: _finite(getattr(self, name)) for name in ("low", "high", "measured", "error", "best")}
         given = {"section": self.section, "name": self.name, "unit": self.unit}
         shown = {"target": self.limits, "value": self.value}
         return {**given, **numbers, "seeds": self.seeds, "verdict": self.verdict, **shown}
@@ -68,13 +82,13 @@ def from_json(row: Mapping[str, Any]) -> Target:
 
     Examples
     --------
-    >>> one = Target("2.1", "eta", "", -np.inf, 1.05, 1.01, 0.01, 10)
+    >>> one = Target("2.1", "eta", "", -np.inf, 1.05, 1.01, 0.01, 10, 1.0)
     >>> from_json(one.as_json()) == one
     True
     """
-    absent = {"low": -np.inf, "high": np.inf, "measured": np.nan, "error": np.nan}
+    absent = {"low": -np.inf, "high": np.inf, "measured": np.nan, "error": np.nan, "best": np.nan}
     numbers = {name: row[name] if row[name] is not None else value for name, value in absent.items()}
-    return Target(row["section"], row["name"], row["unit"], **numbers, seeds=row["seeds"])
+    return Target(row["section"], row["name"], row["unit"], seeds=row["seeds"], **numbers)
 
 
 def _finite(value: float) -> float | None:
@@ -83,7 +97,7 @@ def _finite(value: float) -> float | None:
 
 def verdict_of(targets: Iterable[Target]) -> str:
     """The worst verdict; pass of none."""
-    found = {target.verdict for target in targets}
+    found = {target.verdict for target in targets} - {"told"}
     return next((verdict for verdict in VERDICTS if verdict in found), "pass")
 
 
@@ -153,16 +167,28 @@ def share(hit: float, of: float) -> tuple[float, float]:
     return p, float(max(np.sqrt(p * (1 - p) / of), 1 / of if hit in (0, of) else 0.0))
 
 
-def pulls(section: str, name: str, values: np.ndarray) -> list[Target]:
-    """Width and mean of pulls (seed, ...): errors are honest to 10 %, the bias is below 0.3 of them."""
+def pulls(section: str, name: str, values: np.ndarray, drawn: np.ndarray | None = None) -> list[Target]:
+    """Width and mean of pulls (seed, ...): errors are honest to 10 %, the bias is below 0.3 of them.
+
+    Parameters
+    ----------
+    drawn : as ``values``: what the seeds drew of the largest error, in units of itself. Its width is one and its mean
+        zero, whatever those of a few draws are: what they are off by is taken out.
+    """
     seeds = len(values)
     pull = np.asarray(values, np.float64)[np.isfinite(values)]
+    known = np.zeros(pull.size) if drawn is None else np.asarray(drawn, np.float64)[np.isfinite(values)]
     n = max(pull.size, 1)
-    width = float(np.sqrt(np.mean((pull - pull.mean()) ** 2) * n / max(n - 1, 1))) if pull.size else float("nan")
-    centre = float(pull.mean()) if pull.size else float("nan")
-    # Of a few pulls the width itself does not tell its error: that of honest ones is taken where it is more.
-    unit = max(width, 1.0)
+    squares = (pull - pull.mean()) ** 2 * n / max(n - 1, 1) if pull.size else np.full(1, np.nan)
+    if drawn is None:
+        width, centre = float(np.sqrt(squares.mean())), float(pull.mean()) if pull.size else float("nan")
+        # Of a few pulls the width itself does not tell its error: that of honest ones is taken where it is more.
+        errors = max(width, 1.0) / np.sqrt(2 * n), max(width, 1.0) / np.sqrt(n)
+    else:
+        squares, left = pull**2 - known**2 + 1, pull - known
+        width, centre = float(np.sqrt(squares.mean())), float(left.mean())
+        errors = float(squares.std()) / np.sqrt(n) / (2 * width), float(left.std()) / np.sqrt(n)
     return [
-        Target(section, f"{name}: width of pulls", "", 0.90, 1.10, width, unit / np.sqrt(2 * n), seeds),
-        Target(section, f"{name}: mean pull", "", -0.3, 0.3, centre, unit / np.sqrt(n), seeds),
+        Target(section, f"{name}: width of pulls", "", 0.90, 1.10, width, errors[0], seeds),
+        Target(section, f"{name}: mean pull", "", -0.3, 0.3, centre, errors[1], seeds),
     ]

@@ -3,6 +3,7 @@
 The file itself is read and written by the module of its format. Couplings to CCDs that a file does not speak of are
 unmeasured (NaN), not zero. Rubin's files have no room for the errors of couplings between CCDs: what they cannot say
 of a product stands in ``<name>.sources.fits`` beside them, one row for each source, which our reader takes instead.
+It says by their hash which files it belongs to: where those were changed since, neither is believed.
 """
 
 from dataclasses import replace
@@ -16,7 +17,7 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry
 from lsstcal_dask.instrument import Camera, Detector
-from lsstcal_dask.storage.provenance import hash_file
+from lsstcal_dask.storage.delivered import hash_together
 from lsstcal_dask.storage.rubin.files import (
     RubinFile,
     check_version,
@@ -28,7 +29,7 @@ from lsstcal_dask.storage.rubin.files import (
 )
 from lsstcal_dask.variables import attributes
 
-__all__ = ["read_crosstalk", "write_crosstalk"]
+__all__ = ["read_crosstalk", "read_together", "write_crosstalk"]
 
 _KIND: Final = ("CROSSTALK", "Gen3 Crosstalk", 1.2)
 _NAMES: Final = ("crosstalk", "crosstalk_error", "crosstalk_quadratic", "crosstalk_quadratic_error")
@@ -61,7 +62,7 @@ def read_crosstalk(path: str | Path, camera: Camera) -> tuple[str, xr.Dataset, R
     UnitsError
         Coefficients are per adu, and the file has no gains.
     """
-    file = read_file(path)
+    file = replace(read_file(path), hash=hash_together(read_together(path)))
     check_version(file, _KIND[:1], (_KIND[2], _KIND[2]))
     detector = find_detector(file, camera)
     names = _amplifiers(detector, camera)
@@ -98,26 +99,42 @@ def _beside(path: str | Path) -> Path:
     return Path(path).with_suffix(".sources.fits")
 
 
+def _of_rubin(path: str | Path) -> list[Path]:
+    """A file and the couplings between CCDs beside it, if there are any."""
+    between = Path(path).with_suffix(".ic.ecsv")
+    return [Path(path), *([between] if between.exists() else [])]
+
+
+def read_together(path: str | Path) -> list[Path]:
+    """The files that `read_crosstalk` reads of a CCD: the one that is named, and those beside it."""
+    return [*_of_rubin(path), *([_beside(path)] if _beside(path).exists() else [])]
+
+
 def _read_sources(file: RubinFile, names: list[str]) -> tuple[xr.Dataset, RubinFile]:
     """All that is known of the targets of a CCD, from the file that only we read."""
     more = read_file(_beside(file.path))
+    if more.entry("BELONGS") != hash_together(_of_rubin(file.path)):
+        raise CalibrationError(
+            f"{file.path}: is another file than the one {_beside(file.path).name} was written for: remove that to read "
+            f"this one alone, or export both again"
+        )
     labels = np.array([str(name) for name in column(more, "source")], object)
     if str(more.entry("TARGETS")).split() != names:
         raise InconsistentGeometry(f"{more.path}: its targets are {more.entry('TARGETS')}, not {' '.join(names)}")
     values = {k: (("amplifier", "source"), column(more, k).T, attributes(k)) for k in _NAMES}
     found = xr.Dataset(values, coords={"amplifier": names, "source": ("source", labels)})
-    return found.assign_attrs(unlisted=np.nan), replace(file, hash=hash_file((file.hash + more.hash).encode()))
+    return found.assign_attrs(unlisted=np.nan), file
 
 
 def _write_sources(path: Path, product: xr.Dataset, names: list[str]) -> None:
-    """Write the sources of which anything is known."""
+    """Write the sources of which anything is known, beside the file ``path`` that is there already."""
     values = {k: product[k].transpose("source", "amplifier").values.astype(float) for k in _NAMES}
     known = np.any([np.isfinite(array).any(axis=1) for array in values.values()], axis=0)
     table = Table({"source": [str(name) for name in product["source"].values[known]]})
     for name, array in values.items():
         table[name] = array[known]
-    table.meta["TARGETS"] = " ".join(names)
-    write_file(path, table)
+    table.meta = {"TARGETS": " ".join(names), "BELONGS": hash_together(_of_rubin(path))}
+    write_file(_beside(path), table)
 
 
 def write_crosstalk(path: str | Path, product: xr.Dataset, place: tuple[Camera, Detector], date: str) -> list[Path]:
@@ -144,7 +161,7 @@ def write_crosstalk(path: str | Path, product: xr.Dataset, place: tuple[Camera, 
     everything = not others and all(np.array_equal(own[k].values, v, equal_nan=True) for k, v in said)
     if everything and not _known_elsewhere(product, detector):
         return [path]
-    _write_sources(_beside(path), product, names)
+    _write_sources(path, product, names)
     return [path, *([path.with_suffix(".ic.ecsv")] if others else []), _beside(path)]
 
 
@@ -162,8 +179,8 @@ def _matrices(own: xr.Dataset) -> dict[str, np.ndarray]:
         "linear": np.where(known, linear, 0.0),
         "linear_error": np.where(known, error, 0.0),
         "counts": np.zeros(linear.shape, np.int64),
-        "valid": known,
-        "quadratic": np.where(known, square, 0.0),
+        "valid": known & ~np.eye(len(linear), dtype=bool),  # as theirs: nothing was measured there
+        "quadratic": np.where(known, np.nan_to_num(square), 0.0),
         "quadratic_error": np.where(known, square_error, 0.0),
         "gain_ratios": np.zeros(linear.shape),
         "gains": np.zeros(len(linear)),

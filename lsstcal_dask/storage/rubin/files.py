@@ -31,6 +31,7 @@ __all__ = [
     "header",
     "location",
     "read_file",
+    "redate",
     "write_file",
 ]
 
@@ -181,6 +182,16 @@ def write_file(
             tables = [_table_hdu(one) for one in (table, *others)]
             fits.HDUList([fits.PrimaryHDU(), *tables]).writeto(partial, overwrite=True, output_verify="silentfix")
     partial.replace(path)
+
+
+def redate(path: str | Path, date: str) -> None:
+    """Let an ECSV or FITS file be valid from another date (ISO, UTC) on; all else stays."""
+    first, *others = read_file(path).tables
+    old = str(first.meta.get("CALIBDATE", ""))
+    first.meta["CALIBDATE"] = date
+    if "CALIB_ID" in first.meta:
+        first.meta["CALIB_ID"] = str(first.meta["CALIB_ID"]).replace(f"calibDate={old}", f"calibDate={date}")
+    write_file(path, first, others=others)
 
 
 def _table_hdu(table: Table) -> fits.BinTableHDU:

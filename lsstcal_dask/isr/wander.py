@@ -1,0 +1,165 @@
+"""What a coarse spline leaves of a level that wanders from row to row (Lupton 2016, Sec. 3.1).
+
+The residuals of the row means are a wander whose power falls with frequency, jitter of each row by itself, and the
+noise of the pixels, whose variance ``v`` is known. In modes of the cosine transform, k half waves over the n rows,
+their powers are
+
+    v (a (30 k / n)**-b / (1 + (k / (c n))**6) + j + 1)
+
+How likely each a, b, c and j of a grid is follows from the observed powers (Whittle). The best linear estimate of
+wander and jitter keeps of each mode the share (a ... + j) / (a ... + j + 1), the Wiener filter; the shares of all
+models are averaged, each with its probability. One of the models, as likely beforehand as all others together, is that
+there is nothing but noise.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Final
+
+import numpy as np
+from scipy.fft import dct, idct
+
+__all__ = ["follow_wander"]
+
+_SIZES: Final = np.geomspace(1e-3, 1e3, 15)  # a
+_COLOURS: Final = (1.0, 1.5, 2.0, 3.0, 4.0)  # b: 1 is 1/f, 2 a random walk
+_ENDS: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, np.inf)  # c: what is faster is not in the wander
+_JITTERS: Final = (0.0, *np.geomspace(0.03, 1e3, 16))  # j
+_GROWTH: Final = 1.2  # from one block of modes to the next
+_FILLS: Final = 10  # steps towards the values of rows that have no mean
+
+
+@lru_cache(maxsize=8)
+def _blocks(rows: int, first: int) -> np.ndarray:
+    """Edges of blocks of modes, in each of which the power hardly changes; modes below ``first`` are in none."""
+    edges = [first]
+    while edges[-1] < rows:
+        edges.append(min(rows, max(edges[-1] + 1, int(_GROWTH * edges[-1]))))
+    return np.array(edges)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Powers over that of the noise, of every model; the last is that of noise alone."""
+
+    wander: np.ndarray  # (model, block)
+    jitter: np.ndarray  # (model,)
+    inverse: np.ndarray  # (model, block) of all power
+    constant: np.ndarray  # (model,) twice the logarithm that goes with it, and with what is known beforehand
+
+
+@lru_cache(maxsize=8)
+def _models(rows: int, first: int) -> _Models:
+    edges = _blocks(rows, first)
+    middle = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+    a, b, c, jitter = np.array([*product(_SIZES, _COLOURS, _ENDS, _JITTERS), (0.0, 1.0, 1.0, 0.0)]).T
+    wander = a[:, None] * (30 * middle / rows) ** -b[:, None] / (1 + (middle / (c[:, None] * rows)) ** 6)
+    power = 1 + wander + jitter[:, None]
+    constant = np.log(power) @ np.diff(edges)
+    constant[:-1] += 2 * np.log(len(a) - 1)
+    return _Models(wander, jitter, 1 / power, constant)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a mode of each frame holds, by the models that its powers make likely."""
+
+    smooth: np.ndarray  # (n, k) share that is wander
+    jitter: np.ndarray  # (n, 1) variance of the jitter over that of the noise
+    share: np.ndarray  # (n, 1) of what the wander leaves, that is jitter
+    wander: np.ndarray  # (n, k) power over that of the noise
+
+
+def _likely(modes: np.ndarray, own: np.ndarray, first: int) -> _Parts:
+    """From the modes (n, k) of each frame and the noise of a mean (n,), adu**2."""
+    rows = modes.shape[1]
+    models, edges = _models(rows, first), _blocks(rows, first)
+    power = np.add.reduceat(modes**2, edges[:-1], axis=1) / own[:, None]
+    cost = power @ models.inverse.T + models.constant
+    weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
+    weight /= weight.sum(axis=1, keepdims=True)
+    many = np.diff(edges)
+    many[0] += first  # what is slower than all of these is as the slowest block
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.repeat(weight @ values, many, axis=1)
+
+    jitter = models.jitter[:, None]
+    return _Parts(
+        smooth=spread(models.wander * models.inverse),
+        jitter=weight @ jitter,
+        share=weight @ (jitter / (1 + jitter)),
+        wander=spread(models.wander),
+    )
+
+
+def follow_wander(
+    residual: np.ndarray, good: np.ndarray, own: np.ndarray, freedom: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best estimate of what the residuals of row means hold besides the noise of pixels, and its variance.
+
+    Parameters
+    ----------
+    residual : (n, y) adu, of row means about a smooth curve.
+    good : (n, y) bool, rows whose mean is to be used; the others are filled with what their neighbours tell.
+    own : (n, y) adu**2, variance of each row mean by the noise of its pixels.
+    freedom : of that curve: so many modes it has taken out.
+
+    Returns
+    -------
+    (n, y) adu, to be added to the curve, and (n, y) adu**2, without the variance of the curve.
+    """
+    rows = residual.shape[1]
+    noise = (own * good).sum(axis=1) / np.maximum(good.sum(axis=1), 1)
+    some = (noise > 0) & (good.sum(axis=1) > 2 * freedom)
+    value, variance = np.zeros(residual.shape), np.zeros(residual.shape)
+    if not some.any():
+        return value, variance
+    seen, noise, use = np.where(good, residual, 0.0)[some], noise[some], good[some]
+    modes = dct(seen, norm="ortho", axis=1)
+    parts = _likely(modes, noise, min(freedom, rows // 2))
+    dirty = ~use.all(axis=1)
+    if dirty.any():
+        modes[dirty] = dct(_filled(seen[dirty], use[dirty], parts.smooth[dirty]), norm="ortho", axis=1)
+    slow = idct(parts.smooth * modes, norm="ortho", axis=1)
+    share = parts.share * use
+    value[some] = slow + share * (seen - slow)
+    spread = share + (1 - share) ** 2 * (1 + parts.jitter) * parts.smooth.mean(axis=1, keepdims=True)
+    variance[some] = noise[:, None] * (spread + parts.jitter * ~use + _unknown(parts.wander, use))
+    return value, variance
+
+
+def _filled(seen: np.ndarray, use: np.ndarray, smooth: np.ndarray) -> np.ndarray:
+    """Residuals (n, y) whose rows that are not used hold what the smoother makes of them: they then change nothing.
+
+    Conjugate gradients for ``x = S (seen + x)`` in these rows, which the smoother S, symmetric, leaves well posed.
+    """
+
+    def smoothed(values: np.ndarray) -> np.ndarray:
+        return np.where(use, 0.0, idct(smooth * dct(values, norm="ortho", axis=1), norm="ortho", axis=1))
+
+    x = np.zeros(seen.shape)
+    left = smoothed(seen)
+    way, square = left, (left**2).sum(axis=1, keepdims=True)
+    for _ in range(_FILLS):
+        ahead = way - smoothed(way)
+        step = square / np.maximum((way * ahead).sum(axis=1, keepdims=True), 1e-300)
+        x, left = x + step * way, left - step * ahead
+        before, square = square, (left**2).sum(axis=1, keepdims=True)
+        way = left + square / np.maximum(before, 1e-300) * way
+    return seen + x
+
+
+def _unknown(wander: np.ndarray, use: np.ndarray) -> np.ndarray:
+    """Variance (n, y) of the wander at rows that are not used, given the nearest that is, over that of the noise."""
+    out = np.zeros(use.shape)
+    n = use.shape[1]
+    for i in np.flatnonzero(~use.all(axis=1) & use.any(axis=1)):
+        there = np.flatnonzero(use[i])
+        y = np.flatnonzero(~use[i])
+        after = np.minimum(np.searchsorted(there, y), len(there) - 1)
+        apart = np.minimum(np.abs(there[after] - y), np.abs(y - there[np.maximum(after - 1, 0)]))
+        lag = wander[i, 1:] @ np.cos(np.pi / n * np.arange(1, n)[:, None] * np.arange(apart.max() + 1)) / n
+        out[i, y] = lag[0] - lag[apart] ** 2 / max(lag[0], 1e-300)
+    return out

@@ -1,0 +1,184 @@
+"""Closed loop of fringes: the sky of the simulator divided by what its monochromatic flats predict (Sec. 2.9).
+
+One CCD of mini9, y, with the spectrum of the sky given, in the beam of the telescope (f/1.23) and in a parallel one.
+Fringes are ratios of the same light with and without layers, so that dust, screen and noise of pixels take no part; the
+layers are fitted to flats of 4e5 electrons. The flat is ``sum_k w_k f_k`` of the flats times `fringe_factor`.
+"""
+
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL
+from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, fringe_site, night, sky_map
+from lsstcal_dask.pipeline.closed.target import Target, ratio
+from lsstcal_dask.products.etalon_fit import EtalonFit, fit_scan
+from lsstcal_dask.products.etalon_start import Blocks
+from lsstcal_dask.products.fringe_flat import Light, fringe_factor, fringe_pattern, response_of
+from lsstcal_dask.products.fringe_modes import coefficients, fringe_modes
+from lsstcal_dask.products.fringes import amplitude, fringe_frame
+from lsstcal_dask.simulate.truth import at
+
+__all__ = ["SEEDS", "measure"]
+
+SEEDS = 3
+_E2V, _ITL = "R22_S00", "R22_S01"
+_BEAMS: Final = {"f/1.23": False, "parallel beam": True}
+_SHIFT: Final = {0: 0.8, 1: 1.2, 5: 1.2, 6: 0.8}  # OH from v' = 3, 4, 8, 9: those in y, 20 % up or down
+_FRAMES, _TESTED = 40, 10
+_SKY: Final = 6000.0  # electrons of a frame
+_BIN: Final = 8  # px, of frames for principal components
+
+
+def measure(seeds: int) -> list[Target]:
+    """Every target of Sec. 2.9, over seeds."""
+    rows = [_seed(seed) for seed in range(1, seeds + 1)]
+
+    def target(key: str, name: str, low: float, high: float, unit: str = "") -> Target:
+        values, error = ratio(np.array([[row[key]] for row in rows]), np.ones(1))
+        return Target("2.9", name, unit, low, high, values, error, seeds)
+
+    return [
+        target("f/1.23 left", "fringes left of the sky in y, f/1.23", 0.0, 2e-4),
+        target("parallel beam share", "fringes left of those injected, parallel beam", 0.0, 0.15),
+        target("parallel beam shifted", "OH ratios changed by 20 %: fringes left of those injected", 0.0, 0.15),
+        target("classical", "the same by a classical fringe frame: must fail", 0.15, np.inf),
+        target("f/1.23 change", "change of the fringes missed when OH ratios change, f/1.23", 0.0, 0.15),
+        target("parallel beam change", "change of the fringes missed, parallel beam", 0.0, 0.15),
+        target("empirical", "silicon alone, flats interpolated: fringes left of those injected", 0.9, np.inf),
+        target("modes", "fringes left by principal components over those left by an oracle", 0.0, 1.2),
+    ]
+
+
+def _seed(seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for beam, collimated in _BEAMS.items():
+        found |= {f"{beam} {name}": value for name, value in _synthesis(seed, collimated).items()}
+    found["classical"] = _classical(seed)
+    found["empirical"] = _empirical(seed)
+    found["modes"] = _modes(seed)
+    return found
+
+
+def _even(image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image, np.float64)
+    return image / image.mean() - 1
+
+
+def _hats(centres: np.ndarray, wavelength: np.ndarray, photons: np.ndarray) -> np.ndarray:
+    """Weights of flats between which the response is straight."""
+    k = np.clip(np.searchsorted(centres, wavelength) - 1, 0, len(centres) - 2)
+    part = np.clip((wavelength - centres[k]) / (centres[k + 1] - centres[k]), 0, 1)
+    count = len(centres)
+    return np.bincount(k, photons * (1 - part), count) + np.bincount(k + 1, photons * part, count)
+
+
+def _true(seed: int, collimated: bool, name: str, photons: np.ndarray) -> np.ndarray:
+    """Fringes (y, x) of the sky, relative."""
+    return sky_map(seed, collimated, name, photons) / sky_map(seed, collimated, name, photons, fringes=False)
+
+
+def _interpolated(seed: int, collimated: bool, name: str, photons: np.ndarray) -> np.ndarray:
+    """Fringes (y, x) of the flat that is interpolated from monochromatic ones."""
+    on, off = (flats(seed, collimated, name, fringes) for fringes in (True, False))
+    weights = _hats(on.line.wavelength, night(seed).line.wavelength, photons)
+    return np.tensordot(weights, on.exact, 1) / np.tensordot(weights, off.exact, 1)
+
+
+@lru_cache(maxsize=4)
+def _fit(seed: int, collimated: bool, name: str) -> tuple[EtalonFit, Blocks]:
+    scan = flats(seed, collimated, name)
+    return fit_scan(scan.line, scan.value, scan.variance, COLLIMATED if collimated else PUPIL)
+
+
+def _synthesis(seed: int, collimated: bool) -> dict[str, float]:
+    """What dividing by the synthesised flat leaves, before and after the lines changed."""
+    fit, blocks = _fit(seed, collimated, _E2V)
+    response, parts = response_of(fit, blocks), night(seed).parts
+    scan, sky = flats(seed, collimated, _E2V).line, night(seed).line
+    y, x = (np.arange(n) for n in blocks.size)
+    injected, left, predicted = {}, {}, {}
+    for name, scale in {"share": {}, "shifted": _SHIFT}.items():
+        photons = np.array([scale.get(i, 1.0) for i in range(len(parts))]) @ parts
+        weights = _hats(scan.wavelength, sky.wavelength, photons)
+        seen = Light(sky, photons * np.interp(sky.wavelength, scan.wavelength, response))
+        factor = fringe_factor(fit, y, x, seen, Light(scan, weights * response))
+        true = _true(seed, collimated, _E2V, photons)
+        injected[name], predicted[name] = _even(true), _even(fringe_pattern(fit, y, x, seen))
+        left[name] = _even(true / (_interpolated(seed, collimated, _E2V, photons) * factor)).std()
+    changes = injected["shifted"] - injected["share"], predicted["shifted"] - predicted["share"]
+    shares = {name: float(left[name] / injected[name].std()) for name in injected}
+    return {**shares, "left": float(left["share"]), "change": float((changes[0] - changes[1]).std() / changes[0].std())}
+
+
+def _frames(seed: int, scale: np.ndarray, per_part: tuple[np.ndarray, np.ndarray], level: float) -> np.ndarray:
+    """Flat-fielded frames (visit, y, x) with fringes and photon noise, of brightness ``scale`` (visit, component)."""
+    random = np.random.default_rng([seed, 9])
+    on, off = (np.tensordot(scale, maps, 1) for maps in per_part)
+    smooth = on / off * (level / np.mean(on / off, axis=(1, 2), keepdims=True))
+    return random.poisson(smooth).astype(np.float32)
+
+
+@lru_cache(maxsize=2)
+def _parts(seed: int, collimated: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Electrons (component, y, x) of each component with and without fringes."""
+    return tuple(  # type: ignore[return-value]
+        np.stack([sky_map(seed, collimated, _E2V, part, fringes) for part in night(seed).parts])
+        for fringes in (True, False)
+    )
+
+
+def _classical(seed: int) -> float:
+    """Fringes left, of those injected, by a frame that is the median of visits before the lines changed."""
+    parts = _parts(seed, True)
+    images = _frames(seed, amplitudes(seed, _FRAMES), parts, 1e6)
+    nothing = np.zeros(images.shape[1:], bool)
+    frame, _ = fringe_frame(images, np.broadcast_to(nothing, images.shape), degree=0)
+    scale = np.array([_SHIFT.get(i, 1.0) for i in range(len(parts[0]))])
+    (image,) = _frames(seed, scale[None], parts, 1e6)
+    size, _ = amplitude(image, nothing, frame, image, degree=0)
+    true = _even(np.tensordot(scale, parts[0], 1) / np.tensordot(scale, parts[1], 1))
+    return float((true - size * _even(1 + frame)).std() / true.std())
+
+
+def _empirical(seed: int) -> float:
+    """Fringes of silicon alone left by interpolated flats, of those injected; what follows thickness smoothly apart."""
+    photons = night(seed).parts.sum(axis=0)
+    site = fringe_site(seed, True)
+    d = np.asarray(at(site, "thickness", detector=_ITL)[0], float).ravel()
+    columns = np.polynomial.legendre.legvander((d - d.mean()) / np.ptp(d) * 2, 3)
+
+    def rough(image: np.ndarray) -> float:
+        values = _even(image).ravel()
+        return float(np.std(values - columns @ np.linalg.lstsq(columns, values, rcond=None)[0]))
+
+    true = _true(seed, True, _ITL, photons)
+    return rough(true / _interpolated(seed, True, _ITL, photons)) / rough(true)
+
+
+def _modes(seed: int, count: int = 3) -> float:
+    """Fringes left in other frames by principal components over those left by maps for known coefficients."""
+    scale, parts = amplitudes(seed, _FRAMES + _TESTED), _parts(seed, True)
+    images = _frames(seed, scale, parts, _SKY)
+    seen = _binned(images / images.mean(axis=(1, 2), keepdims=True)) - 1
+    on, off = (np.tensordot(scale, maps, 1) for maps in parts)
+    true = _binned(on / off)
+    true = true / true.mean(axis=1, keepdims=True) - 1
+    weight = np.full(seen.shape, _SKY * _BIN**2)
+    # what an oracle knows: the coefficients of the largest modes of the truth
+    u, s, _ = np.linalg.svd(true[:_FRAMES], full_matrices=False)
+    c = u[:, :count] * s[:count]
+    known = np.linalg.lstsq(c, seen[:_FRAMES], rcond=None)[0]
+    found = fringe_modes([seen[:_FRAMES]], [weight[:_FRAMES]], count).maps[0]
+    left = [
+        np.std(true[_FRAMES:] - coefficients([maps], [seen[_FRAMES:]], [weight[_FRAMES:]])[0] @ maps)
+        for maps in (found, known)
+    ]
+    return float(left[0] / left[1])
+
+
+def _binned(images: np.ndarray) -> np.ndarray:
+    """Means (frame, block)."""
+    n, ny, nx = images.shape
+    return images.reshape(n, ny // _BIN, _BIN, nx // _BIN, _BIN).mean(axis=(2, 4)).reshape(n, -1)

@@ -1,0 +1,268 @@
+"""Thickness of silicon and glue fitted to monochromatic flats (¶9; Lupton 2016, Sec. 2.9).
+
+Flats 1 nm wide and 1 nm apart do not sample the fringes of 100 um of silicon, which are as far apart: interpolated
+they say nothing of the fringes of a line of the sky. But their wavelengths are measured, their width is known, and
+thicknesses vary slowly: two smooth maps per CCD say all of it. With block averages z (wavelength, block)
+
+    z = ln f(wavelength; d(x, y), h(x, y), tuning) + polynomial_block(wavelength) + common(wavelength) + noise
+
+f of `etalon`, d and h cubic splines, a polynomial of degree 2 for every block (gray response, coating), and what is
+common to all blocks a polynomial of higher degree plus an error of each flat (photodiode). The latter three are
+eliminated, the rest is solved by Gauss and Newton with priors on what tunes the layers.
+
+Gauge: ``d -> d + m wavelength / 2 n`` for all of a CCD is what the dispersion of silicon, known to 5e-4, cannot tell;
+it changes nothing at the wavelengths of the scan. `EtalonFit.order_gain` says how well the scan fixes it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsstcal_dask.errors import DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
+from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
+from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
+from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning, to_vector
+from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
+
+__all__ = ["EtalonFit", "Prior", "bin_scan", "fit_etalon", "fit_scan", "refine", "thinned"]
+
+Floats = NDArray[np.float64]
+
+_FEWEST: Final = 24  # wavelengths
+_SHORTEST: Final = 25.0  # nm, of a scan: one fringe of the glue
+_CLEAR: Final = 25.0  # chi2 that fringes of silicon or glue have to gain
+_TURNS: Final = 25
+_HOPS: Final = 8  # turns after a move by a fringe
+_GLANCE: Final = 2  # turns after a move that only asks what it costs
+_ORDERS: Final = 8  # fringes by which the first thickness may be off
+_MOST: Final = 1024  # small blocks
+_NEAR: Final = 0.1  # of chi2: the fit stands still
+
+
+@dataclass(frozen=True, eq=False)
+class EtalonFit:
+    """Layers of a CCD as its fringes tell them."""
+
+    silicon: Floats  # (coefficient,) of the spline, um
+    glue: Floats
+    knots: tuple[Floats, Floats]  # px, along y and x
+    tuning: Tuning
+    covariance: Floats  # of both sets of coefficients and the seven numbers of the tuning; scaled if chi2 exceeds dof
+    chi2: float
+    dof: float
+    gain: tuple[float, float]  # by which chi2 rises without fringes of silicon, of glue
+    order_gain: float  # by which chi2, over its mean, rises with silicon one fringe off and dispersion to match
+    cone: Cone
+    mirrors: Mirrors
+
+    def thickness(self, y: Any, x: Any) -> tuple[Floats, Floats]:
+        """Silicon and glue (y, x), um, on the mesh of rows ``y`` and columns ``x``, px."""
+        shape = (len(self.knots[0]) - 4, len(self.knots[1]) - 4)
+        up, across = (spline_basis(k, a) for k, a in zip(self.knots, (y, x), strict=True))
+        return up @ self.silicon.reshape(shape) @ across.T, up @ self.glue.reshape(shape) @ across.T
+
+    def thickness_at(self, y: Any, x: Any) -> tuple[Floats, Floats]:
+        """The same (place,) at some places, px."""
+        up, across = (spline_basis(k, a) for k, a in zip(self.knots, (y, x), strict=True))
+        columns = np.einsum("pa,pb->pab", up, across).reshape(len(up), -1)
+        return columns @ self.silicon, columns @ self.glue
+
+    def error(self, y: Any, x: Any) -> tuple[Floats, Floats]:
+        """Standard errors of `thickness` (y, x), um."""
+        up, across = (spline_basis(k, a) for k, a in zip(self.knots, (y, x), strict=True))
+        columns = np.einsum("ya,xb->yxab", up, across).reshape(-1, len(self.silicon))
+        n = len(self.silicon)
+        blocks = self.covariance[:n, :n], self.covariance[n : 2 * n, n : 2 * n]
+        silicon, glue = (np.sqrt(np.einsum("pa,ab,pb->p", columns, c, columns, optimize=True)) for c in blocks)
+        return silicon.reshape(len(up), -1), glue.reshape(len(up), -1)
+
+
+def bin_scan(line: Line, value: Any, variance: Any, step: int, model: float = Prior.model) -> Blocks:
+    """Average a scan of a CCD over blocks.
+
+    Parameters
+    ----------
+    line : measured centroids and widths of the flats.
+    value, variance : (wavelength, y, x); NaN where bad.
+    step : px of a block, a fraction of the distance of fringes.
+    model : relative error that is added to the noise of a block.
+
+    Raises
+    ------
+    InconsistentGeometry, WrongUse, InsufficientInputs
+        Shapes that differ, wavelengths unsorted or repeated, no light, no good block.
+    """
+    value = np.asarray(value)
+    if value.shape != np.shape(variance) or value.ndim != 3 or len(value) != len(line.wavelength):
+        raise InconsistentGeometry(
+            f"etalon: {len(line.wavelength)} wavelengths, values {value.shape}, variances {np.shape(variance)}: "
+            "give (wavelength, y, x)"
+        )
+    if np.any(np.diff(line.wavelength) <= 0):
+        raise WrongUse("etalon: wavelengths of the flats do not ascend: sort them and drop repeated ones")
+    good = np.isfinite(value).all(axis=0)
+    count, y, x = _average(good[None], good, step)
+    used = count[0] > 0
+    level, noise = (_average(a, good, step)[0] / np.maximum(count, 1e-9) for a in (value, variance))
+    if not used.any() or not (level[:, used] > 0).all():
+        raise InsufficientInputs("etalon: flats without light or without a good pixel: leave out those wavelengths")
+    level[:, ~used] = 1.0
+    weight = 1 / (np.median(noise[:, used] / level[:, used] ** 2, axis=1) / step**2 + model**2)
+    up, across = (c.ravel() for c in np.meshgrid(y, x, indexing="ij"))
+    return Blocks(line, np.log(level), weight, count[0], (len(y), len(x)), (up, across), value.shape[1:])
+
+
+def _average(values: Any, good: NDArray[np.bool_], step: int) -> tuple[Floats, Floats, Floats]:
+    """Sums of the good pixels of blocks over step**2 (n, block), and the middles of the blocks along y and x."""
+    edges = [np.arange(0, n, step) for n in good.shape]
+    sums = np.where(good, values, 0.0)
+    for axis, starts in enumerate(edges, 1):
+        sums = np.add.reduceat(sums, starts, axis=axis, dtype=float)
+    ends = [np.minimum(starts + step, n) for starts, n in zip(edges, good.shape, strict=True)]
+    y, x = ((low + high - 1) / 2 for low, high in zip(edges, ends, strict=True))
+    return sums.reshape(len(sums), -1) / step**2, y, x
+
+
+def fit_etalon(
+    blocks: Blocks, cone: Cone, mirrors: Mirrors = Mirrors(), prior: Prior = Prior(), start: Start | None = None
+) -> EtalonFit:
+    """Fit the thicknesses of silicon and glue of one CCD.
+
+    Raises
+    ------
+    DegenerateSolution
+        Too few wavelengths, a scan shorter than a fringe of the glue, or flats that show fringes of neither layer.
+    """
+    _check(blocks, prior)
+    start = start or first_thickness(blocks, Span(prior.silicon, prior.glue), cone, mirrors, prior.smooth)
+    problem = Problem(blocks, cone, mirrors, prior)
+    return _result(problem, _best_order(problem, _solve(problem, problem.state(start))))
+
+
+def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
+    """Fit again from where a fit of larger blocks, over which fringes blur, has ended; on the same CCD.
+
+    Raises
+    ------
+    DegenerateSolution
+        As `fit_etalon`.
+    """
+    _check(blocks, prior)
+    problem = Problem(blocks, fit.cone, fit.mirrors, prior)
+    return _result(problem, _solve(problem, problem.at(np.r_[fit.silicon, fit.glue, to_vector(fit.tuning)])))
+
+
+def fit_scan(
+    line: Line, value: Any, variance: Any, cone: Cone, steps: tuple[int, int] = (32, 8), prior: Prior = Prior()
+) -> tuple[EtalonFit, Blocks]:
+    """Fit of a scan (wavelength, y, x) of a CCD: a search on large blocks, the answer on small ones.
+
+    Parameters
+    ----------
+    steps : px of the blocks: below half the distance of fringes; below a twentieth, which blurs 0.4 % of them away.
+
+    Returns
+    -------
+    The fit and the blocks on which it was made.
+
+    Raises
+    ------
+    DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
+        As `fit_etalon` and `bin_scan`.
+    """
+    first = fit_etalon(bin_scan(line, value, variance, steps[0]), cone, prior=prior)
+    blocks = thinned(bin_scan(line, value, variance, steps[1]), _MOST)
+    return refine(first, blocks, prior), blocks
+
+
+def thinned(blocks: Blocks, most: int) -> Blocks:
+    """At most so many of the blocks, spread over the CCD without a pattern; thickness is smooth between them."""
+    used = np.flatnonzero(blocks.share > 0)
+    chosen = np.sort(np.random.default_rng(0).permutation(used)[:most])
+    y, x = (c[chosen] for c in blocks.centre)
+    return replace(
+        blocks, value=blocks.value[:, chosen], share=blocks.share[chosen], shape=(1, len(chosen)), centre=(y, x)
+    )
+
+
+def _result(problem: Problem, state: State) -> EtalonFit:
+    """The fit at the end of the search, with what it is worth."""
+    gain, n = _gains(problem, state), problem.basis.shape[1]
+    noise = max(1.0, state.chi2 / problem.dof)
+    if max(gain) < _CLEAR * noise:
+        raise DegenerateSolution(f"etalon: {_missing(problem.blocks, problem.prior)}")
+    others = [_solve(problem, problem.shifted(state, 0, m), _GLANCE) for m in (-1, 1)]
+    return EtalonFit(
+        silicon=state.vector[:n],
+        glue=state.vector[n : 2 * n],
+        knots=problem.knots,
+        tuning=to_tuning(state.vector[2 * n :]),
+        covariance=np.asarray(np.linalg.inv(state.normal) * noise),
+        chi2=state.chi2,
+        dof=problem.dof,
+        gain=gain,
+        order_gain=(min(one.chi2 for one in others) - state.chi2) / noise,
+        cone=problem.cone,
+        mirrors=problem.mirrors,
+    )
+
+
+def _check(blocks: Blocks, prior: Prior) -> None:
+    nm = blocks.line.wavelength
+    if len(nm) < _FEWEST or np.ptp(nm) < _SHORTEST:
+        raise DegenerateSolution(
+            f"etalon: {len(nm)} wavelengths over {np.ptp(nm):.1f} nm do not tell thickness from brightness: "
+            f"take at least {_FEWEST} over {_SHORTEST:g} nm"
+        )
+
+
+def _missing(blocks: Blocks, prior: Prior) -> str:
+    nm, width = blocks.line.wavelength, blocks.line.width
+    free = free_range(nm, float(np.mean(prior.silicon)), group_index(silicon_index, nm))
+    return (
+        f"flats of {nm[0]:.0f} to {nm[-1]:.0f} nm show fringes of neither silicon nor glue: a line {width.mean():.2g} "
+        f"nm wide blurs those of silicon, {free.min():.2g} to {free.max():.2g} nm apart, and nothing reflects below "
+        "the glue: use a narrower line, or wavelengths beyond 950 nm"
+    )
+
+
+def _solve(problem: Problem, state: State, turns: int = _TURNS) -> State:
+    """Levenberg and Marquardt until chi2 stands still."""
+    damping = 1e-3
+    for _ in range(turns):
+        scaled = state.normal + damping * np.diag(np.diag(state.normal))
+        step = np.linalg.solve(scaled, state.gradient)
+        if step @ state.gradient < _NEAR * max(1.0, state.chi2 / problem.dof):
+            break
+        chi2 = problem.value(state.vector + step)
+        if chi2 < state.chi2:
+            state, damping = problem.at(state.vector + step), damping / 10
+        else:
+            damping *= 10
+    return state
+
+
+def _best_order(problem: Problem, state: State) -> State:
+    """Move both layers by whole fringes as long as chi2 falls."""
+    for layer, most in ((1, _ORDERS), (0, _ORDERS)):
+        for sign in (-1, 1):
+            for _ in range(most):
+                other = _solve(problem, problem.shifted(state, layer, sign), _HOPS)
+                if other.chi2 > state.chi2 - _CLEAR * max(1.0, state.chi2 / problem.dof):
+                    break
+                state = other
+    return _solve(problem, state)
+
+
+def _gains(problem: Problem, state: State) -> tuple[float, float]:
+    """By how much chi2 rises without the fringes of silicon, and without those of the glue."""
+    d, h, tuning = problem.maps(state.vector)
+    table = problem.table(d, h, tuning)
+    flat = replace(table, terms=replace(table.terms, harmonics=table.terms.harmonics[:0]))
+    without = problem.total(problem.residual_of(evaluate(flat, d, h)[0]), state.vector)
+    n = problem.basis.shape[1]
+    dull = state.vector.copy()
+    dull[2 * n] = 0.0
+    return without - state.chi2, problem.value(dull) - state.chi2

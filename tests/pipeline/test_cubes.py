@@ -1,0 +1,467 @@
+"""Cubes from simulated flats: the truth within the noise, bad input told by name, runs resumed, slices added."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making_cubes import expected_light, flats, later, new_store, observatory, take
+
+from lsstcal_dask.cli import main
+from lsstcal_dask.compute import cluster
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
+from lsstcal_dask.pipeline.config import Config, read_config
+from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
+from lsstcal_dask.pipeline.cubes import _waves, make_cube
+from lsstcal_dask.pipeline.listing import list_contents, show_picture
+from lsstcal_dask.pipeline.upstream import read_upstream
+from lsstcal_dask.products.slices import Group
+from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
+from lsstcal_dask.simulate.truth import amplifiers
+from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.storage.tables import read_input, write_table
+from lsstcal_dask.variables import MASK_BITS
+
+CONFIG = Config()
+EACH = 2
+CCD = "R22_S11"
+
+
+@pytest.fixture(scope="module")
+def taken():
+    return flats(each=EACH)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, taken):
+    """Five wavelengths, two flats of each, of one CCD; not to be changed."""
+    store = new_store(tmp_path_factory.mktemp("cubes") / "s")
+    take(store, taken)
+    return store
+
+
+@pytest.fixture(scope="module")
+def cubes(store, threads):
+    """One in each form."""
+    made = {form: make_cube(store, form, form, CONFIG, threads) for form in ("f4", "i2", "i1")}
+    assert all(one.errors == [] and one.made == 5 and one.left_out == {} for one in made.values())
+    return {form: read_cube(store.url, form) for form in made}
+
+
+def copied(store, tmp_path):
+    shutil.copytree(store.url, tmp_path / "s", ignore=shutil.ignore_patterns("cubes"))
+    from lsstcal_dask.pipeline.store import open_store
+
+    return open_store(tmp_path / "s")
+
+
+def true_slice(store, slot, taken):
+    """What a slice should be without noise (amplifier, y, x), and the least variance that it can have."""
+    diode, lines = read_photodiode(store.url, CONFIG.cube), read_lines(store.url)
+    raw = open_raw(store.url, store.camera)
+    noise = np.array([row["read_noise"] for row in amplifiers(observatory(), store.camera.detector(CCD))])
+    light, photons = [], []
+    for one in (one for one in taken if one.name in slot.exposures):
+        header = raw.sel(exposure=one.name)
+        seconds, nm = float(header["exposure_time"]), lines[one.name].wavelength
+        photons.append(float(diode.photons(float(header["photodiode"]), seconds, nm)))
+        light.append(expected_light(one, CCD))
+    light, photons = np.stack(light), np.array(photons)[:, None, None, None]
+    bound = 1 / np.sum(photons**2 / (light + noise[:, None, None] ** 2), axis=0)
+    return light.sum(axis=0) / photons.sum(), bound
+
+
+@pytest.mark.parametrize("form", ["f4", "i2", "i1"])
+def test_slices_are_the_truth_within_the_noise(store, cubes, taken, form):
+    cube = cubes[form]
+    reader, pulls, etas = CubeReader(cube, CCD), [], []
+    assert len(cube.slots) == 5
+    for k, slot in enumerate(cube.pointer.slots):
+        truth, bound = true_slice(store, slot, taken)
+        for a in range(4):
+            good = (reader.mask()[a] == 0) & np.isfinite(truth[a])
+            variance = reader.variance_slope[k, a] * truth[a] + reader.variance_floor[k, a]
+            pulls.append(((reader.values(k, a) - truth[a]) / np.sqrt(variance))[good])
+            etas.append((variance / bound[a])[good].mean())
+    pulls = np.concatenate(pulls)
+    # all pixels of a row share the error of its level, read noise of 9 pixels: 1.8 of 150 electrons
+    assert abs(pulls.mean()) < 4 * np.hypot(1 / np.sqrt(pulls.size), 0.012 / np.sqrt(5 * 4 * 64) * np.sqrt(64))
+    assert abs(pulls.std() - 1) < 4 / np.sqrt(2 * pulls.size) + 0.003
+    assert np.all(np.array(etas) < 1.02)
+
+
+@pytest.mark.parametrize("form", ["i2", "i1"])
+def test_codes_add_little_noise_and_no_bias(cubes, form):
+    plain, coded = CubeReader(cubes["f4"], CCD), CubeReader(cubes[form], CCD)
+    away = []
+    for k in range(5):
+        for a in range(4):
+            value = plain.values(k, a)
+            sigma = np.sqrt(plain.variance_slope[k, a] * value + plain.variance_floor[k, a])
+            away.append((coded.values(k, a) - value) / sigma)
+    away = np.concatenate(away).ravel()
+    away = away[np.isfinite(away)]
+    assert 0 < np.sqrt(1 + np.mean(away**2)) - 1 < 0.003
+    # errors are even over a step of a quarter sigma: their mean scatters by 0.25 / sqrt(12 n)
+    assert abs(away.mean()) < 4 * 0.25 / np.sqrt(12 * away.size)
+
+
+def test_the_mean_response_is_the_true_one_within_its_error(store, cubes, taken):
+    site = observatory()
+    for slot in cubes["f4"].pointer.slots:
+        own = [one for one in taken if one.name in slot.exposures]
+        photons = sum(
+            o.source.rate * o.exposure_time * 1e5 * lamp_brightness(11, site.settings.lamp_drift, o) for o in own
+        )
+        light = np.sum([expected_light(one, CCD) for one in own], axis=0)
+        truth = np.nanmean(light[:, 5:-5, 5:-5]) / photons
+        assert abs(slot.response - truth) < 4 * slot.response_error
+        assert 2e-4 < slot.response_error / slot.response < 2e-3
+        centre = np.mean([laser_centre(11, site.settings.laser, one) for one in own])
+        assert abs(slot.wavelength - centre) < 4 * slot.wavelength_error
+        assert slot.wavelength_error == pytest.approx(0.01 / np.sqrt(EACH), rel=0.05)
+
+
+def test_without_responsivity_and_measured_wavelengths_r_is_wrong(store, cubes, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    (Path(mine.url) / "inputs" / "wavelengths.ecsv").unlink()
+    config = Config.model_validate({"cube": {"responsivity": "none"}})
+    bare = make_cube(mine, "c", "f4", config, threads).pointer.slots
+    good = cubes["f4"].pointer.slots
+    errors = [
+        abs(a.response / b.response - 1) / (b.response_error / b.response) for a, b in zip(bare, good, strict=True)
+    ]
+    assert min(errors) > 100
+    assert [one.wavelength for one in bare] == [600, 601, 602, 603, 604]
+    assert max(abs(a.wavelength - b.wavelength) for a, b in zip(bare, good, strict=True)) > 5 * good[0].wavelength_error
+    assert all("was not measured" in " ".join(one.remarks) for one in bare)
+
+
+def content(store, name):
+    """Bytes of all that is stored of a cube but times."""
+    root = Path(store.url, "cubes", name)
+    files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    for path in [path for path in files if path.startswith("published")]:
+        files[path] = json.dumps({**json.loads(files[path]), "created": ""}).encode()
+    return files
+
+
+def test_the_bytes_do_not_depend_on_the_workers(store, cubes):
+    for form in ("i2", "i1"):
+        with cluster("threads", 1) as compute:
+            make_cube(store, f"{form}-again", form, CONFIG, compute)
+        assert content(store, f"{form}-again") == content(store, form)
+
+
+def test_what_is_bad_at_all_wavelengths_is_told_by_the_first_slice(tmp_path, monkeypatch):
+    """Of many workers none begins with another slice of that CCD; blocks of one slice each make it hard."""
+    monkeypatch.setattr("lsstcal_dask.pipeline.cubes._BLOCK", 1)
+    found = []
+    for workers in (1, 4):
+        mine = new_store(tmp_path / str(workers))
+        take(mine, flats(each=1, last=603.0))
+        with cluster("threads", workers) as compute:
+            make_cube(mine, "c", "i2", CONFIG, compute)
+        found.append(content(mine, "c"))
+    assert found[0] == found[1]
+
+
+def test_the_first_slice_of_a_ccd_goes_ahead(store, cubes, tmp_path):
+    run = Plan(store, "i2", CONFIG, open_raw(store.url, store.camera, chunked=False), read_upstream(store.url))
+    job = Job(Group(600.0, ["a"], [1.0], 600.0, 0.01, 1.0, "", 0.0), 0, {CCD: None}, {}, {}, None)
+    jobs = [replace(job, slot=slot) for slot in range(20)]
+    assert list(_waves(run, "i2", jobs)) == [[(CCD, list(range(n, min(n + 8, 20)))) for n in (0, 8, 16)]]
+    run.name = "new"
+    waves = _waves(run, "i2", jobs)
+    assert next(waves) == [(CCD, list(range(8)))]
+    assert next(waves) == [(CCD, list(range(8, 20)))]  # none of the first could be made: the rest one by one
+    assert list(_waves(run, "i1", jobs)) == [[(CCD, list(range(20)))]]
+
+
+def test_the_same_command_again_makes_nothing(store, cubes, threads):
+    before = content(store, "i2")
+    made = make_cube(store, "i2", "i2", CONFIG, threads)
+    assert (made.made, made.pointer.number) == (0, 1)
+    assert content(store, "i2") == before
+
+
+@pytest.mark.parametrize("form", ["i2", "i1"])
+def test_wavelengths_are_added_in_any_order(store, cubes, taken, tmp_path, threads, form):
+    mine = new_store(tmp_path / "a")
+    middle = [one for one in taken if one.source.wavelength in (602, 604)]
+    rest = [one for one in taken if one not in middle]
+    take(mine, middle)
+    first = make_cube(mine, "c", form, CONFIG, threads)
+    before = content(mine, "c")
+    assert [round(one.wavelength) for one in first.pointer.slots] == [602, 604]
+    take(mine, rest, inputs="-later")
+    second = make_cube(mine, "c", form, CONFIG, threads)
+    assert (second.made, second.pointer.number) == (3, 2)
+    after = content(mine, "c")
+    kept = {k: v for k, v in before.items() if "/done/" in k or "/c/" in k or k.startswith(("exceptions", "published"))}
+    codes = {k: v for k, v in kept.items() if "data/codes" in k or not k.startswith("data")}
+    assert {k: after[k] for k in codes} == codes
+    whole, here = open_cube(store.url, form, chunked=False), open_cube(mine.url, "c", chunked=False)
+    np.testing.assert_array_equal(here["wavelength"], whole["wavelength"])
+    step = float(read_cube(mine.url, "c").numbers["scale"].max())
+    np.testing.assert_allclose(here["flat"].values, whole["flat"].values, atol=(1.01 if form == "i1" else 0) * step)
+    np.testing.assert_allclose(here["response"], whole["response"], rtol=1e-12)
+
+
+def test_a_wavelength_taken_again_replaces_the_old_one(store, taken, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    make_cube(mine, "c", "i2", CONFIG, threads)
+    again = later([one for one in taken if one.source.wavelength == 602], 3)
+    take(mine, again, inputs="-z")
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert (made.made, len(made.pointer.slots)) == (1, 5)
+    assert made.pointer.slots[2].exposures == [one.name for one in again]
+    old = read_cube(mine.url, "c", 1)
+    assert old.pointer.slots[2].exposures != made.pointer.slots[2].exposures
+    np.testing.assert_array_equal(
+        CubeReader(old, CCD).values(1, 0), CubeReader(read_cube(mine.url, "c"), CCD).values(1, 0)
+    )
+
+
+def test_another_product_makes_the_slices_again(store, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    make_cube(mine, "c", "i2", CONFIG, threads)
+    config = Config.model_validate({"cube": {"clip": 7.0}})
+    made = make_cube(mine, "c", "i2", config, threads)
+    assert (made.made, made.pointer.number, len(made.pointer.slots)) == (5, 2, 5)
+
+
+def test_what_a_run_was_told_to_use_is_added_and_the_rest_stays(store, taken, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    names = [one.name for one in taken]
+    make_cube(mine, "c", "i2", CONFIG, threads, exposures=names[:4])
+    made = make_cube(mine, "c", "i2", CONFIG, threads, exposures=names[8:])
+    assert [round(one.wavelength) for one in made.pointer.slots] == [600, 601, 604]
+    assert made.pointer.remarks[-1] == f"note: no flats from {made.pointer.slots[1].wavelength:g} to " + (
+        f"{made.pointer.slots[2].wavelength:g} nm"
+    )
+
+
+def bad_store(tmp_path, each=3, camera="mini1", last=601.0, **how):
+    mine = new_store(tmp_path / "bad", camera)
+    taken = flats(each=each, last=last)
+    take(mine, taken, **how)
+    return mine, taken
+
+
+FIRST, SECOND = (flats(each=3)[i].name for i in (0, 1))
+
+
+def saturate(counts, exposure, detector):
+    """Light-sensitive pixels at full scale, where it is the second exposure."""
+    box = observatory().camera.detector(CCD).amplifiers[0].data
+    out = counts.copy()
+    out[(slice(None), *box.slices)] = 262_000
+    return out if exposure == SECOND else counts
+
+
+def darken(counts, exposure, detector):
+    """No more than the overscan, where it is the second exposure."""
+    level = np.median(counts[:, :, 70:], axis=(1, 2), keepdims=True).astype(counts.dtype)
+    return np.minimum(counts, level + 9) if exposure == SECOND else counts
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"header": lambda e: {"filter": "r"} if e == SECOND else {}}, "filter r is in the beam"),
+        ({"header": lambda e: {"photodiode": 0.0} if e == SECOND else {}}, "photodiode charge is 0 C: did the lamp"),
+        ({"header": lambda e: {"photodiode": float("nan")} if e == SECOND else {}}, "photodiode charge is missing"),
+        ({"header": lambda e: {"wavelength": 601.0} if e == SECOND else {}}, "measured wavelength, .* nm off 601 nm"),
+        ({"header": lambda e: {"photodiode": 7e-10} if e == SECOND else {}}, "off what its photodiode says"),
+        ({"pixels": saturate}, f"{CCD}: exposure {SECOND} left out: saturated"),
+        ({"pixels": darken}, f"{CCD}: exposure {SECOND} left out: too low, level .* electron: did the lamp fail"),
+    ],
+)
+def test_a_bad_flat_is_left_out_and_told(tmp_path, threads, how, says):
+    mine, _ = bad_store(tmp_path, **how)
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.errors == []
+    first = made.pointer.slots[0]
+    told = [f"exposure {name} left out: {why}" for name, why in made.left_out.items()] + first.remarks
+    with pytest.raises(CalibrationError, match=says):
+        raise CalibrationError("\n".join(told))
+    assert all("\n" not in line for line in told)
+    assert SECOND in "".join(told)
+    reader = CubeReader(read_cube(mine.url, "c"), CCD)
+    good = reader.mask()[0] == 0
+    # two exposures are left of three
+    ratio = reader.variance_slope[0, 0] / reader.variance_slope[1, 0]
+    assert ratio == pytest.approx(1.5, rel=0.15)  # lamps differ by 2 %, wavelengths hardly
+    assert np.median(reader.values(0, 0)[good]) == pytest.approx(np.median(reader.values(1, 0)[good]), rel=0.02)
+
+
+def test_a_stale_photodiode_is_told(tmp_path, threads):
+    mine, taken = bad_store(tmp_path, last=602.0, header=lambda e: {"photodiode": 9e-10} if e != FIRST else {})
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert set(made.left_out) == {one.name for one in taken} - {FIRST}
+    assert all("a stale value" in why for why in made.left_out.values())
+    assert len(made.pointer.slots) == 1
+
+
+def test_a_wavelength_without_any_usable_flat_is_an_error_and_the_others_are_made(tmp_path, threads):
+    names = [one.name for one in flats(each=3)[:3]]
+    mine, _ = bad_store(tmp_path, pixels=lambda c, e, d: saturate(c, SECOND, d) if e in names else c)
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert len(made.errors) == 1
+    assert f"cube c: 600 nm: no CCD could be made: exposure {names[0]}: saturated" in made.errors[0]
+    assert [round(one.wavelength) for one in made.pointer.slots] == [601]
+
+
+def test_a_missing_ccd_and_a_dead_amplifier_are_told_and_leave_r_alone(tmp_path, threads):
+    gone, dead = "R22_S02", "R22_S10"
+    second = {one.name for one in flats(each=1, last=602.0) if one.source.wavelength == 601}
+
+    def kill(counts, exposure, detector):
+        if detector == dead and exposure in second:
+            counts = counts.copy()
+            counts[1] = 0
+        return counts
+
+    mine, _ = bad_store(tmp_path, 1, "mini9", 602.0, missing=lambda e, d: d == gone and e in second, pixels=kill)
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.errors == []
+    slots = made.pointer.slots
+    assert slots[1].missing == {gone: "no frames"}
+    assert slots[1].verdict == "WARN"
+    assert f"{dead} C11: dead" in slots[1].remarks
+    assert (slots[0].missing, slots[2].missing) == ({}, {})
+    found = open_cube(mine.url, "c", chunked=False)
+    assert np.isnan(found["flat"].sel(detector=gone)[:, 1]).all()
+    assert np.isnan(found["flat"].sel(detector=dead, amplifier="C11")[1]).all()
+    assert np.isfinite(found["flat"].sel(detector=dead, amplifier="C10")[1]).any()
+    r = found["response"].values
+    plain = found["flat"].isel(wavelength=1).mean(("amplifier", "y", "x")).mean("detector")
+    line = np.interp(slots[1].wavelength, [slots[0].wavelength, slots[2].wavelength], r[[0, 2]])
+    assert abs(r[1] / line - 1) < 5e-4  # the photodiode repeats to 2e-4
+    assert abs(r[1] / line - 1) < 0.2 * abs(float(plain) / line - 1) + 5e-4
+
+
+def test_hits_of_a_single_flat_are_found_with_its_neighbours(tmp_path, threads):
+    second = flats(each=1, last=602.0)[1].name
+    track = np.s_[0, 20:22, 20:40]
+
+    def hit(counts, exposure, detector):
+        counts = counts.copy()
+        if exposure == second:
+            counts[track] += 4000
+        return counts
+
+    mine, _ = bad_store(tmp_path, 1, last=602.0, pixels=hit)
+    assert make_cube(mine, "c", "i1", CONFIG, threads).errors == []
+    reader = CubeReader(read_cube(mine.url, "c"), CCD)
+    box = mine.camera.detector(CCD).amplifiers[0].data
+    odd = reader.exceptions(1, 0)
+    rows, columns = np.mgrid[20 - box.y0 : 22 - box.y0, 20 - box.x0 : 40 - box.x0]
+    told = set(zip(odd["y"].tolist(), odd["x"].tolist(), strict=True))
+    assert set(zip(rows.ravel().tolist(), columns.ravel().tolist(), strict=True)) <= told
+    assert np.all(odd["mask"] == MASK_BITS["COSMIC_RAY"] | MASK_BITS["INTERPOLATED"])
+    assert len(odd) < 150
+    before, after = (reader.values(k, 0)[rows, columns] for k in (0, 1))
+    assert np.abs(after / before - 1).max() < 0.05  # with the hit 0.15
+    assert [len(reader.exceptions(k)) for k in (0, 2)] == [0, 0]
+
+
+def test_a_cube_needs_flats_a_photodiode_and_products(tmp_path, threads):
+    mine = new_store(tmp_path / "none", truth=False)
+    with pytest.raises(InsufficientInputs, match="responsivity of the photodiode is not known: put a table into"):
+        make_cube(mine, "c", "i2", CONFIG, threads)
+    take(mine, flats(each=1, last=601.0))
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.pointer is None
+    assert "cube c: 600 nm: no CCD could be made: there is no bias: build it first" in made.errors[0]
+    table = read_input(mine.url, "photodiode")
+    table["responsivity"].unit = "mA / W"
+    write_table(mine.url, "inputs/photodiode", table)
+    with pytest.raises(UnitsError, match="column responsivity is in mA / W: give it in A / W"):
+        make_cube(mine, "c", "i2", CONFIG, threads)
+
+
+def run(capsys, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lsstcal", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as error:
+            status = error.code or 0
+    return status, capsys.readouterr()
+
+
+def test_the_command_makes_lists_and_shows(store, tmp_path, capsys):
+    mine = copied(store, tmp_path)
+    config = tmp_path / "c.toml"
+    config.write_text("[cube]\nclip = 6.5\n[overscan]\nskip = 2\n")
+    assert read_config(config).cube.clip == 6.5
+    status, said = run(capsys, "cube", mine.url, "--name", "n", "--form", "i1", "--config", config, "--json")
+    assert status == 0, said.err
+    assert json.loads(said.out)["made"] == 5
+    assert "cube n, publication 1: 5 wavelengths from 600.0 to 604.0 nm, 0 of them with warnings" in said.err
+    status, said = run(capsys, "cube", mine.url, "--name", "n", "--form", "i2", "--config", config)
+    assert (status, said.err.count("\n")) == (1, 1)
+    assert "has form 'i1', not 'i2': give the new one another --name" in said.err
+    status, said = run(capsys, "ls", mine.url)
+    assert status == 0
+    assert "publication" in said.out
+    row = list_contents(mine)["cubes"][0]
+    assert (row["cube"], row["form"], len(row["wavelengths"]), row["gaps"], row["warnings"]) == ("n", "i1", 5, [], 0)
+    for extra in ([], ["--wavelength", "601"], ["--variable", "response"], ["--detector", CCD]):
+        path = tmp_path / f"{len(extra)}.png"
+        status, said = run(capsys, "show", mine.url, "n", "-o", path, *extra)
+        assert status == 0, said.err
+        assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(CalibrationError, match="choose --variable from flat, mask"):
+        show_picture(mine, "n", None, dict.fromkeys(("variable", "detector", "amplifier"), None) | {"variable": "gain"})
+    assert run(capsys, "cube", mine.url, "--form", "f8")[0] == 2
+
+
+@pytest.mark.parametrize("form", ["i2", "i1"])
+def test_what_is_damaged_is_found_and_made_again_with_the_same_bytes(store, tmp_path, threads, form):
+    mine = copied(store, tmp_path)
+    make_cube(mine, "c", form, CONFIG, threads)
+    right = content(mine, "c")
+    assert list_contents(mine, check=True)["damaged"] == []
+    shard = Path(mine.url, "cubes/c/data/codes/c/0/0/0/0/0")
+    blob = bytearray(shard.read_bytes())
+    blob[-9] ^= 4
+    shard.write_bytes(blob)
+    np.save(Path(mine.url, f"cubes/c/exceptions/00001/{CCD}.npy"), np.ones(3))
+    Path(mine.url, f"cubes/c/done/00002/{CCD}.json").unlink()
+    told = list_contents(mine, check=True)["damaged"]
+    assert len(told) == 3
+    for line, slot in zip(told, (0, 1, 2), strict=True):
+        assert "\n" not in line
+        assert f"delete cubes/c/done/0000{slot}/{CCD}.json, then run 'lsstcal cube {mine.url} --name c' again" in line
+        Path(mine.url, f"cubes/c/done/0000{slot}/{CCD}.json").unlink(missing_ok=True)
+    made = make_cube(mine, "c", form, CONFIG, threads)
+    assert (made.made, made.pointer.number) == (3, 1)
+    assert content(mine, "c") == right
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("step", "moments", "kills"), [(60, 1, 3), pytest.param(1, 60, 200, marks=pytest.mark.slow)])
+def test_killed_at_writes_and_at_random_moments(tmp_path, step, moments, kills):
+    mine = new_store(tmp_path / "k")
+    take(mine, flats(each=1, last=601.0))
+    script = Path(__file__).parents[1] / "storage" / "kill_server.py"
+    command = [sys.executable, str(script), mine.url, str(step), str(moments), "cube"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr[-2000:]
+    right, found = rows[0]["right"], rows[1:]
+    assert len(right) == 1
+    assert len(found) >= kills
+    for row in found:
+        assert row["seen"] in ([], right), row
+        assert row["resumed"] == right, row
+    assert any(row["seen"] == [] for row in found)

@@ -1,0 +1,177 @@
+"""Flats of a store: synthesised, measured through a filter, compared for dust and drift, applied to frames."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from astropy import units
+from astropy.table import Table
+from making_cubes import flats, new_store, observatory, take
+
+from lsstcal_dask.compute import cluster
+from lsstcal_dask.errors import InsufficientInputs, WrongUse
+from lsstcal_dask.physics.spectra import from_photons
+from lsstcal_dask.pipeline.broadband import choose_flats, make_broadband
+from lsstcal_dask.pipeline.build import Validity
+from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
+from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.contamination import find_contamination
+from lsstcal_dask.pipeline.cubes import make_cube
+from lsstcal_dask.pipeline.flatfields import Wanted, make_flat, product_of, read_lamp, read_passband, source_of
+from lsstcal_dask.simulate.deliveries import deliveries
+from lsstcal_dask.simulate.illumination import lamp_spectrum
+from lsstcal_dask.simulate.recipes import CalibrationDay, Plan, exposures
+from lsstcal_dask.storage.cubes import open_cube
+from lsstcal_dask.storage.products import open_product
+from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.storage.tables import write_table
+
+CONFIG = Config.model_validate({"synthesis": {"weights": {"uncovered": 0.01}}})  # the wings of r reach beyond the cube
+LAMP = np.arange(300.0, 1150.5)
+
+
+def broadband(number=4, bands="r"):
+    plan = {"biases": 0, "darks": 0, "xrays": 0, "pairs": 0, "flats": number, "filters": bands}
+    site = observatory()
+    return exposures("calibration-day", Plan(calibration_day=CalibrationDay(**plan)), site.settings, site.camera)
+
+
+@pytest.fixture(scope="module")
+def compute():
+    with cluster("threads", 2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, compute):
+    """Flats each 10 nm over filter r, broadband flats through it, and a cube."""
+    found = new_store(str(tmp_path_factory.mktemp("flats")))
+    lamp = broadband()
+    take(found, lamp, without=("dust",))  # that of a filter is on no slice of a cube
+    take(found, flats(510.0, 740.0, 10.0, each=2), without=("dust",))
+    for name, make in deliveries("calibration-day", lamp).items():
+        write_table(found.url, f"inputs/{name}", make(observatory()))
+    made = make_cube(found, "flats", "f4", CONFIG, compute)
+    assert not made.errors
+    return found
+
+
+def lamp():
+    return from_photons(LAMP, lamp_spectrum(LAMP), "lamp")
+
+
+def image(store, built, variable="image"):
+    assert not built.errors
+    product = open_product(store.url, built.pointer.name, built.pointer.version, chunked=False)
+    return product.isel(detector=0)[variable].values
+
+
+def wanted(store, kind="photometric_flat", spectrum=None, **options):
+    source = replace(source_of(store, "r", "flat-fnu"), spectrum=spectrum or read_lamp("flat-fnu"))
+    return Wanted(kind, "r", source, **options)
+
+
+def test_a_flat_is_the_weighted_sum_of_its_slices(store, compute):
+    """Trapezia over the slices, of even energy per frequency; the quadrature of steps of 10 nm agrees to a percent."""
+    flat = image(store, make_flat(store, wanted(store), CONFIG.synthesis, compute, Validity()))
+    cube = open_cube(store.url, "flats", chunked=False)
+    nm = cube["wavelength"].values
+    weight = read_passband(store, "r").at(0.0, 0.0)
+    weight = np.interp(nm, read_passband(store, "r").wavelength, weight) / nm
+    plain = np.tensordot(weight, cube["flat"].isel(detector=0).values, (0, 1))
+    ratio = flat / plain
+    good = np.isfinite(ratio)
+    assert np.std(ratio[good]) < 1e-2 * np.mean(ratio[good])
+    assert np.nanmean(flat) == pytest.approx(1, abs=0.02)
+
+
+def test_the_flat_of_the_lamp_is_what_is_measured(store, compute):
+    """Pixel by pixel to the noise of both; without the slices' pattern it is not."""
+    synthetic = make_flat(store, wanted(store, "dome", lamp()), CONFIG.synthesis, compute, Validity())
+    measured = make_broadband(store, "r", CONFIG, compute)
+    a, b = image(store, measured), image(store, synthetic)
+    va, vb = image(store, measured, "variance"), image(store, synthetic, "variance")
+    good = (image(store, measured, "mask") == 0) & (image(store, synthetic, "mask") == 0)
+    ratio = np.where(good, a / b, np.nan)
+    noise = np.sqrt(va / b**2 + (a / b**2) ** 2 * vb)
+    # one curve stands for the filter of a CCD as wide as the field: what is wide is not compared
+    relative = np.nanmedian(noise / ratio)  # smooth: a pixel's own noise must not weigh it
+    pulls, plain = (_narrow(values / np.nanmedian(values)) / relative for values in (ratio, a))
+    assert pulls.std() == pytest.approx(1, abs=4 / np.sqrt(2 * pulls.size) + 0.01)  # and fringes between slices
+    assert np.nanstd(plain) > 1.5
+
+
+def _narrow(images):
+    """What of images (amplifier, y, x) is narrower than eight pixels: less the plane of each block."""
+    blocks = images[:, :64, :64].reshape(-1, 8, 8, 8, 8).swapaxes(2, 3).reshape(-1, 64)
+    y, x = (axis.ravel() for axis in np.indices((8, 8)) / 3.5 - 1)
+    found = []
+    for block in blocks[np.isfinite(blocks).all(axis=1)]:
+        design = np.stack([np.ones(64), x, y], axis=1)
+        found.append((block - design @ np.linalg.lstsq(design, block, rcond=None)[0]) / np.sqrt(1 - 3 / 64))
+    return np.array(found)
+
+
+def test_calibrate_applies_the_flats_of_the_filter(store, compute):
+    frame = broadband(1)[0].name
+    own = Config().calibrate
+    valid = Validity("2026-07-01T12:00:00")  # the broadband flats are older than the cube
+    flat = image(store, make_flat(store, wanted(store, spectrum=lamp()), CONFIG.synthesis, compute, valid))
+    before = dict(calibrate(store, [frame], own, compute, skip=["sky_flat", "photometric_flat"]))[frame]
+    plain = open_product(store.url, "calibrated", before.pointer.version, chunked=False)["image"].values
+    assert not before.errors
+    after = dict(calibrate(store, [frame], own, compute))[frame]
+    assert not after.errors
+    flattened = open_product(store.url, "calibrated", after.pointer.version, chunked=False)["image"].values
+    good = np.isfinite(flattened[0])
+    np.testing.assert_allclose(flattened[0][good], (plain[0] / flat)[good], rtol=1e-6)
+    assert any("sky_flat-r" in remark for remark in after.pointer.remarks)
+    assert find_calibrated(store, frame).version == after.pointer.version
+
+
+def test_dust_that_settled_is_found_and_goes_into_what_is_synthesised(store, compute, tmp_path):
+    """A shadow of 4 % on one amplifier, painted on the raw flats."""
+    dusty = new_store(str(tmp_path / "dusty"))
+    taken = broadband(6)
+    y, x = np.indices((64, 64))
+    inside = np.hypot(y - 30, x - 34) < 12
+    (detector,) = observatory().camera.detectors
+    box = next(a for a in detector.amplifiers if a.name == "C10").data.slices  # the first in the store
+
+    def painted(counts, exposure, detector):
+        counts, level = counts.copy(), np.median(counts[0, :, -8:])
+        counts[0][box] = np.rint(level + (counts[0][box] - level) * np.where(inside, 0.96, 1))
+        return counts
+
+    take(dusty, taken, pixels=painted, without=("dust",))
+    take(dusty, flats(510.0, 740.0, 10.0, each=2), without=("dust",))
+    for name, make in deliveries("calibration-day", taken).items():
+        write_table(dusty.url, f"inputs/{name}", make(observatory()))
+    make_cube(dusty, "flats", "f4", CONFIG, compute)
+    make_broadband(dusty, "r", CONFIG, compute)
+    _, made = find_contamination(dusty, ["r"], lamp(), CONFIG, compute)
+    factor = image(dusty, made["contamination-r"])
+    assert factor[0][inside].mean() == pytest.approx(0.96, abs=0.004)  # a tenth of it
+    assert abs(np.nanmean(factor[1:]) - 1) < 1e-3
+    clean = image(dusty, make_flat(dusty, wanted(dusty, dust=False), CONFIG.synthesis, compute, Validity()))
+    shaded = image(dusty, make_flat(dusty, wanted(dusty), CONFIG.synthesis, compute, Validity()))
+    np.testing.assert_allclose(shaded[0][inside], (clean * factor)[0][inside], rtol=1e-6)
+
+
+def test_what_is_missing_is_named(store, compute, tmp_path):
+    with pytest.raises(InsufficientInputs, match="filter y: its transmission is not known"):
+        read_passband(new_store(str(tmp_path / "empty")), "y")
+    with pytest.raises(InsufficientInputs, match="no flats of a lamp through filter z"):
+        choose_flats(open_raw(store.url, store.camera, chunked=False), "z")
+    with pytest.raises(InsufficientInputs, match="no broadband flat of filter g"):
+        find_contamination(store, ["g"], lamp(), CONFIG, compute)
+    with pytest.raises(WrongUse, match="is no name of a flat"):
+        product_of("../flat", "r")
+
+
+def test_a_lamp_comes_from_a_file(tmp_path):
+    path = tmp_path / "lamp.ecsv"
+    flux = lamp_spectrum(LAMP) * units.photon / units.s / units.m**2 / units.nm
+    Table({"wavelength": LAMP * units.nm, "flux": flux}).write(path)
+    found = read_lamp(path)
+    np.testing.assert_allclose(found.density, lamp_spectrum(LAMP))

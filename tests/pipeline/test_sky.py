@@ -1,0 +1,105 @@
+"""From the inputs of a store to the spectrum of a visit's sky and the filter in its beam."""
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, InsufficientInputs, StaleCalibration
+from lsstcal_dask.instrument import load_camera
+from lsstcal_dask.physics.spectra import Curve, photons
+from lsstcal_dask.pipeline.observatory import SimulateConfig, simulate
+from lsstcal_dask.pipeline.passbands import rubin_passband, rubin_quantum_efficiency, store_passband
+from lsstcal_dask.pipeline.sky import measured_skies, sky_of_visit
+from lsstcal_dask.pipeline.store import create_store
+from lsstcal_dask.simulate.recipes import Night, Plan
+from lsstcal_dask.simulate.settings import Settings
+from lsstcal_dask.storage.tables import read_input, write_table
+
+VISITS = 3
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, threads):
+    """A short night of the smallest camera, of which only the sky matters."""
+    found = create_store(tmp_path_factory.mktemp("night") / "s", "mini1")
+    effects = Settings().only(["airglow", "spectrograph"])
+    report = simulate(found, "night", SimulateConfig(recipe=Plan(night=Night(visits=VISITS)), effects=effects), threads)
+    assert report.errors == []
+    return found
+
+
+def test_spectra_are_found_by_the_time_of_their_visits(store):
+    found = measured_skies(store)
+    assert len(found) == VISITS
+    assert np.all(np.diff([m.time for m in found]) > np.timedelta64(0))
+    table = read_input(store.url, f"spectrum-sky-{found[0].name}")
+    np.testing.assert_allclose(found[0].flux, np.asarray(table["flux"]) / table.meta["slit_arcsec2"])
+    assert [m.name for m in measured_skies(store, found[0].time)] == [m.name for m in found]
+
+
+def test_the_sky_of_a_visit_comes_from_its_own_spectrum(store):
+    visit = measured_skies(store)[1]
+    spectrum, fits = sky_of_visit(store, visit.name)
+    assert len(fits) == VISITS
+    own = fits[1].spectrum
+    assert fits[1].measured.name == visit.name
+    red = Curve(np.array([700.0, 701.0, 899.0, 900.0]), np.array([0.0, 1.0, 1.0, 0.0]))
+    # its neighbours, 2 min away, have a tenth of the weight, and differ by a tenth
+    assert photons(spectrum, red) == pytest.approx(photons(own, red), rel=0.03)
+    assert str(visit.time)[:19] in spectrum.name
+
+
+def test_what_is_missing_is_named(store, tmp_path):
+    with pytest.raises(CalibrationError, match="has no exposure V9"):
+        sky_of_visit(store, "V9")
+    empty = create_store(tmp_path / "s", "mini1")
+    with pytest.raises(InsufficientInputs, match="has no spectrum of the sky of a visit that it holds"):
+        measured_skies(empty)
+
+
+def test_a_visit_whose_spectrum_is_far_is_refused(store, monkeypatch):
+    from lsstcal_dask.pipeline import sky
+
+    visits = [m.name for m in measured_skies(store)]
+    names = [name for name in sky.input_names(store.url) if not name.endswith(tuple(visits[:2]))]
+    monkeypatch.setattr(sky, "input_names", lambda url: names)
+    late = sky._times(store)
+    monkeypatch.setattr(sky, "_times", lambda store: late | {visits[0]: late[visits[0]] - np.timedelta64(40, "m")})
+    with pytest.raises(StaleCalibration, match=f"the nearest spectrum, {visits[2]}, is 4. min away, more than 20"):
+        sky_of_visit(store, visits[0])
+
+
+def test_a_filter_of_a_store_is_that_of_its_camera(tmp_path):
+    store = create_store(tmp_path / "s", "mini1")
+    name = store.camera.detectors[0].name
+    wavelength = np.arange(300.0, 1151.0)
+
+    def write(detector):
+        columns = {"detector": [detector], "x": [0.0], "y": [0.0], "transmission": [0 * wavelength + 0.5]}
+        columns["transmission_error"] = [0 * wavelength + 1e-3]
+        table = Table(columns, meta={"filter": "r", "first_nm": 300.0, "step_nm": 1.0})
+        table["x"].unit = table["y"].unit = "mm"
+        write_table(store.url, "inputs/filter-r", table)
+
+    write(name)
+    np.testing.assert_array_equal(store_passband(store, "r").of(name).value, 0.5)
+    write("R99_S99")
+    with pytest.raises(InconsistentGeometry, match="filter r: camera mini1 has no detector R99_S99"):
+        store_passband(store, "r")
+
+
+@pytest.mark.real
+def test_rubins_files_are_read(real_data):
+    camera = load_camera("lsstcam")
+    folder = real_data / "lsstcam"
+    found = rubin_passband(folder / "filters" / "integrated_transmission_materion_rband.fits", camera)
+    assert (found.band, len(found.detector)) == ("r", 189)
+    # of the file's own header for this CCD: HI_50 = 690.4963 nm, LO_50 = 547.2029 nm
+    curve = found.of("R01_S00")
+    half = curve.value.max() / 2
+    inside = curve.wavelength[curve.value > half]
+    assert inside[0] == pytest.approx(547.2, abs=1.0)
+    assert inside[-1] == pytest.approx(690.5, abs=1.0)
+    sensors = rubin_quantum_efficiency(folder / "sensor_qe" / "r22_s11" / "19700101T000000.ecsv", camera)
+    assert len(sensors) == 16
+    assert 0.85 < float(sensors["C00"].at(620.0)) < 1
