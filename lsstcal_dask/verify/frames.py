@@ -44,9 +44,9 @@ def _offsets(case: Case) -> np.ndarray | None:
     return np.asarray(found / np.sqrt([np.nanmedian(v) if np.isfinite(v).any() else np.nan for v in variances]))
 
 
-def _order(key: str) -> Measure:
+def _noted(key: str) -> Measure:
     def measure(case: Case) -> np.ndarray:
-        return case.noted("calibrated", f"order_{key}")
+        return case.noted("calibrated", key)
 
     return measure
 
@@ -56,7 +56,7 @@ def _order_metric(order: str, plane: str = "") -> Metric:
     return Metric(
         "calibrated",
         f"order {order}{f', {plane}' if plane else ''}",
-        _order(f"{order}_{plane}" if plane else order),
+        _noted(f"order_{order}_{plane}" if plane else f"order_{order}"),
         f"{OURS}; Lupton 2016, Sec. 3: orders are expected to differ by less than 1e-4 of the image",
         f"{plane or 'image'} corrected in the order {order} against lupton2016: mean difference over mean value",
         limits=(0, 1e-2),
@@ -92,6 +92,17 @@ METRICS: Final = (
         "level of the sky against the mean of the sensor, from the boundaries, over the noise of a pixel",
         limits=(-1, 1),
         aim=(-0.25, 0.25),
+    ),
+    Metric(
+        "calibrated",
+        "crosstalk of bright sources",
+        _noted("crosstalk_of_bright"),
+        f"{OURS}; Lupton 2016, Sec. 2.6: bleed trails and cosmic rays check the slope alone",
+        "what bright sources leave in dark amplifiers against what the coefficients say, over the error",
+        limits=(-10, 10),
+        aim=(-4, 4),
+        unit="sigma",
+        sparse=True,
     ),
     _order_metric("physical"),
     _order_metric("physical", "variance"),
