@@ -5,6 +5,7 @@ __all__ = [
     "DegenerateSolution",
     "InconsistentGeometry",
     "InsufficientInputs",
+    "OutsideValidity",
     "StaleCalibration",
     "StoreFailure",
     "UnitsError",
@@ -39,6 +40,10 @@ class DegenerateSolution(CalibrationError):
 
 class StaleCalibration(CalibrationError):
     """No product of the wanted kind is valid for this detector and time."""
+
+
+class OutsideValidity(StaleCalibration):
+    """There is a product, but none that is valid at the time of the exposures."""
 
 
 class WrongUse(CalibrationError):

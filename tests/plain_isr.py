@@ -22,7 +22,7 @@ def correct(raw, shape, products, config, steps):
             mask = padding
             level, row_variance, noise = overscan_levels(raw, shape, config)
             image -= level[:, :, None]
-            variance = np.broadcast_to(noise[:, None, None], image.shape).astype(float)
+            variance = np.where(np.isnan(image), np.nan, noise[:, None, None]).astype(float)
         elif step == "bias":
             bias = products["bias"]
             image, variance, mask = subtract(image, variance, mask, bias, scale)
@@ -38,17 +38,25 @@ def correct(raw, shape, products, config, steps):
         elif step == "gain":
             scale = products["gain"]["gain"].values[:, None, None]
             image = image * scale
-            variance = variance * scale**2 + np.maximum(image, 0)
+            variance = variance * scale**2
             row_variance = row_variance * scale[..., 0] ** 2
         elif step == "dark":
             dark = products["dark"]
             seconds = raw.dark_time + raw.detector.row_time * np.arange(shape[0])
             image, variance, mask = subtract(image, variance, mask, dark, seconds[:, None])
             row_variance = row_variance + dark["row_variance"].values * seconds**2
+        if step == counting(steps):
+            variance = variance + np.maximum(image, 0)
     lost = (mask & NO_DATA > 0) | np.isnan(image)
     image, variance = (np.where(lost, np.nan, values) for values in (image, variance))
     mask = np.where(padding, padding, np.where(lost, mask | NO_DATA, mask))
     return Frame(raw.exposure, raw.detector, image, variance, row_variance, mask, "electron")
+
+
+def counting(steps):
+    """The step that makes the electrons that were counted: photon noise is theirs."""
+    after = steps[steps.index("gain") :] if "gain" in steps else []
+    return next((step for step in reversed(after) if step in ("gain", "bias", "linearity")), None)
 
 
 def linearize(image, variance, mask, product, scale):

@@ -9,8 +9,8 @@ With the bias subtracted, L the linearity, g the gain, C the crosstalk, R what b
 
     image = R (1 + C)**-1 g L(counts - level - bias) - D t(y)
 
-The variance begins with the read noise, takes the photon noise where the gain makes electrons, and the square of
-each slope on the way; those of bias and dark are added.
+The variance begins with the read noise, takes the square of each slope on the way, and the photon noise where values
+have become the electrons that were counted; those of bias and dark are added.
 """
 
 from collections.abc import Sequence
@@ -166,13 +166,33 @@ def _multiply(values, factor):
 
 
 @_inline
-def _to_electrons(values, variance, gain):
-    """Multiply by the gain and add the photon noise of the electrons; a negative signal has none."""
+def _to_electrons(values, variance, gain, photons):
+    """Multiply by the gain and add ``photons`` (0 or 1) times the photon noise; a negative signal has none."""
     square = gain * gain
     for x in range(values.size):
         electrons = values[x] * gain
         values[x] = electrons
-        variance[x] = square * variance[x] + (electrons if electrons > 0 else np.float32(0))
+        variance[x] = square * variance[x] + photons * (electrons if electrons > 0 else np.float32(0))
+
+
+@_inline
+def _add_photons(values, variance):
+    """Add the photon noise of electrons that were not yet those of the light when the gain made them."""
+    for x in range(values.size):
+        variance[x] += values[x] if values[x] > 0 else np.float32(0)
+
+
+@_inline
+def _counting(steps):
+    """The step after which values are the electrons that were counted: the last of gain, bias and linearity.
+
+    Their variance is their own number. Taken sooner, the slope of the linearity would scale it too.
+    """
+    found = -1
+    for step in steps:
+        if step == _GAIN or (found >= 0 and step in (_BIAS, _LINEARITY)):
+            found = step
+    return found
 
 
 @_inline
@@ -192,7 +212,7 @@ def _finish(values, variance, mask, has, image, error, flags):
 
 
 @_inline
-def _one_amplifier(step, terms, scale, a, y, values, variance, mask):
+def _one_amplifier(step, counting, terms, scale, a, y, values, variance, mask):
     """Apply a correction to rows of one amplifier; ``scale`` is what made the units of ``values`` of adu."""
     line, noise, flags = values.reshape(-1), variance.reshape(-1), mask.reshape(-1)
     if step == _BIAS:
@@ -205,13 +225,15 @@ def _one_amplifier(step, terms, scale, a, y, values, variance, mask):
         if scale != one:
             _multiply(line, scale)
     elif step == _GAIN:
-        _to_electrons(line, noise, terms.gain[a])
+        _to_electrons(line, noise, terms.gain[a], np.float32(1 if counting == _GAIN else 0))
     elif step == _DEFERRED:
         own = terms.registers
         for j in range(len(values)):
             restore_row(values[j], own.loss[a], own.first[a], own.offset[a], own.fade[a])
     elif step == _DARK:
         _subtract(values, variance, mask, terms.dark, a, y, terms.seconds[y : y + len(values)])
+    if step == counting and step != _GAIN:
+        _add_photons(line, noise)
 
 
 @_inline
@@ -237,7 +259,7 @@ def _run(counts, boxes, steps, terms, image, variance, mask, work):
     n, rows, _ = image.shape
     scale = np.ones(n, np.float32)
     values, error, flags, scratch = work
-    cut = len(steps)
+    cut, counting = len(steps), _counting(steps)
     for i in range(len(steps)):
         cut = i if steps[i] == _CROSSTALK else cut
     for y in range(0, rows, _ROWS):
@@ -245,13 +267,13 @@ def _run(counts, boxes, steps, terms, image, variance, mask, work):
             scale[a] = 1
             _load(counts[a], terms, a, y, boxes[a], values[a], error[a], flags[a])
             for step in steps[:cut]:
-                _one_amplifier(step, terms, scale[a], a, y, values[a], error[a], flags[a])
+                _one_amplifier(step, counting, terms, scale[a], a, y, values[a], error[a], flags[a])
                 scale[a] = terms.gain[a] if step == _GAIN else scale[a]
         if cut < len(steps):
             _all_amplifiers(terms.coupling, y, values, error, flags, scratch)
         for a in range(n):
             for step in steps[cut + 1 :]:
-                _one_amplifier(step, terms, scale[a], a, y, values[a], error[a], flags[a])
+                _one_amplifier(step, counting, terms, scale[a], a, y, values[a], error[a], flags[a])
                 scale[a] = terms.gain[a] if step == _GAIN else scale[a]
             for j in range(min(_ROWS, rows - y)):
                 has = boxes[a, 3] if y + j < boxes[a, 2] else 0

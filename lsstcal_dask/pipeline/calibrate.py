@@ -1,14 +1,15 @@
 """Apply the products to exposures: one task per detector, written as it comes, published per exposure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, StoreFailure
+from lsstcal_dask.errors import CalibrationError, OutsideValidity, StoreFailure
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.crosstalk import Entries, coupled
 from lsstcal_dask.isr.frame import Frame, RawFrame
@@ -98,11 +99,12 @@ def _calibrate_one(
     steps = [step for step in steps if step not in without]
     found: dict[str, dict[str, Pointer]] = {}
     failed: dict[str, str] = {}
+    outside: dict[str, str] = {}
     for det in (str(name) for name in raw["detector"].values):
-        way = readout(raw, det)
+        look = partial(find_upstream, upstream, detector=det, time=time, step=("calibrate", config.overscan))
         try:
-            setting = ("calibrate", config.overscan)
-            found[det] = {step: find_upstream(upstream, names[step], det, time, setting, way) for step in steps}
+            found[det], missed = _pointers(steps, names, partial(look, way=readout(raw, det)))
+            outside |= {why: f"{step}: {det}" for step, why in missed.items() if why not in outside}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
     if not found:
@@ -113,7 +115,8 @@ def _calibrate_one(
         name=_NAME,
         valid_from=time,
         failed=failed,
-        remarks=_left_out(skip, {step: names[step] for step in without}),
+        remarks=_left_out(skip, {step: names[step] for step in without})
+        + [f"without {which}: {why}" for why, which in outside.items()],
         inputs={
             "exposure": exposure,
             "headers": header_digests(raw),
@@ -188,6 +191,25 @@ def find_neighbours(raw: xr.Dataset, found: Mapping[str, Entries], present: Mapp
 def product_names(band: str) -> dict[str, str]:
     """Name of the product that each correction applies to exposures through a filter."""
     return {step: f"{name}-{band}" if step in BY_FILTER else name for step, name in NEEDED.items()}
+
+
+def _pointers(
+    steps: Sequence[str], names: Mapping[str, str], look: Callable[[str], Pointer]
+) -> tuple[dict[str, Pointer], dict[str, str]]:
+    """Products of a CCD by correction; what is left out, with the reason, for none is valid at the time.
+
+    That is said and not silently done: whether crosstalk or defects of a later night hold for this one is for a person
+    to know, who then widens the validity. A flat of the sky is never left out so, nor what every frame needs.
+    """
+    found, missed = {}, {}
+    for step in steps:
+        try:
+            found[step] = look(names[step])
+        except OutsideValidity as error:
+            if step not in OPTIONAL - BY_FILTER:
+                raise
+            missed[step] = str(error)
+    return found, missed
 
 
 def _left_out(skip: Sequence[str], without: Mapping[str, str]) -> list[str]:

@@ -191,7 +191,7 @@ def _told(sibling: FrameRecord | None, record: FrameRecord) -> FrameRecord:
     """Frame whose header stands for its exposure, once ``record`` has joined."""
     if sibling is None:
         return record
-    adds = any(is_absent(old) and not is_absent(record.header[key]) for key, old in sibling.header.items())
+    adds = any(is_absent(old) and not is_absent(record.header.get(key, old)) for key, old in sibling.header.items())
     return replace(record, header=filled(sibling.header, record.header)) if adds else sibling
 
 

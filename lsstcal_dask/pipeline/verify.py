@@ -11,6 +11,7 @@ from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.closed import from_json, kept, print_targets
+from lsstcal_dask.pipeline.orders import order_differences
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.storage.products import Pointer, finished, open_product
@@ -91,11 +92,13 @@ def _measure_all(
     read = {name: pointer for name, pointer in newest.items() if name in needed}
     summary = {name: _summaries(store.url, pointer) for name, pointer in read.items()}
     task = dask.delayed(_measure_one, pure=False)
-    tasks = []
+    tasks, types = [], set[str]()  # of CCDs of which a frame was corrected in every order: one of each is enough
     for detector in detectors:
         here = {name: pointer.version for name, pointer in read.items() if detector.name in pointer.detectors}
         noted = {name: summary[name].get(detector.name, {}) for name in here}
-        tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names))
+        again = newest["calibrated"] if "calibrated" in here and detector.type not in types else None
+        types |= {detector.type} if again else set()
+        tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names, Opaque(again)))
     labels = [detector.name for detector in detectors]
     found: dict[str, dict[str, Found]] = {}
     for label, result in compute.run(tasks, labels=labels, describe="verify", progress=progress):
@@ -112,16 +115,21 @@ def _summaries(url: str, pointer: Pointer) -> dict[str, dict[str, dict[str, Any]
 
 
 def _measure_one(
-    url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str]
+    url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str], again: Opaque
 ) -> dict[str, Found]:
-    """What a worker does for one detector."""
+    """What a worker does for one detector; ``again`` is a calibrated frame to correct in every order, or None."""
     one: Detector = detector.value
     amplifiers = [a.name for a in one.amplifiers]
     products = {
         name: open_product(url, name, version, chunked=False).sel(detector=one.name, amplifier=amplifiers)
         for name, version in versions.items()
     }
-    return measure(Case(one, products, noted.value), names)
+    summary = noted.value
+    if again.value is not None and "calibrated" in names:
+        own = summary.get("calibrated", {})
+        orders = order_differences(url, again.value, one)
+        summary = summary | {"calibrated": {a: own.get(a, {}) | values for a, values in orders.items()}}
+    return measure(Case(one, products, summary), names)
 
 
 def _product(pointer: Pointer, upstream: Upstream) -> Product:

@@ -131,10 +131,10 @@ def _levels(
         cut = clipped_counts(one.counts)
         if np.isfinite(cut):
             clipped.append(cut - float(np.median(one.level)))
-        full = full_frame(one.image, noise, scale.gain, floor)
-        if full is not None and not np.isfinite(cut):
-            frames.append(full)
-            overflow |= _goes_on(one, amplifier, full[0])
+        even = full_frame(one.image, noise, scale.gain, floor)
+        if even is not None and not np.isfinite(cut):
+            frames.append(even)
+            overflow |= _goes_on(one, amplifier, even[0])
     values = dict.fromkeys(OUTPUTS, np.nan)
     trails, streaks = np.concatenate(columns), np.concatenate(rows)
     from_spots = spots.level(noise, scale.gain, remarks)

@@ -144,6 +144,11 @@ def _header_digest(header: Mapping[str, Any]) -> str:
     return digest({**texts, **numbers, "time": str(np.datetime64(header["time"], "ns"))})
 
 
+def _of_frame(header: dict[str, Any], own: dict[str, Any] | None) -> dict[str, Any]:
+    """Header of an exposure with what each detector has for itself, which is not that of the first of them."""
+    return header | {key: own[key] for key in OF_DETECTOR if own and key in own}
+
+
 _ROW = {field.name for field in fields(FrameRecord)} - {"header", "own"}
 
 
@@ -189,7 +194,7 @@ def read_records(url: str) -> dict[tuple[str, str], FrameRecord]:
                 own = correction["detectors"].get(detector)
                 row["own"] = None if own is None else {**header, **own}
     return {
-        (exposure, detector): FrameRecord(**row, header=headers[exposure])
+        (exposure, detector): FrameRecord(**row, header=_of_frame(headers[exposure], row["own"]))
         for exposure, detectors in found.items()
         for detector, row in detectors.items()
     }

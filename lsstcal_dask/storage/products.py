@@ -22,7 +22,7 @@ import xarray as xr
 import zarr
 from xarray.core import indexing
 
-from lsstcal_dask.errors import CalibrationError, StaleCalibration
+from lsstcal_dask.errors import CalibrationError, OutsideValidity, StaleCalibration
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_attributes, output_dims
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.chunks import PRODUCT, ChunkArray
@@ -310,7 +310,9 @@ def lookup(
     Raises
     ------
     StaleCalibration
-        None is valid; the message says what there is.
+        There is none, or it is one of ``stale``.
+    OutsideValidity
+        None is valid at that time; the message says what there is.
     """
     candidates = [p for p in pointers if p.name == name and detector in p.detectors and p.verdict != "FAIL"]
     valid = [p for p in candidates if p.valid_from <= time and (not p.valid_until or time < p.valid_until)]
@@ -322,7 +324,7 @@ def lookup(
     if not candidates:
         raise StaleCalibration(f"there is no {name}: build it first")
     spans = ", ".join(f"{p.valid_from} to {p.valid_until or 'open'}" for p in candidates)
-    raise StaleCalibration(
+    raise OutsideValidity(
         f"no {name} is valid at {time} (there is {spans}): build one for that time, or widen one with --valid-from"
     )
 

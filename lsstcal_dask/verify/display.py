@@ -123,10 +123,10 @@ def _finish(figure: "Figure", axes: "Axes", values: np.ndarray, data: xr.DataArr
 def _name_flags(figure: "Figure", axes: "Axes", flags: dict[str, int]) -> None:
     """Colour of each flag, and a legend for it."""
     from matplotlib import colormaps  # noqa: PLC0415
-    from matplotlib.colors import ListedColormap  # noqa: PLC0415
+    from matplotlib.colors import ListedColormap, to_hex  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    colours = ["#f4f4f4", *(colormaps["tab10"](i) for i in range(len(flags)))]
+    colours = ["#f4f4f4", *(to_hex(colormaps["tab10"](i)) for i in range(len(flags)))]
     image = axes.images[0]
     image.set_cmap(ListedColormap(colours))
     image.set_clim(-0.5, len(flags) + 0.5)

@@ -8,7 +8,7 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.products.offsets import amplifier_offsets
 from lsstcal_dask.variables import MASK_BITS
-from lsstcal_dask.verify.metric import OURS, Case, Metric
+from lsstcal_dask.verify.metric import OURS, Case, Measure, Metric
 from lsstcal_dask.verify.pixels import neighbour_scatter, planes, row_steps, scatter, sky
 
 __all__ = ["METRICS"]
@@ -44,6 +44,27 @@ def _offsets(case: Case) -> np.ndarray | None:
     return np.asarray(found / np.sqrt([np.nanmedian(v) if np.isfinite(v).any() else np.nan for v in variances]))
 
 
+def _noted(key: str) -> Measure:
+    def measure(case: Case) -> np.ndarray:
+        return case.noted("calibrated", key)
+
+    return measure
+
+
+def _order_metric(order: str, plane: str = "") -> Metric:
+    """How far the frame of another order is from that of `lupton2016`: measured, not assumed."""
+    return Metric(
+        "calibrated",
+        f"order {order}{f', {plane}' if plane else ''}",
+        _noted(f"order_{order}_{plane}" if plane else f"order_{order}"),
+        f"{OURS}; Lupton 2016, Sec. 3: orders are expected to differ by less than 1e-4 of the image",
+        f"{plane or 'image'} corrected in the order {order} against lupton2016: mean difference over mean value",
+        limits=(0, 1e-2),
+        aim=(0, 1e-3 if plane else 1e-4),
+        sparse=True,
+    )
+
+
 METRICS: Final = (
     Metric(
         "calibrated",
@@ -72,4 +93,19 @@ METRICS: Final = (
         limits=(-1, 1),
         aim=(-0.25, 0.25),
     ),
+    Metric(
+        "calibrated",
+        "crosstalk of bright sources",
+        _noted("crosstalk_of_bright"),
+        f"{OURS}; Lupton 2016, Sec. 2.6: bleed trails and cosmic rays check the slope alone",
+        "what bright sources leave in dark amplifiers against what the coefficients say, over the error",
+        limits=(-10, 10),
+        aim=(-4, 4),
+        unit="sigma",
+        sparse=True,
+    ),
+    _order_metric("physical"),
+    _order_metric("physical", "variance"),
+    _order_metric("rubin"),
+    _order_metric("rubin", "variance"),
 )

@@ -1,6 +1,7 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -507,3 +508,18 @@ def test_a_frame_that_was_ingested_twice_counts_once_and_is_named(tmp_path, thre
         assert f"exposure {name} left out: its pixels are those of {taken[i].name}" in one.pointer.remarks
     assert product(store, "bias")["frames"].max() == 3
     assert one.pointer.inputs["exposures"] == [one.name for one in taken]
+
+
+def test_an_optional_correction_that_is_not_valid_yet_is_left_out_with_a_warning(copy, threads):
+    """A store without it only notes that; one that gets it later must not fail what came before."""
+    for path in Path(copy.url, "products/defects/published").glob("*.json"):
+        path.unlink()
+    ((_, made),) = build(copy, ["defects"], Config(), threads, validity=Validity("2026-07-20T12:00:00"))
+    assert made.pointer
+    ((_, one),) = calibrate(copy, [], Config().calibrate, threads)
+    assert not one.errors
+    assert one.pointer.verdict == "WARN"
+    (remark,) = [text for text in one.pointer.remarks if text.startswith("without defects")]
+    assert remark.startswith("without defects: R22_S11: no defects is valid at 2026-07-01T")
+    assert "widen one with --valid-from" in remark
+    assert "defects" not in one.pointer.inputs["upstream"]["R22_S11"]

@@ -17,7 +17,8 @@ from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubes import _waves, make_cube
-from lsstcal_dask.pipeline.listing import list_contents, show_picture
+from lsstcal_dask.pipeline.listing import list_contents
+from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.slices import Group
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre

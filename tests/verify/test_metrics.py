@@ -569,3 +569,22 @@ def test_light_and_old_charge_in_darks(slope, drift, verdicts):
         found, says = value(f"dark: {name}", {"dark": stack(0.025, 1e-6)}, noted)
         np.testing.assert_allclose(found, expected)
         assert says == verdicts
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(2e-6, "PASS"), (6e-6, "WARN"), (-6e-6, "WARN"), (6e-5, "FAIL")])
+def test_charge_that_transfers_leave_behind(share, verdict):
+    own = {"deferred": dataset(serial_cti=same(share), parallel_cti=same(share), offset_amplitude=same(100 * share))}
+    for name in ("serial transfer", "parallel transfer"):
+        found, says = value(f"deferred: {name}", own)
+        np.testing.assert_allclose(found, share)
+        assert says == verdict
+    assert value("deferred: offset", own)[1] == ("WARN" if share == 6e-5 else "PASS")
+
+
+@pytest.mark.parametrize(("part", "verdict"), [(5e-5, "PASS"), (5e-3, "WARN"), (5e-2, "FAIL")])
+def test_orders_of_corrections(part, verdict):
+    noted = {"calibrated": {"order_rubin": part, "order_rubin_variance": part}}
+    for name in ("order rubin", "order rubin, variance"):
+        found, says = value(f"calibrated: {name}", {"calibrated": stack(1, 1)}, noted)
+        np.testing.assert_allclose(found, part)
+        assert says == verdict
