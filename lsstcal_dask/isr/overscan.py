@@ -1,21 +1,19 @@
 """The electronic offset of each row, from the serial overscan (Lupton 2016, Sec. 3.1).
 
-Row means of the reference pixels are made robust against cosmic rays and bleeding
-charge, and smoothed by a penalised cubic spline in the row direction. Where the
-rows jitter by more than their noise, the level moves from the spline towards the
-row mean by the fraction that minimises its variance.
+Row means of the reference pixels are made robust against cosmic rays and bleeding charge: rows are left out that lie
+off a cubic spline whose knots are dense at the first rows. The level is a coarser spline, even in its knots, plus the
+best estimate of what it leaves: how the amplifier settles, a wander, and what each row does by itself.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
 from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.interpolate import BSpline
 
 from lsstcal_dask.instrument.camera import Amplifier
+from lsstcal_dask.isr.curves import curve, spline
 from lsstcal_dask.isr.wander import follow_wander
 from lsstcal_dask.statistics.stacks import lines
 
@@ -108,86 +106,6 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
     return mean, used, sigma, clean.sum(axis=1)
 
 
-@lru_cache(maxsize=8)
-def _basis(ny: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cubic B-splines: the four that reach each row (ny, 4) and the first of them (ny,).
-
-    And, for all of them, the matrix of least squares with unit weights and their roughness, (nb, nb) each.
-    Knots are denser at the first rows, where amplifiers settle.
-    """
-    inner = [k for k in (3, 8, 20, 50) if k < min(spacing, ny / 2)]
-    inner += list(np.linspace(0, ny - 1, max(2, round(ny / spacing) + 1))[1:-1])
-    knots = np.concatenate([[0.0] * 4, inner, [float(ny - 1)] * 4])
-    basis = BSpline.design_matrix(np.arange(ny, dtype=float), knots, 3)
-    second = np.diff(np.eye(basis.shape[1]), 2, axis=0)
-    first = basis.indices.reshape(ny, 4)[:, 0].astype(np.int64)
-    return basis.data.reshape(ny, 4), first, (basis.T @ basis).toarray(), second.T @ second
-
-
-@njit(nogil=True, cache=True)
-def _normal_equations(mean, weight, local, first, unit):  # type: ignore[no-untyped-def]
-    """Matrix (n, nb, nb) and right side (n, nb) of the least squares through the row means.
-
-    Nearly all rows of a frame have one weight: the matrix is that of equal weights, mended where they differ.
-    """
-    n, ny = mean.shape
-    matrix = np.empty((n, *unit.shape))
-    right = np.zeros((n, len(unit)))
-    for i in range(n):
-        common = weight[i].max()
-        matrix[i] = common * unit
-        for y in range(ny):
-            f, part = first[y], weight[i, y] * mean[i, y]
-            for a in range(4):
-                right[i, f + a] += part * local[y, a]
-            change = weight[i, y] - common
-            if change != 0:
-                for a in range(4):
-                    for b in range(4):
-                        matrix[i, f + a, f + b] += change * local[y, a] * local[y, b]
-    return matrix, right
-
-
-@njit(nogil=True, cache=True)
-def _values(coefficients, local, first):  # type: ignore[no-untyped-def]
-    """Values (n, y) of splines with these coefficients (n, nb)."""
-    n, ny = len(coefficients), len(local)
-    value = np.empty((n, ny))
-    for i in range(n):
-        for y in range(ny):
-            here = 0.0
-            for a in range(4):
-                here += local[y, a] * coefficients[i, first[y] + a]
-            value[i, y] = here
-    return value
-
-
-@njit(nogil=True, cache=True)
-def _variances(covariance, local, first):  # type: ignore[no-untyped-def]
-    """Variances (n, y) of splines whose coefficients have this covariance (n, nb, nb)."""
-    n, ny = len(covariance), len(local)
-    variance = np.empty((n, ny))
-    for i in range(n):
-        for y in range(ny):
-            here = 0.0
-            for a in range(4):
-                here += local[y, a] ** 2 * covariance[i, first[y] + a, first[y] + a]
-                for b in range(a):
-                    here += 2 * local[y, a] * local[y, b] * covariance[i, first[y] + a, first[y] + b]
-            variance[i, y] = here
-    return variance
-
-
-def _spline(mean: np.ndarray, weight: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray]:
-    """Penalised weighted spline through the row means: its values (n, y) and its coefficients' covariance."""
-    local, first, unit, rough = _basis(mean.shape[1], spacing)
-    normal, right = _normal_equations(mean, weight, local, first, unit)
-    # A penalty a thousandth of the data's weight only bridges rows that have none.
-    strength = 1e-3 * np.trace(normal, axis1=1, axis2=2) / len(rough) + 1e-300
-    inverse = np.linalg.inv(normal + strength[:, None, None] * rough)
-    return _values(np.einsum("nbc,nc->nb", inverse, right), local, first), inverse
-
-
 def _usable_rows(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, config: OverscanConfig) -> np.ndarray:
     """Rows (n, y) that lie on a smooth curve such as ``fit``; those under bleeding charge or a cosmic ray do not.
 
@@ -201,7 +119,7 @@ def _usable_rows(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, config: 
         fit = np.broadcast_to(np.median(some, axis=1)[:, None], some.shape)
         for _ in range(8):
             pull2, spread = _pulls(some, heavy, fit)
-            fit, _ = _spline(some, heavy / (1 + pull2 / (4 * spread)), config.knots)
+            fit = curve(some, heavy / (1 + pull2 / (4 * spread)), config.knots)
         usable[doubtful] = _inliers(some, heavy, fit, config.clip)
     return usable
 
@@ -213,23 +131,25 @@ def _pulls(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray) -> tuple[np.nd
 
 
 def _inliers(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, clip: float) -> np.ndarray:
+    some = weight > 0
+    if ((mean - fit) ** 2 * weight <= clip**2).all():  # their scale is at least 1
+        return some
     pull2, spread = _pulls(mean, weight, fit)
-    return (weight > 0) & (pull2 <= clip**2 * spread)
+    return some & (pull2 <= clip**2 * spread)
 
 
 def _smooth(mean: np.ndarray, used: np.ndarray, sigma: np.ndarray, config: OverscanConfig) -> RowLevels:
     mean = np.where(used >= 2, mean, 0.0)
     own = np.maximum(sigma[:, None], 1e-6) ** 2 / np.maximum(used, 1)
     weight = (used >= 2) / own
-    fit, _ = _spline(mean, weight, config.knots)
+    fit = curve(mean, weight, config.knots)
     good = _usable_rows(mean, weight, fit, config)
-    # Trend and transient alone: what is faster is better told from noise by its spectrum.
+    # The trend alone: what is faster is better told from noise by its spectrum, and the start by its shape.
     coarse = _COARSE * config.knots
-    fit, covariance = _spline(mean, good / own, coarse)
-    local, first, _, _ = _basis(mean.shape[1], coarse)
-    freedom, rows = covariance.shape[-1], good.sum(axis=1)
-    more, spread = follow_wander(mean - fit, good, own, freedom)
-    level, variance = fit + more, _variances(covariance, local, first) + spread
+    fit, unsure, freedom = spline(mean, good / own, coarse, start=False)
+    rows = good.sum(axis=1)
+    more, spread = follow_wander(mean - fit, good, own, freedom, coarse)
+    level, variance = fit + more, unsure + spread
     level[rows < freedom] = np.nan
     return RowLevels(level.astype(np.float32), variance.astype(np.float32), sigma, mean.shape[1] - rows)
 

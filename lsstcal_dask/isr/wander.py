@@ -1,8 +1,8 @@
 """What a coarse spline leaves of a level that wanders from row to row (Lupton 2016, Sec. 3.1).
 
-The residuals of the row means are a wander whose power falls with frequency, jitter of each row by itself, and the
-noise of the pixels, whose variance ``v`` is known. In modes of the cosine transform, k half waves over the n rows,
-their powers are
+The residuals of the row means are a transient at the first rows (`isr.transient`), a wander whose power falls with
+frequency, jitter of each row by itself, and the noise of the pixels, whose variance ``v`` is known. In modes of the
+cosine transform, k half waves over the n rows, the powers of all but the transient are
 
     v (a (30 k / n)**-b / (1 + (k / (c n))**6) + j + 1)
 
@@ -20,6 +20,8 @@ from typing import Final
 import numpy as np
 from scipy.fft import dct, idct
 
+from lsstcal_dask.isr.transient import settle
+
 __all__ = ["follow_wander"]
 
 _SIZES: Final = np.geomspace(1e-3, 1e3, 15)  # a
@@ -27,6 +29,7 @@ _COLOURS: Final = (1.0, 1.5, 2.0, 3.0, 4.0)  # b: 1 is 1/f, 2 a random walk
 _ENDS: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, np.inf)  # c: what is faster is not in the wander
 _JITTERS: Final = (0.0, *np.geomspace(0.03, 1e3, 16))  # j
 _GROWTH: Final = 1.2  # from one block of modes to the next
+_UNLIKELY: Final = 1e-6  # models less likely than so many of the likeliest are left out
 _FILLS: Final = 10  # steps towards the values of rows that have no mean
 
 
@@ -78,60 +81,77 @@ def _likely(modes: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     power = np.add.reduceat(modes**2, edges[:-1], axis=1) / own[:, None]
     cost = power @ models.inverse.T + models.constant
     weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
-    weight /= weight.sum(axis=1, keepdims=True)
+    likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
+    weight = weight[:, likely] / weight.sum(axis=1, keepdims=True)
+    wander, jitter = models.wander[likely], models.jitter[likely, None]
     many = np.diff(edges)
     many[0] += first  # what is slower than all of these is as the slowest block
 
     def spread(values: np.ndarray) -> np.ndarray:
         return np.repeat(weight @ values, many, axis=1)
 
-    jitter = models.jitter[:, None]
     return _Parts(
-        smooth=spread(models.wander * models.inverse),
+        smooth=spread(wander * models.inverse[likely]),
         jitter=weight @ jitter,
         share=weight @ (jitter / (1 + jitter)),
-        wander=spread(models.wander),
+        wander=spread(wander),
     )
 
 
 def follow_wander(
-    residual: np.ndarray, good: np.ndarray, own: np.ndarray, freedom: int
+    residual: np.ndarray, good: np.ndarray, own: np.ndarray, freedom: int, spacing: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best estimate of what the residuals of row means hold besides the noise of pixels, and its variance.
 
     Parameters
     ----------
-    residual : (n, y) adu, of row means about a smooth curve.
+    residual : (n, y) adu, of row means about a smooth spline.
     good : (n, y) bool, rows whose mean is to be used; the others are filled with what their neighbours tell.
     own : (n, y) adu**2, variance of each row mean by the noise of its pixels.
-    freedom : of that curve: so many modes it has taken out.
+    freedom : of that spline: so many modes it has taken out.
+    spacing : rows between its knots.
 
     Returns
     -------
-    (n, y) adu, to be added to the curve, and (n, y) adu**2, without the variance of the curve.
+    (n, y) adu, to be added to the spline, and (n, y) adu**2, without the variance of the spline.
     """
-    rows = residual.shape[1]
     noise = (own * good).sum(axis=1) / np.maximum(good.sum(axis=1), 1)
-    some = (noise > 0) & (good.sum(axis=1) > 2 * freedom)
+    some, clean = (noise > 0) & (good.sum(axis=1) > 2 * freedom), good.all(axis=1)
     value, variance = np.zeros(residual.shape), np.zeros(residual.shape)
-    if not some.any():
-        return value, variance
-    seen, noise, use = np.where(good, residual, 0.0)[some], noise[some], good[some]
-    modes = dct(seen, norm="ortho", axis=1)
-    parts = _likely(modes, noise, min(freedom, rows // 2))
-    dirty = ~use.all(axis=1)
-    if dirty.any():
-        modes[dirty] = dct(_filled(seen[dirty], use[dirty], parts.smooth[dirty]), norm="ortho", axis=1)
-    slow = idct(parts.smooth * modes, norm="ortho", axis=1)
-    share = parts.share * use
-    value[some] = slow + share * (seen - slow)
-    spread = share + (1 - share) ** 2 * (1 + parts.jitter) * parts.smooth.mean(axis=1, keepdims=True)
-    variance[some] = noise[:, None] * (spread + parts.jitter * ~use + _unknown(parts.wander, use))
+    first = min(freedom, residual.shape[1] // 2)
+    # Frames without a gap go together.
+    for here in (np.flatnonzero(some & clean), *np.flatnonzero(some & ~clean)[:, None]):
+        if len(here):
+            use = good[here[0]]
+            value[here], variance[here] = _followed(residual[here], use, noise[here], first, spacing)
     return value, variance
 
 
+def _followed(
+    residual: np.ndarray, use: np.ndarray, noise: np.ndarray, first: int, spacing: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Transient, wander and jitter (n, y), adu, and their variance, of frames with the same rows to be used."""
+    seen = np.where(use, residual, 0.0)
+    modes = dct(seen, norm="ortho", axis=1)
+    # The powers of all else are not known before a transient, however rough, is taken out.
+    start = settle(modes, noise, use, 1.0, spacing)
+    parts = _likely(modes - start.modes, noise, first)
+    start = settle(modes, noise, use, 1 / (1 + parts.wander + parts.jitter), spacing)
+    share = parts.share
+    if use.all():
+        seen, modes, unknown = seen - start.level, modes - start.modes, np.zeros((len(seen), 1))
+    else:
+        seen, share = seen - start.level * use, share * use
+        modes = dct(_filled(seen, use, parts.smooth), norm="ortho", axis=1)
+        unknown = parts.jitter * ~use + _unknown(parts.wander, use)
+    slow = idct(parts.smooth * modes, norm="ortho", axis=1)
+    spread = share + (1 - share) ** 2 * (1 + parts.jitter) * parts.smooth.mean(axis=1, keepdims=True)
+    variance = start.variance((1 - parts.share) * (1 - parts.smooth)) + noise[:, None] * (spread + unknown)
+    return start.level + slow + share * (seen - slow), variance
+
+
 def _filled(seen: np.ndarray, use: np.ndarray, smooth: np.ndarray) -> np.ndarray:
-    """Residuals (n, y) whose rows that are not used hold what the smoother makes of them: they then change nothing.
+    """Residuals (n, y) whose rows not in use (y,) hold what the smoother makes of them: they then change nothing.
 
     Conjugate gradients for ``x = S (seen + x)`` in these rows, which the smoother S, symmetric, leaves well posed.
     """
@@ -152,14 +172,11 @@ def _filled(seen: np.ndarray, use: np.ndarray, smooth: np.ndarray) -> np.ndarray
 
 
 def _unknown(wander: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """Variance (n, y) of the wander at rows that are not used, given the nearest that is, over that of the noise."""
-    out = np.zeros(use.shape)
-    n = use.shape[1]
-    for i in np.flatnonzero(~use.all(axis=1) & use.any(axis=1)):
-        there = np.flatnonzero(use[i])
-        y = np.flatnonzero(~use[i])
-        after = np.minimum(np.searchsorted(there, y), len(there) - 1)
-        apart = np.minimum(np.abs(there[after] - y), np.abs(y - there[np.maximum(after - 1, 0)]))
-        lag = wander[i, 1:] @ np.cos(np.pi / n * np.arange(1, n)[:, None] * np.arange(apart.max() + 1)) / n
-        out[i, y] = lag[0] - lag[apart] ** 2 / max(lag[0], 1e-300)
+    """Variance (n, y) of the wander at rows not in use (y,), given the nearest that is, over that of the noise."""
+    n, there, y = len(use), np.flatnonzero(use), np.flatnonzero(~use)
+    out = np.zeros(wander.shape)
+    after = np.minimum(np.searchsorted(there, y), len(there) - 1)
+    apart = np.minimum(np.abs(there[after] - y), np.abs(y - there[np.maximum(after - 1, 0)]))
+    lag = dct(np.pad(wander[:, 1:], ((0, 0), (1, 1))), type=1, axis=1) / (2 * n)
+    out[:, y] = lag[:, :1] - lag[:, apart] ** 2 / np.maximum(lag[:, :1], 1e-300)
     return out

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lsstcal_dask.isr import overscan as module
+from lsstcal_dask.isr import transient, wander
 from lsstcal_dask.isr.overscan import OverscanConfig, row_levels
 from lsstcal_dask.statistics.stacks import lines
 
@@ -100,23 +101,24 @@ def test_configuration_is_checked():
         OverscanConfig(clip=0.5)
 
 
-def test_spline_equals_dense_least_squares():
-    rng = np.random.default_rng(11)
-    mean, weight = rng.normal(0, 1, (3, 150)), rng.uniform(0.5, 2, (3, 150))
-    weight[1, 40:60] = 0
-    value, found = module._spline(mean, weight, 40)
-    local, first, unit, rough = module._basis(150, 40)
-    variance, freedom = module._variances(found, local, first), len(rough)
-    dense = np.zeros((150, freedom))
-    for y in range(150):
-        dense[y, first[y] : first[y] + 4] = local[y]
-    np.testing.assert_allclose(dense.sum(axis=1), 1)
-    np.testing.assert_allclose(unit, dense.T @ dense, atol=1e-12)
-    for i in range(3):
-        normal = dense.T @ np.diag(weight[i]) @ dense
-        covariance = np.linalg.inv(normal + 1e-3 * np.trace(normal) / freedom * rough)
-        np.testing.assert_allclose(value[i], dense @ covariance @ dense.T @ (weight[i] * mean[i]), atol=1e-9)
-        np.testing.assert_allclose(variance[i], np.diag(dense @ covariance @ dense.T), rtol=1e-9)
+def test_the_start_is_as_sure_as_five_decays_may_be(monkeypatch):
+    """In 10 rows, less than 1.2 of the error of five free decays and a mean in white noise, and without them twice.
+
+    A hundred frames tell it to 7 %.
+    """
+    pixels, level = reference_pixels(13, n=100)
+    shapes = np.exp(-np.arange(ROWS) / np.array([*transient._TIMES, np.inf])[:, None])
+    free = np.einsum("iy,ij,jy->y", shapes, np.linalg.inv(shapes @ shapes.T), shapes)[:10].mean()
+    bound = np.sqrt((4.0**2 + 1 / 12) / COLUMNS * free)
+
+    def error():
+        return np.sqrt(((row_levels(pixels).level - level)[:, :10] ** 2).mean())
+
+    assert error() < 1.2 * bound
+    decays = transient._decays(np.ones(ROWS, bool).tobytes(), 200)
+    nothing = transient.Transient(*np.zeros((2, 100, ROWS)), np.zeros((100, 5, 5)), decays)
+    monkeypatch.setattr(wander, "settle", lambda *_: nothing)
+    assert error() > 2 * bound
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.fft import idct
 
+from lsstcal_dask.isr import wander as module
 from lsstcal_dask.isr.wander import follow_wander
 
 ROWS, NOISE = 1000, 0.5
@@ -24,7 +25,7 @@ def made(seed, wander=0.0, jitter=0.0, frames=12):
 
 def follow(mean, good=None, freedom=1):
     good = np.ones(mean.shape, bool) if good is None else good
-    return follow_wander(mean, good, np.full(mean.shape, NOISE**2), freedom)
+    return follow_wander(mean, good, np.full(mean.shape, NOISE**2), freedom, ROWS)
 
 
 def test_noise_alone_is_not_followed():
@@ -74,9 +75,19 @@ def test_rows_without_a_mean_are_filled_from_their_neighbours():
     cross = covariance[np.ix_(gap, rest)]
     best = np.diag(covariance[np.ix_(gap, gap)] - cross @ np.linalg.solve(noisy, cross.T)).mean()
     assert ((value - true)[:, gap] ** 2).mean() < 1.5 * best
-    assert (variance[:, 500:540] > variance[:, :1]).all()
+    assert (variance[:, 500:540] > variance[:, 300:301]).all()
     again, _ = follow(np.where(good, mean, np.nan), good)
     np.testing.assert_array_equal(again, value)
+
+
+def test_the_variance_of_a_gap_is_that_of_its_nearest_row():
+    """1 - cos**2 of one mode, of power 1 over the noise, at 1 and 2 rows from rows that are used."""
+    powers, use = np.zeros((1, 20)), np.ones(20, bool)
+    powers[0, 3], use[[9, 10, 18, 19]] = 20.0, False
+    found = module._unknown(powers, use)
+    assert not found[0, use].any()
+    far = 1 - np.cos(3 * np.pi / 20 * np.array([1, 1, 1, 2])) ** 2
+    np.testing.assert_allclose(found[0, ~use], far)
 
 
 def test_frames_without_noise_or_rows_are_left_alone():
@@ -85,7 +96,7 @@ def test_frames_without_noise_or_rows_are_left_alone():
     good[1, 3:] = False
     own = np.full(mean.shape, NOISE**2)
     own[0] = 0
-    value, variance = follow_wander(mean, good, own, 4)
+    value, variance = follow_wander(mean, good, own, 4, ROWS)
     assert not value[:2].any()
     assert not variance[:2].any()
     assert np.isfinite(value).all()
