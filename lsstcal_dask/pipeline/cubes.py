@@ -18,7 +18,7 @@ from lsstcal_dask.pipeline.cubework import make_block
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
-from lsstcal_dask.products.slices import group_flats, mean_response
+from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
 from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
@@ -32,6 +32,8 @@ __all__ = ["CubeBuilt", "make_cube"]
 _BLOCK: Final = 8
 """Slices of a CCD that a task makes: they share the products that are read; a kill loses at most one."""
 
+_JUMP: Final = "its mean response is"
+"""A remark that begins so is made anew at every publication."""
 
 _Blocks = list[tuple[str, list[int]]]
 """CCDs and places of their jobs, by slot."""
@@ -182,7 +184,6 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:
     group = job.group
     remarks = [*group.remarks, *(text for det in sorted(markers) for text in markers[det]["remarks"])]
-    warned = bool(failed) or any(not text.startswith(NOTE) for text in remarks)
     return Slot(
         slot=job.slot,
         wavelength=group.wavelength,
@@ -196,7 +197,7 @@ def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Sl
         missing=dict(sorted(failed.items())),
         hash=digest({det: marker["hash"] for det, marker in markers.items()}),
         remarks=remarks,
-        verdict="WARN" if warned else "PASS",
+        verdict=_verdict(failed, remarks),
     )
 
 
@@ -209,8 +210,24 @@ def _with_responses(run: Plan, slots: Sequence[Slot], markers: Mapping[int, Any]
             i = [d.name for d in run.store.camera.detectors].index(det)
             total[i, :, k], pixels[i, :, k] = marker["total"], marker["pixels"]
     total, pixels = (values.reshape(-1, len(ordered)) for values in (total, pixels))
-    found = mean_response(total, pixels, [one.wavelength for one in ordered])
-    return [
-        replace(one, response=float(r), response_error=float(r) * one.response_error / one.response)
-        for one, r in zip(ordered, found, strict=True)
-    ]
+    wavelength = [one.wavelength for one in ordered]
+    found = mean_response(total, pixels, wavelength)
+    odd = jumps(found, wavelength, run.config.cube.jump)
+    return [_with_response(one, float(r), odd.get(k)) for k, (one, r) in enumerate(zip(ordered, found, strict=True))]
+
+
+def _with_response(slot: Slot, response: float, jump: float | None) -> Slot:
+    """Slice with its mean response, and a remark where that is not as its neighbours in wavelength say."""
+    remarks = [text for text in slot.remarks if not text.startswith(_JUMP)]  # its neighbours may have changed
+    if jump is not None:
+        remarks.append(
+            f"{_JUMP} {jump:+.1%} off what its neighbours in wavelength say: is the photodiode of "
+            f"{', '.join(slot.exposures)} right?"
+        )
+    error = response * slot.response_error / slot.response
+    verdict = _verdict(slot.missing, remarks)
+    return replace(slot, response=response, response_error=error, remarks=remarks, verdict=verdict)
+
+
+def _verdict(missing: Mapping[str, str], remarks: Sequence[str]) -> str:
+    return "WARN" if missing or any(not text.startswith(NOTE) for text in remarks) else "PASS"

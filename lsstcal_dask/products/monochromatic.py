@@ -24,7 +24,16 @@ from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
 from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["Combined", "MonochromaticConfig", "Repeat", "choose_repeats", "combine_repeats", "gaps", "make_repeat"]
+__all__ = [
+    "Combined",
+    "MonochromaticConfig",
+    "Repeat",
+    "choose_repeats",
+    "combine_repeats",
+    "combine_without_doubt",
+    "gaps",
+    "make_repeat",
+]
 
 _IDLE: Final = MASK_BITS["BAD"] | MASK_BITS["EDGE"] | MASK_BITS["VIGNETTED"] | MASK_BITS["SUSPECT"]
 _SPARSE: Final = 29  # of so many pixels one is enough for a level
@@ -41,7 +50,9 @@ class MonochromaticConfig(BaseModel):
     brightest: float = Field(150_000.0, gt=0, description="electrons, level of a CCD above which a flat is left out")
     saturated: float = Field(0.02, ge=0, le=1, description="part of the pixels that may be saturated")
     dead: float = Field(0.05, ge=0, lt=1, description="level of an amplifier, of that of its CCD, at which it is dead")
-    disagree: float = Field(0.03, gt=0, description="relative, between level and photodiode of repeats: 3 are needed")
+    disagree: float = Field(0.03, gt=0, description="relative, between level and photodiode of repeats")
+    hit_share: float = Field(0.03, gt=0, le=1, description="part of the pixels of a flat beyond which they are no hits")
+    jump: float = Field(0.03, gt=0, description="relative, of the mean response against wavelengths nearby, least")
     mismatch_nm: float = Field(0.3, gt=0, description="between the wavelength asked for and the measured one")
     mismatch: Literal["refuse", "flag"] = Field("refuse", description="what becomes of a flat beyond mismatch_nm")
     repeat_nm: float = Field(0.05, ge=0, description="wavelengths asked for that differ by less are repeats")
@@ -112,20 +123,56 @@ def choose_repeats(repeats: Sequence[Repeat], config: MonochromaticConfig) -> tu
         level = one.mean_level
         if not np.isfinite(level):
             reasons[one.exposure] = "no usable pixel"
-        elif one.saturated > config.saturated or level > config.brightest:
-            reasons[one.exposure] = f"saturated: {100 * one.saturated:.1f} % of the pixels, level {level:.0f} electron"
+        elif one.saturated > config.saturated:
+            reasons[one.exposure] = (
+                f"saturated: {100 * one.saturated:.1f} % of the pixels, more than {100 * config.saturated:g} %, "
+                f"level {level:.0f} electron: take it with less light, or raise [cube] saturated"
+            )
+        elif level > config.brightest:
+            reasons[one.exposure] = (
+                f"too bright, level {level:.0f} electron, more than {config.brightest:.0f}: take it with less light, "
+                f"or raise [cube] brightest"
+            )
         elif level < config.faintest:
             reasons[one.exposure] = f"too low, level {level:.0f} electron: did the lamp fail?"
     kept = [one for one in repeats if one.exposure not in reasons]
-    if len(kept) > 2:
-        ratio = np.array([one.mean_level / one.photons for one in kept])
-        away = ratio / np.median(ratio) - 1
-        for one, by in zip(kept, away, strict=True):
-            if abs(by) > config.disagree:
-                reasons[one.exposure] = (
-                    f"its level is {by:+.1%} off what its photodiode says, compared with its repeats"
-                )
+    reasons |= _disagreeing(kept, config)
     return [one for one in kept if one.exposure not in reasons], reasons
+
+
+def _disagreeing(kept: Sequence[Repeat], config: MonochromaticConfig) -> dict[str, str]:
+    """Repeats whose level is not as their photodiode says: of three or more the odd one, of two both."""
+    ratio = np.array([one.mean_level / one.photons for one in kept])
+    if len(kept) == 2:
+        by = ratio[1] / ratio[0] - 1
+        told = "its level over its photodiode is {:+.1%} off that of exposure {}; of two none says which is wrong: {}"
+        remedy = "take a third, or leave one out"
+        both = [(kept[0], kept[1], 1 / (1 + by) - 1), (kept[1], kept[0], by)]
+        far = max(abs(off) for *_, off in both) > config.disagree
+        return {one.exposure: told.format(off, other.exposure, remedy) for one, other, off in both if far}
+    away = ratio / np.median(ratio) - 1 if len(kept) > 2 else np.zeros(len(kept))
+    return {
+        one.exposure: f"its level is {by:+.1%} off what its photodiode says, compared with its repeats"
+        for one, by in zip(kept, away, strict=True)
+        if abs(by) > config.disagree
+    }
+
+
+def combine_without_doubt(
+    repeats: Sequence[Repeat], compared: Sequence[Repeat], config: MonochromaticConfig
+) -> tuple[Combined, list[str]]:
+    """As `combine_repeats`, but no pixel is rejected where so many would be that they are no cosmic rays; remarks."""
+    made = combine_repeats(repeats, compared, config)
+    share = [count / repeats[0].image.size for count in made.hits]
+    many = [(one.exposure, part) for one, part in zip(repeats, share, strict=True) if part > config.hit_share]
+    if not many:
+        return made, []
+    remarks = [
+        f"exposure {name}: {part:.0%} of its pixels are not as those of its repeats or of flats nearby: too many for "
+        f"cosmic rays, none is rejected: is it another flat?"
+        for name, part in many
+    ]
+    return combine_repeats(repeats, [], config.model_copy(update={"clip": np.inf})), remarks
 
 
 def combine_repeats(

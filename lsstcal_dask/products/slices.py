@@ -16,7 +16,7 @@ from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Group", "Line", "group_flats", "mean_response"]
+__all__ = ["Group", "Line", "group_flats", "jumps", "mean_response"]
 
 _NO_FILTER: Final = ("none", "empty", "clear", "")
 
@@ -184,3 +184,43 @@ def mean_response(total: np.ndarray, pixels: np.ndarray, wavelength: Any) -> np.
     share = (known * weight[:, None]).sum(axis=0)
     sums = np.where(known, filled, 0.0).T @ weight
     return np.divide(sums, share, out=np.full(len(at), np.nan), where=share > 0)
+
+
+def jumps(response: np.ndarray, wavelength: Any, least: float) -> dict[int, float]:
+    """Wavelengths (ascending) at which r is not as those on either side say, and by how much, relative.
+
+    The logarithm of r at the middle of three successive wavelengths is compared with the line through the others; the
+    limit is ``least``, or 8 times the typical difference among the others, and grows with the square of a distance
+    that is wider than typical, for r is curved. Of three that do not fit that one is odd without which the others fit
+    best.
+    """
+    at, r = np.asarray(wavelength, float), np.asarray(response, float)
+    left = [int(i) for i in np.flatnonzero(np.isfinite(r) & (r > 0))]
+    found: dict[int, float] = {}
+    while len(left) > 3:
+        away = _bends(at[left], np.log(r[left]))
+        worst = int(np.argmax(np.abs(away)))
+        tries = [left[: worst + k] + left[worst + k + 1 :] for k in range(3)]
+        rest = [np.abs(_bends(at[one], np.log(r[one]))) for one in tries]
+        best = int(np.argmin([one.sum() for one in rest]))
+        if abs(away[worst]) <= max(least, 8 * 1.4826 * float(np.median(rest[best]))):
+            break
+        odd, left = left[worst + best], tries[best]
+        found[odd] = float(r[odd] / np.exp(_line(at[odd], at[left], np.log(r[left]))) - 1)
+    return found
+
+
+def _bends(at: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Middle of each three minus the line through the others, (n - 2,), less where they are far apart."""
+    span = at[2:] - at[:-2]
+    share = np.divide(at[1:-1] - at[:-2], span, out=np.full(span.shape, 0.5), where=span > 0)
+    bend = value[1:-1] - (1 - share) * value[:-2] - share * value[2:]
+    wide = span / max(float(np.median(span)), np.finfo(float).tiny)
+    return np.asarray(bend / np.maximum(wide, 1) ** 2)
+
+
+def _line(where: float, at: np.ndarray, value: np.ndarray) -> float:
+    """Value on the line through the two nearest points of both sides, or of one at an end."""
+    k = int(np.clip(np.searchsorted(at, where), 1, len(at) - 1))
+    step = max(float(at[k] - at[k - 1]), np.finfo(float).tiny)
+    return float(value[k - 1] + (value[k] - value[k - 1]) * (where - at[k - 1]) / step)

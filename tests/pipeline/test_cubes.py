@@ -255,6 +255,36 @@ def bad_store(tmp_path, each=3, camera="mini1", last=601.0, **how):
     return mine, taken
 
 
+def charges(store, factor):
+    """Headers of the exposures of a store with charges of the photodiode times a factor by exposure."""
+    known = open_raw(store.url, store.camera)["photodiode"]
+    return lambda name: {"photodiode": float(known.sel(exposure=name)) * factor(name)}
+
+
+def test_two_flats_whose_photodiodes_disagree_are_both_told_and_make_no_slice(store, taken, tmp_path, threads):
+    names = [one.name for one in taken if one.source.wavelength == 602]
+    mine = new_store(tmp_path / "d")
+    take(mine, taken, header=charges(store, lambda name: 2.0 if name == names[1] else 1.0))
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert [round(one.wavelength) for one in made.pointer.slots] == [600, 601, 603, 604]
+    assert len(made.errors) == 1
+    assert all(name in made.errors[0] for name in names)
+    assert "of two none says which is wrong" in made.errors[0]
+
+
+def test_a_jump_of_r_is_told_and_forgotten_once_it_is_mended(store, taken, tmp_path, threads):
+    names = [one.name for one in taken if one.source.wavelength == 602]
+    mine = new_store(tmp_path / "d")
+    take(mine, taken, header=charges(store, lambda name: 0.7 if name in names else 1.0))
+    slots = make_cube(mine, "c", "i2", CONFIG, threads).pointer.slots
+    assert [one.verdict for one in slots] == ["PASS", "PASS", "WARN", "PASS", "PASS"]
+    (told,) = [text for text in slots[2].remarks if "off what its neighbours in wavelength say" in text]
+    assert "its mean response is +4" in told
+    assert all(name in told for name in names)
+    take(mine, later([one for one in taken if one.name in names], 1), inputs="-z")
+    assert all(one.verdict == "PASS" for one in make_cube(mine, "c", "i2", CONFIG, threads).pointer.slots)
+
+
 FIRST, SECOND = (flats(each=3)[i].name for i in (0, 1))
 
 
@@ -280,7 +310,10 @@ def darken(counts, exposure, detector):
         ({"header": lambda e: {"photodiode": float("nan")} if e == SECOND else {}}, "photodiode charge is missing"),
         ({"header": lambda e: {"wavelength": 601.0} if e == SECOND else {}}, "measured wavelength, .* nm off 601 nm"),
         ({"header": lambda e: {"photodiode": 7e-10} if e == SECOND else {}}, "off what its photodiode says"),
-        ({"pixels": saturate}, f"{CCD}: exposure {SECOND} left out: saturated"),
+        (
+            {"pixels": saturate},
+            f"{CCD}: exposure {SECOND} left out: too bright, level .* more than 150000: take it with",
+        ),
         ({"pixels": darken}, f"{CCD}: exposure {SECOND} left out: too low, level .* electron: did the lamp fail"),
     ],
 )
@@ -315,7 +348,7 @@ def test_a_wavelength_without_any_usable_flat_is_an_error_and_the_others_are_mad
     mine, _ = bad_store(tmp_path, pixels=lambda c, e, d: saturate(c, SECOND, d) if e in names else c)
     made = make_cube(mine, "c", "i2", CONFIG, threads)
     assert len(made.errors) == 1
-    assert f"cube c: 600 nm: no CCD could be made: exposure {names[0]}: saturated" in made.errors[0]
+    assert f"cube c: 600 nm: no CCD could be made: exposure {names[0]}: too bright" in made.errors[0]
     assert [round(one.wavelength) for one in made.pointer.slots] == [601]
 
 

@@ -12,12 +12,13 @@ from lsstcal_dask.products.monochromatic import (
     Repeat,
     choose_repeats,
     combine_repeats,
+    combine_without_doubt,
     gaps,
     make_repeat,
 )
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
 from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
-from lsstcal_dask.products.slices import Line, group_flats, mean_response
+from lsstcal_dask.products.slices import Line, group_flats, jumps, mean_response
 from lsstcal_dask.variables import MASK_BITS
 
 SHAPE = (2, 150, 100)
@@ -190,8 +191,11 @@ def test_noise_without_light_is_found_in_a_frame():
     ("change", "says"),
     [
         ({"level": np.full(2, 50.0)}, "too low, level 50 electron: did the lamp fail"),
-        ({"level": np.full(2, 2e5)}, "saturated: 0.0 % of the pixels, level 200000 electron"),
-        ({"saturated": 0.3}, "saturated: 30.0 % of the pixels"),
+        (
+            {"level": np.full(2, 2e5)},
+            "too bright, level 200000 electron, more than 150000: take it with less light, or raise",
+        ),
+        ({"saturated": 0.3}, "saturated: 30.0 % of the pixels, more than 2 %, .*: take it with less light, or raise"),
         ({"level": np.full(2, np.nan)}, "no usable pixel"),
         ({"photons": 0.8 * BRIGHT}, r"\+25.0% off what its photodiode says"),
     ],
@@ -329,3 +333,59 @@ def test_the_mean_response_does_not_jump_where_amplifiers_are_missing():
     found = mean_response(own * pixels, pixels, wavelength)
     assert np.isnan(found[1])
     assert_allclose(np.delete(found, 1), np.delete(whole, 1))
+
+
+@pytest.mark.parametrize(("factor", "says"), [(2.0, r"-50\.0% off that of exposure e0"), (0.95, r"\+5\.3% off")])
+def test_two_repeats_that_disagree_are_both_named_and_none_is_preferred(factor, says):
+    taken = [repeat(0), repeat(1)]
+    taken[1] = Repeat(**{**vars(taken[1]), "photons": factor * BRIGHT})
+    kept, reasons = choose_repeats(taken, CONFIG)
+    assert kept == []
+    assert list(reasons) == ["e0", "e1"]
+    with pytest.raises(CalibrationError, match=says):
+        raise CalibrationError(reasons["e1"])
+    assert "take a third, or leave one out" in reasons["e0"]
+    assert choose_repeats([repeat(0), repeat(1)], CONFIG)[1] == {}
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_flat_of_which_every_pixel_would_be_a_hit_is_told_and_no_pixel_is_rejected(n):
+    # 140,000 electrons: 2.8 % is 10 sigma of a pixel, and less than disagree
+    taken = [repeat(i, 3.5 * BRIGHT) for i in range(n)]
+    taken[-1] = Repeat(**{**vars(taken[-1]), "photons": 3.5 * BRIGHT * 0.973})
+    kept, reasons = choose_repeats(taken, CONFIG)
+    assert (len(kept), reasons) == (n, {})
+    assert max(combine_repeats(kept, [], CONFIG).hits) > 0.5 * np.prod(SHAPE)
+    found, remarks = combine_without_doubt(kept, [], CONFIG)
+    assert sum(found.hits) == 0
+    assert_array_equal(found.repeats, n)
+    assert len(remarks) == 1
+    assert f"exposure e{n - 1}: " in remarks[0]
+    assert "too many for cosmic rays" in remarks[0]
+    assert combine_without_doubt([repeat(0), repeat(1)], [], CONFIG)[1] == []
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2, 5, 10, 11])
+@pytest.mark.parametrize("by", [0.5, 1.08, 1.43])
+def test_a_jump_of_the_mean_response_is_found_where_it_is(odd, by):
+    wavelength = np.arange(600.0, 612)
+    smooth = 0.8 - 0.3 * ((wavelength - 650) / 300) ** 2
+    smooth *= 1 + 1e-3 * np.random.default_rng(odd).standard_normal(12)
+    assert jumps(smooth, wavelength, 0.03) == {}
+    r = smooth.copy()
+    r[odd] *= by
+    found = jumps(r, wavelength, 0.03)
+    assert list(found) == [odd]
+    # a line beyond the last two scatters by sqrt(1 + 4 + 1) times 1e-3
+    assert found[odd] == pytest.approx(by - 1, abs=4 * 2.5e-3 * by)
+
+
+def test_jumps_of_a_noisy_response_are_no_jumps_and_unknown_ones_do_not_matter():
+    wavelength = np.arange(600.0, 700)
+    r = 1 + 0.02 * np.random.default_rng(3).standard_normal(100)
+    assert jumps(r, wavelength, 0.03) == {}
+    r[[0, 50]] = np.nan
+    assert jumps(r, wavelength, 0.03) == {}
+    assert jumps([1.0, 2.0, 1.0], [1, 2, 3], 0.03) == {}
+    wide = np.concatenate([np.arange(500.0, 510), np.arange(700.0, 710)])  # r bends in between
+    assert jumps(np.exp(-(((wide - 600) / 1000) ** 2)), wide, 1e-4) == {}
