@@ -153,8 +153,7 @@ def _cut(own: list[int], size: int) -> list[list[int]]:
 
 def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:
     """Publish the slices of the jobs, and those that are in the cube and are not replaced."""
-    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
-    slots, errors, replaced = [], [], []
+    slots, errors, replaced, left_out = [], [], [], dict(left_out)
     for job in jobs:
         markers, failed = outcome.markers[job.slot], outcome.failed[job.slot]
         if job.published:
@@ -165,6 +164,11 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
             why = "; ".join(sorted(set(failed.values()))) or "no frames"
             errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
             continue
+        if old := _fuller(run, job, slots[-1]):
+            lacks = ", ".join(sorted(set(slots[-1].missing) - set(old.missing)))
+            why = f"without {lacks} it does not replace {', '.join(old.exposures)}: take all CCDs, or make another cube"
+            left_out |= dict.fromkeys(slots[-1].exposures, why)
+            slots[-1] = old
         replaced.append(job.group.nominal)
     near = run.config.cube.repeat_nm
     mine = {one.slot for one in slots}
@@ -174,11 +178,22 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     if not slots:
         return CubeBuilt(None, outcome.made, dict(left_out), errors)
     slots = _with_responses(run, slots, outcome.markers)
+    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
     remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
     configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
     about = {"configuration": configuration, "software": run.software, "remarks": remarks}
     pointer = publish_cube(run.store.url, run.name, slots, about)
     return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
+
+
+def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:
+    """What the cube has at that wavelength of other exposures and of CCDs that the new slice lacks, or None."""
+    near = run.config.cube.repeat_nm
+    for one in () if job.published else run.slots.values():
+        other = abs(one.nominal - new.nominal) <= near and one.exposures != new.exposures
+        if other and set(new.missing) - set(one.missing):
+            return one
+    return None
 
 
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:

@@ -196,7 +196,7 @@ def combine_repeats(
         if not alive:
             continue
         own = _amplifier(i, [repeats[k] for k in alive])
-        expected = _expected(i, float(own.level[0]), compared, config) if len(alive) == 1 else None
+        expected = _expected(i, own, compared, config) if len(alive) == 1 else None
         value[i], counts[i], mask[i], line[:, i], found = _combine_amplifier(own, expected, config)
         hits[alive] += found
     good = (mask == 0) & np.isfinite(value)
@@ -225,22 +225,39 @@ def _amplifier(i: int, repeats: Sequence[Repeat]) -> _Amplifier:
     )
 
 
-def _expected(i: int, level: float, compared: Sequence[Repeat], config: MonochromaticConfig) -> np.ndarray | None:
-    """Electrons (y, x) of an amplifier that flats nearby let expect, the larger of two; None without any."""
+def _expected(
+    i: int, own: _Amplifier, compared: Sequence[Repeat], config: MonochromaticConfig
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Electrons (y, x) of an amplifier that flats nearby let expect; None without any.
+
+    What is searched for hits is compared with the larger of two, so that fringes that move are none. What is filled
+    in is their mean, or the lower where they differ by more than a hit would.
+    """
     usable = [one for one in compared if one.level[i] > config.dead * one.mean_level]
     if not usable:
         return None
-    return np.asarray(np.fmax.reduce([one.image[i] * np.float32(level / one.level[i]) for one in usable]), np.float32)
+    scale = [np.float32(own.level[0] / one.level[i]) for one in usable]
+    images = [one.image[i] * by for one, by in zip(usable, scale, strict=True)]
+    larger, lower = np.fmax.reduce(images), np.fmin.reduce(images)
+    noise = [by * np.maximum(lower, 0) + by**2 * one.noise[i] for one, by in zip(usable, scale, strict=True)]
+    middle = (larger + lower) / 2
+    some, by = ((a.reshape(-1)[::_SPARSE]) for a in (middle, larger - lower))
+    lit = some > 0
+    structure = 1.4826 * float(np.median(by[lit] / some[lit])) if lit.any() else 0.0  # fringes, or noise
+    agree = (larger - lower) ** 2 <= config.clip**2 * np.maximum(np.sum(noise, axis=0), (structure * middle) ** 2)
+    fill = np.where(agree, middle, lower)
+    return np.asarray(larger, np.float32), np.asarray(fill, np.float32)
 
 
 def _combine_amplifier(
-    own: _Amplifier, expected: np.ndarray | None, config: MonochromaticConfig
+    own: _Amplifier, nearby: tuple[np.ndarray, np.ndarray] | None, config: MonochromaticConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Value, repeats, mask (y, x), slope and floor (2,), hits (n,)."""
     photons, shape = own.photons, own.images.shape[1:]
     model = max(float(np.mean(own.level / photons)), 0.0)
     sigma = np.sqrt(model / photons + own.noise / photons**2)
     weight = sigma**-2 / np.sum(sigma**-2)
+    expected, fill = (None, None) if nearby is None else nearby
     guide = np.zeros((0, 0), np.float32) if expected is None else expected / np.float32(photons[0])
     structure = config.structure if expected is None else max(config.structure, _structure(own, expected))
     terms = _terms(own, weight, sigma, (config.clip, structure))
@@ -252,8 +269,8 @@ def _combine_amplifier(
         leave_out(own.images, own.masks, terms, hit, np.argwhere(hit.any(axis=0)), value, counts)
     line = np.array([np.sum(weight**2 / photons), np.sum(weight**2 * own.noise / photons**2)])
     mask = _combined_mask(own.masks, hit if total else hit[:0], counts)
-    if expected is not None:
-        _fill(value, mask, guide)
+    if fill is not None:
+        _fill(value, mask, fill / np.float32(photons[0]))
     return value, counts, mask, line, hit.sum(axis=(1, 2)) if total else np.zeros(len(hit), int)
 
 

@@ -1,11 +1,12 @@
 """Which monochromatic flats make the slices of a cube, and the mean response of the focal plane (¶9, Sec. 2.8).
 
 Exposures that ask for the same wavelength in one night are repeats; of a wavelength taken in several nights the last
-one counts. Wavelengths are those that a spectrograph measured, not those that were asked for.
+one counts that has all the CCDs of those before. Wavelengths are those that a spectrograph measured, not those that
+were asked for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -54,7 +55,8 @@ def group_flats(
 
     Parameters
     ----------
-    raw : header table of exposures: exposure_type, wavelength, filter, photodiode, exposure_time, time.
+    raw : header table of exposures: exposure_type, wavelength, filter, photodiode, exposure_time, time; and, where
+        CCDs may be missing, ``present`` (exposure, detector).
     lines : what was measured, by exposure; the wavelength asked for counts where nothing was.
 
     Raises
@@ -73,7 +75,7 @@ def group_flats(
     for name, label in zip(names, raw["filter"].values, strict=True):
         if str(label).lower() not in _NO_FILTER:
             reasons[name] = f"filter {label} is in the beam"
-    remarks: dict[str, str] = {}
+    lines, remarks = _with_numbers(lines, names, config)
     for name, nm in zip(names, asked, strict=True):
         away = lines[name].wavelength - nm if name in lines else 0.0
         if abs(away) > config.mismatch_nm:
@@ -84,7 +86,28 @@ def group_flats(
         name, why = next(iter(reasons.items()))
         raise InsufficientInputs(f"cube: none of {len(names)} monochromatic flats can be used: exposure {name}: {why}")
     table = _Table(raw.isel(exposure=use), lines, diode, config, remarks)
-    return _with_neighbours([table.group(own) for own in table.newest()], config), reasons
+    chosen = table.newest()
+    reasons |= table.partial(chosen)
+    return _with_neighbours([table.group(own) for own in chosen], config), reasons
+
+
+def _with_numbers(
+    lines: Mapping[str, Line], names: Sequence[str], config: MonochromaticConfig
+) -> tuple[dict[str, Line], dict[str, str]]:
+    """Lines that have a wavelength and a width, and what is said of the others, by exposure."""
+    found, remarks = {}, {}
+    for name in (name for name in names if name in lines):
+        line = lines[name]
+        if not np.isfinite(line.wavelength):
+            remarks[name] = "the spectrograph gives no number for its wavelength: that asked for is used"
+            continue
+        if not line.bandwidth > 0:
+            remarks[name] = (
+                f"the spectrograph gives {line.bandwidth:g} nm for its bandwidth: {config.bandwidth:g} is used"
+            )
+            line = replace(line, bandwidth=config.bandwidth)
+        found[name] = line
+    return found, remarks
 
 
 class _Table:
@@ -100,20 +123,41 @@ class _Table:
     ) -> None:
         self.names = [str(name) for name in raw["exposure"].values]
         self.config, self.remarks, self.time, self.night = config, remarks, raw["time"].values, nights(raw)
+        self.present = raw["present"].values if "present" in raw else np.ones((len(self.names), 1), bool)
         self.asked = np.asarray(raw["wavelength"].values, float)
         self.measured = np.array([name in lines for name in self.names])
         found = [lines.get(n, Line(w, np.nan, config.bandwidth)) for n, w in zip(self.names, self.asked, strict=True)]
         self.wavelength, self.error, self.bandwidth = np.array([[x.wavelength, x.error, x.bandwidth] for x in found]).T
-        flagged = np.array([name in remarks for name in self.names])
-        self.nominal = np.where(flagged, self.wavelength, self.asked)  # a line elsewhere is no repeat
+        off = np.abs(self.wavelength - self.asked) > config.mismatch_nm
+        self.nominal = np.where(off, self.wavelength, self.asked)  # a line elsewhere is no repeat
         self.photons = diode.photons(raw["photodiode"].values, raw["exposure_time"].values, self.wavelength)
         self.diode_error = diode.relative_error(self.wavelength)
 
     def newest(self) -> list[np.ndarray]:
-        """Places of the exposures of each wavelength in the last night in which it was taken."""
+        """Places of the exposures of each wavelength in the last night that has all CCDs of those before."""
         order = np.argsort(self.nominal, kind="stable")
         parts = np.split(order, 1 + np.flatnonzero(np.diff(self.nominal[order]) > self.config.repeat_nm))
-        return [np.sort(own[self.night[own] == self.night[own].max()]) for own in parts]
+        return [np.sort(own[self.night[own] == self._night(own)]) for own in parts]
+
+    def _night(self, own: np.ndarray) -> Any:
+        """The night that counts."""
+        found, there = None, np.zeros(self.present.shape[1], bool)
+        for night in np.unique(self.night[own]):
+            here = self.present[own[self.night[own] == night]].any(axis=0)
+            if found is None or not np.any(there & ~here):
+                found, there = night, here
+        return found
+
+    def partial(self, chosen: Sequence[np.ndarray]) -> dict[str, str]:
+        """Exposures that are later than those chosen of their wavelength, and why they do not count, by name."""
+        out = {}
+        for own in chosen:
+            same = np.abs(self.nominal - self.nominal[own].mean()) <= self.config.repeat_nm
+            for i in np.flatnonzero(same & (self.night > self.night[own[0]])):
+                out[self.names[i]] = (
+                    f"its night lacks CCDs of exposure {self.names[own[0]]} of an earlier one, which stays: take all"
+                )
+        return out
 
     def group(self, own: np.ndarray) -> Group:
         """The slice that some exposures make."""

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.table import vstack
 from making_cubes import expected_light, flats, later, new_store, observatory, take
 
 from lsstcal_dask.cli import main
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
+from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubes import _waves, make_cube
@@ -283,6 +285,53 @@ def test_a_jump_of_r_is_told_and_forgotten_once_it_is_mended(store, taken, tmp_p
     assert all(name in told for name in names)
     take(mine, later([one for one in taken if one.name in names], 1), inputs="-z")
     assert all(one.verdict == "PASS" for one in make_cube(mine, "c", "i2", CONFIG, threads).pointer.slots)
+
+
+def test_a_table_that_tells_an_exposure_twice_is_refused_unless_it_says_the_same(store, tmp_path):
+    mine = copied(store, tmp_path)
+    table = read_input(mine.url, "wavelengths")
+    right, name = read_lines(mine.url), str(table["exposure"][0])
+    write_table(mine.url, "inputs/wavelengths", vstack([table, table[:1]]))
+    assert read_lines(mine.url) == right
+    other = vstack([table, table[:1]])
+    other["wavelength"][-1] += 0.2
+    write_table(mine.url, "inputs/wavelengths", other)
+    with pytest.raises(CalibrationError, match=f"inputs/wavelengths.ecsv: exposure {name} has two rows, .* keep one"):
+        read_lines(mine.url)
+
+
+def test_measured_wavelengths_in_air_become_those_in_vacuum(store, tmp_path):
+    mine = copied(store, tmp_path)
+    table = read_input(mine.url, "wavelengths")
+    right = read_lines(mine.url)
+    table["wavelength"] = vacuum_to_air(np.asarray(table["wavelength"])) * table["wavelength"].unit
+    table.meta["medium"] = "air"
+    write_table(mine.url, "inputs/wavelengths", table)
+    for name, line in read_lines(mine.url).items():
+        assert line.wavelength == pytest.approx(right[name].wavelength, abs=1e-6)
+        assert line.bandwidth / right[name].bandwidth - 1 == pytest.approx(2.8e-4, abs=1e-5)
+    table["wavelength"][0] = np.nan
+    write_table(mine.url, "inputs/wavelengths", table)
+    assert np.isnan(read_lines(mine.url)[str(table["exposure"][0])].wavelength)
+
+
+def test_a_later_slice_of_fewer_ccds_does_not_replace_one_of_more(tmp_path, threads):
+    mine = new_store(tmp_path / "p", "mini9")
+    first = flats(each=1, last=602.0)
+    two = (CCD, "R22_S10")
+    take(mine, first, missing=lambda exposure, detector: detector not in two)
+    before = make_cube(mine, "c", "i2", CONFIG, threads).pointer
+    again = later(first[1:2], 1)
+    take(mine, again, missing=lambda exposure, detector: detector != CCD, inputs="-z")
+    for exposures in (None, [one.name for one in again]):  # together with the first, and by itself
+        made = make_cube(mine, "c", "i2", CONFIG, threads, exposures=exposures)
+        assert made.pointer.slots == before.slots
+        assert again[0].name in made.left_out
+    assert made.left_out[again[0].name].startswith(f"without R22_S10 it does not replace {first[1].name}: take all")
+    whole = later(first[1:2], 2)
+    take(mine, whole, missing=lambda exposure, detector: detector not in two, inputs="-zz")
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.pointer.slots[1].exposures == [whole[0].name]
 
 
 FIRST, SECOND = (flats(each=3)[i].name for i in (0, 1))

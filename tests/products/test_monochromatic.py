@@ -90,7 +90,7 @@ def test_hits_are_rejected_among_repeats_or_by_flats_nearby(n):
     if n == 1:
         flags = MASK_BITS["COSMIC_RAY"] | MASK_BITS["INTERPOLATED"]
         assert np.all(found.mask[0][track] == flags)
-        assert abs(away.mean()) < 1.5  # the larger of two neighbours lies 0.56 sigma high
+        assert abs(away.mean()) < 4 / np.sqrt(60) * np.sqrt(1 / 2)  # the mean of two
     else:
         assert np.all(found.mask == 0)
         assert abs(away.mean()) < 4 / np.sqrt(60) * np.sqrt(n / (n - 1))
@@ -389,3 +389,58 @@ def test_jumps_of_a_noisy_response_are_no_jumps_and_unknown_ones_do_not_matter()
     assert jumps([1.0, 2.0, 1.0], [1, 2, 3], 0.03) == {}
     wide = np.concatenate([np.arange(500.0, 510), np.arange(700.0, 710)])  # r bends in between
     assert jumps(np.exp(-(((wide - 600) / 1000) ** 2)), wide, 1e-4) == {}
+
+
+def test_a_hit_of_a_neighbour_is_not_filled_into_a_hit():
+    track = np.s_[40:42, 30:60]
+    taken, nearby = repeat(0), [repeat(20), repeat(21)]
+    _hit(taken, track, 6000.0)
+    _hit(nearby[0], np.s_[40:42, 30:45], 3000.0)
+    found = combine_repeats([taken], nearby)
+    assert np.all(found.mask[0][track] & MASK_BITS["INTERPOLATED"])
+    away = (found.value[0] - pattern()[0])[track] / np.sqrt(pattern()[0][track] * found.slope[0])
+    assert abs(away.mean()) < 4 / np.sqrt(60)
+
+
+def test_wavelengths_without_numbers_count_as_not_measured_and_are_told():
+    raw = table([("a", 600, "none", 1e-9, 0), ("b", 601, "none", 2e-9, 0), ("c", 602, "none", 3e-9, 0)])
+    lines = {"a": Line(np.nan, 0.01, 1.2), "b": Line(601.1, 0.01, np.nan), "c": Line(602.1, 0.01, 1.2)}
+    groups, reasons = group_flats(raw, lines, IDEAL, CONFIG)
+    assert reasons == {}
+    assert [one.wavelength for one in groups] == [600, 601.1, 602.1]
+    assert [one.bandwidth for one in groups] == [CONFIG.bandwidth, CONFIG.bandwidth, 1.2]
+    assert groups[0].remarks[0] == (
+        "exposure a: the spectrograph gives no number for its wavelength: that asked for is used"
+    )
+    assert groups[1].remarks == ["exposure b: the spectrograph gives nan nm for its bandwidth: 1 is used"]
+    assert groups[2].remarks == []
+
+
+def test_a_night_that_lacks_ccds_replaces_none_that_has_them():
+    raw = table([("a", 600, "none", 1e-9, 0), ("b", 600, "none", 2e-9, 1), ("c", 600, "none", 3e-9, 2)])
+    there = np.array([[True, True], [True, False], [True, True]])
+    raw["present"] = ("exposure", "detector"), there
+    assert [one.exposures for one in group_flats(raw, {}, IDEAL, CONFIG)[0]] == [["c"]]
+    groups, reasons = group_flats(raw.isel(exposure=[0, 1]), {}, IDEAL, CONFIG)
+    assert [one.exposures for one in groups] == [["a"]]
+    assert reasons == {"b": "its night lacks CCDs of exposure a of an earlier one, which stays: take all"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"wavelength": [400.0, 500, 500, 600]}, "has two rows at 500 nm: keep one"),
+        ({"wavelength": [400.0, np.nan, 500, 600]}, "wavelengths .* are fewer than two or no numbers"),
+        ({"responsivity": [0.2, 0.0, 0.3, 0.4]}, "responsivity .* is 0 A/W at 500 nm: give positive"),
+        ({"responsivity": [0.2, 0.3, -0.1, 0.4]}, "responsivity .* is -0.1 A/W at 600 nm: give positive"),
+        ({"responsivity": [0.2, 0.3, np.nan, 0.4]}, "responsivity .* is nan A/W at 600 nm"),
+        ({"responsivity_error": [0.0, 0.0, np.nan, 0.0]}, "responsivity_error .* is nan A/W at 600 nm"),
+        ({"responsivity_error": [0.0, -1.0, 0.0, 0.0]}, "responsivity_error .* is -1 A/W at 500 nm"),
+        ({"dark_current": np.nan}, "dark current .* is nan A: give a number"),
+    ],
+)
+def test_a_photodiode_of_bad_numbers_is_refused(change, says):
+    good = {"wavelength": [400.0, 500, 600, 700], "responsivity": [0.2, 0.3, 0.3, 0.4], "responsivity_error": [0.0] * 4}
+    arrays = {key: np.array(value) for key, value in (good | change).items()}
+    with pytest.raises(CalibrationError, match=says):
+        Photodiode(**arrays)
