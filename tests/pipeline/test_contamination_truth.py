@@ -95,6 +95,7 @@ def true_dust(band):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_dust_of_the_observatory_is_found(tmp_path, compute):
     store = dusty_store(tmp_path / "dusty", compute)
     drifts, made = compare(store, compute)
@@ -129,6 +130,7 @@ def _without_lamp(values):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_filter_that_moved_is_told(tmp_path, compute):
     drifts, made = compare(dusty_store(tmp_path / "moved", compute, nm=0.5), compute)
     for band in BANDS:
