@@ -17,6 +17,7 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.spectra import Curve, bin_means, check_fractions, check_wavelengths
+from lsstcal_dask.physics.units import air_to_vacuum, in_air
 
 __all__ = [
     "Passband",
@@ -160,7 +161,7 @@ def passband_from_table(table: Table) -> Passband:
     """Passband of a store's table ``inputs/filter-BAND``: a row for each CCD.
 
     Columns detector, x, y (mm), transmission (n) and transmission_error (n) at the wavelengths first_nm + i step_nm
-    of ``meta``, which also names the ``filter``.
+    of ``meta``, which also names the ``filter``. With the entry ``medium: air`` they are those in air.
 
     Raises
     ------
@@ -180,6 +181,8 @@ def passband_from_table(table: Table) -> Passband:
             raise UnitsError(f"table of filter {meta['filter']}: column {name} is in {found}, expected {unit}")
     value, error = (np.asarray(table[name], float) for name in wanted[3:])
     wavelength = float(meta["first_nm"]) + float(meta["step_nm"]) * np.arange(value.shape[-1])
+    if in_air(meta, f"table of filter {meta['filter']}"):
+        wavelength = air_to_vacuum(wavelength)
     x, y = (np.asarray(table[name], float) for name in ("x", "y"))
     detectors = tuple(str(name) for name in table["detector"])
     return Passband(str(meta["filter"]), detectors, x, y, wavelength, value, error)

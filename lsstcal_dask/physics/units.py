@@ -4,7 +4,8 @@ An energy spectrum is turned into photons once, when it comes in:
 S = wavelength F_lambda / (h c) = F_nu / (h wavelength), photon s-1 m-2 nm-1.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,6 +15,7 @@ __all__ = [
     "AB_ZERO",
     "CGS",
     "air_to_vacuum",
+    "in_air",
     "photons_from_ab",
     "photons_from_flambda",
     "photons_from_fnu",
@@ -92,6 +94,20 @@ def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
     for _ in range(4):  # each turn gains five digits: the index changes by 1e-5 of itself
         vacuum = given * _index(vacuum)
     return vacuum
+
+
+def in_air(meta: Mapping[str, Any], what: str) -> bool:
+    """Whether the entry ``medium`` of a table's meta says that its wavelengths are those in air; vacuum without it.
+
+    Raises
+    ------
+    UnitsError
+        It says neither.
+    """
+    said = str(meta.get("medium", "vacuum")).strip().lower()
+    if said not in ("air", "vacuum"):
+        raise UnitsError(f"{what}: wavelengths in medium {said!r}: say air or vacuum")
+    return said == "air"
 
 
 def _index(vacuum: np.ndarray) -> np.ndarray:

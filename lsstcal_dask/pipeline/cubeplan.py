@@ -10,6 +10,8 @@ import xarray as xr
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.isr.sequence import BY_FILTER, NEEDED, OPTIONAL, ORDERS
+from lsstcal_dask.physics.spectra import air_stretch
+from lsstcal_dask.physics.units import air_to_vacuum, in_air
 from lsstcal_dask.pipeline.calibrate import Sensor
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.readout import Readout, readout
@@ -65,14 +67,42 @@ def _column(table: Any, what: str, name: str, unit: str) -> np.ndarray:
 
 
 def read_lines(url: str) -> dict[str, Line]:
-    """What a spectrograph measured, by exposure: of all inputs ``wavelengths*``, later names over earlier ones."""
-    found = {}
+    """What a spectrograph measured, by exposure: of all inputs ``wavelengths*``, later names over earlier ones.
+
+    Wavelengths in air, where ``medium`` of ``meta`` says so, become those in vacuum.
+
+    Raises
+    ------
+    UnitsError
+        A column has another unit.
+    CalibrationError
+        A table tells an exposure twice, and not the same.
+    """
+    found: dict[str, Line] = {}
     for what in (name for name in input_names(url) if name.startswith("wavelengths")):
         table = read_input(url, what)
         columns = [_column(table, what, name, "nm") for name in ("wavelength", "wavelength_error", "bandwidth")]
-        for exposure, *numbers in zip(table["exposure"], *columns, strict=True):
-            found[str(exposure)] = Line(*(float(number) for number in numbers))
+        if in_air(table.meta, f"inputs/{what}.ecsv"):
+            columns = _vacuum(columns)
+        own: dict[str, np.ndarray] = {}
+        for exposure, *numbers in zip(table["exposure"].astype(str), *columns, strict=True):
+            if not np.array_equal(own.setdefault(exposure, np.array(numbers)), numbers, equal_nan=True):
+                raise CalibrationError(
+                    f"inputs/{what}.ecsv: exposure {exposure} has two rows, of {own[exposure][0]:.3f} and "
+                    f"{numbers[0]:.3f} nm, that differ: keep one"
+                )
+        found |= {exposure: Line(*numbers.tolist()) for exposure, numbers in own.items()}
     return found
+
+
+def _vacuum(columns: list[np.ndarray]) -> list[np.ndarray]:
+    """Wavelengths in air, their errors and widths, as they are in vacuum."""
+    known = np.isfinite(columns[0])
+    out = [column.copy() for column in columns]
+    out[0][known] = air_to_vacuum(columns[0][known])
+    for wide in out[1:]:
+        wide[known] *= air_stretch(columns[0][known])
+    return out
 
 
 @dataclass(frozen=True)

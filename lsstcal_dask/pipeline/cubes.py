@@ -18,7 +18,7 @@ from lsstcal_dask.pipeline.cubework import make_block
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
-from lsstcal_dask.products.slices import group_flats, mean_response
+from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
 from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
@@ -32,6 +32,8 @@ __all__ = ["CubeBuilt", "make_cube"]
 _BLOCK: Final = 8
 """Slices of a CCD that a task makes: they share the products that are read; a kill loses at most one."""
 
+_JUMP: Final = "its mean response is"
+"""A remark that begins so is made anew at every publication."""
 
 _Blocks = list[tuple[str, list[int]]]
 """CCDs and places of their jobs, by slot."""
@@ -151,8 +153,7 @@ def _cut(own: list[int], size: int) -> list[list[int]]:
 
 def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:
     """Publish the slices of the jobs, and those that are in the cube and are not replaced."""
-    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
-    slots, errors, replaced = [], [], []
+    slots, errors, replaced, left_out = [], [], [], dict(left_out)
     for job in jobs:
         markers, failed = outcome.markers[job.slot], outcome.failed[job.slot]
         if job.published:
@@ -163,6 +164,11 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
             why = "; ".join(sorted(set(failed.values()))) or "no frames"
             errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
             continue
+        if old := _fuller(run, job, slots[-1]):
+            lacks = ", ".join(sorted(set(slots[-1].missing) - set(old.missing)))
+            why = f"without {lacks} it does not replace {', '.join(old.exposures)}: take all CCDs, or make another cube"
+            left_out |= dict.fromkeys(slots[-1].exposures, why)
+            slots[-1] = old
         replaced.append(job.group.nominal)
     near = run.config.cube.repeat_nm
     mine = {one.slot for one in slots}
@@ -172,6 +178,7 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     if not slots:
         return CubeBuilt(None, outcome.made, dict(left_out), errors)
     slots = _with_responses(run, slots, outcome.markers)
+    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
     remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
     configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
     about = {"configuration": configuration, "software": run.software, "remarks": remarks}
@@ -179,10 +186,19 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
 
 
+def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:
+    """What the cube has at that wavelength of other exposures and of CCDs that the new slice lacks, or None."""
+    near = run.config.cube.repeat_nm
+    for one in () if job.published else run.slots.values():
+        other = abs(one.nominal - new.nominal) <= near and one.exposures != new.exposures
+        if other and set(new.missing) - set(one.missing):
+            return one
+    return None
+
+
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:
     group = job.group
     remarks = [*group.remarks, *(text for det in sorted(markers) for text in markers[det]["remarks"])]
-    warned = bool(failed) or any(not text.startswith(NOTE) for text in remarks)
     return Slot(
         slot=job.slot,
         wavelength=group.wavelength,
@@ -196,7 +212,7 @@ def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Sl
         missing=dict(sorted(failed.items())),
         hash=digest({det: marker["hash"] for det, marker in markers.items()}),
         remarks=remarks,
-        verdict="WARN" if warned else "PASS",
+        verdict=_verdict(failed, remarks),
     )
 
 
@@ -209,8 +225,24 @@ def _with_responses(run: Plan, slots: Sequence[Slot], markers: Mapping[int, Any]
             i = [d.name for d in run.store.camera.detectors].index(det)
             total[i, :, k], pixels[i, :, k] = marker["total"], marker["pixels"]
     total, pixels = (values.reshape(-1, len(ordered)) for values in (total, pixels))
-    found = mean_response(total, pixels, [one.wavelength for one in ordered])
-    return [
-        replace(one, response=float(r), response_error=float(r) * one.response_error / one.response)
-        for one, r in zip(ordered, found, strict=True)
-    ]
+    wavelength = [one.wavelength for one in ordered]
+    found = mean_response(total, pixels, wavelength)
+    odd = jumps(found, wavelength, run.config.cube.jump)
+    return [_with_response(one, float(r), odd.get(k)) for k, (one, r) in enumerate(zip(ordered, found, strict=True))]
+
+
+def _with_response(slot: Slot, response: float, jump: float | None) -> Slot:
+    """Slice with its mean response, and a remark where that is not as its neighbours in wavelength say."""
+    remarks = [text for text in slot.remarks if not text.startswith(_JUMP)]  # its neighbours may have changed
+    if jump is not None:
+        remarks.append(
+            f"{_JUMP} {jump:+.1%} off what its neighbours in wavelength say: is the photodiode of "
+            f"{', '.join(slot.exposures)} right?"
+        )
+    error = response * slot.response_error / slot.response
+    verdict = _verdict(slot.missing, remarks)
+    return replace(slot, response=response, response_error=error, remarks=remarks, verdict=verdict)
+
+
+def _verdict(missing: Mapping[str, str], remarks: Sequence[str]) -> str:
+    return "WARN" if missing or any(not text.startswith(NOTE) for text in remarks) else "PASS"

@@ -19,7 +19,7 @@ from lsstcal_dask.products.monochromatic import (
     MonochromaticConfig,
     Repeat,
     choose_repeats,
-    combine_repeats,
+    combine_without_doubt,
     make_repeat,
 )
 from lsstcal_dask.storage.coding import Slice
@@ -82,11 +82,15 @@ class Bench:
             raise InsufficientInputs(told)
         compared = list(self.corrected(job, group.compared, group.compared_photons)) if len(kept) == 1 else []
         compared, _ = choose_repeats(compared, self.config)
-        made = combine_repeats(kept, compared, self.config)
+        made, doubts = combine_without_doubt(kept, compared, self.config)
         dead = [a.name for a, slope in zip(self.detector.amplifiers, made.slope, strict=True) if not np.isfinite(slope)]
         remarks = [f"{self.det}: exposure {name} left out: {why}" for name, why in reasons.items()]
         about = {
-            "remarks": [*remarks, *(f"{self.det} {name}: dead" for name in dead)],
+            "remarks": [
+                *remarks,
+                *(f"{self.det}: {text}" for text in doubts),
+                *(f"{self.det} {name}: dead" for name in dead),
+            ],
             "total": self._ordered(made.total, 0.0).tolist(),
             "pixels": self._ordered(made.pixels, 0).tolist(),
             "hits": made.hits,

@@ -24,7 +24,16 @@ from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
 from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["Combined", "MonochromaticConfig", "Repeat", "choose_repeats", "combine_repeats", "gaps", "make_repeat"]
+__all__ = [
+    "Combined",
+    "MonochromaticConfig",
+    "Repeat",
+    "choose_repeats",
+    "combine_repeats",
+    "combine_without_doubt",
+    "gaps",
+    "make_repeat",
+]
 
 _IDLE: Final = MASK_BITS["BAD"] | MASK_BITS["EDGE"] | MASK_BITS["VIGNETTED"] | MASK_BITS["SUSPECT"]
 _SPARSE: Final = 29  # of so many pixels one is enough for a level
@@ -41,7 +50,9 @@ class MonochromaticConfig(BaseModel):
     brightest: float = Field(150_000.0, gt=0, description="electrons, level of a CCD above which a flat is left out")
     saturated: float = Field(0.02, ge=0, le=1, description="part of the pixels that may be saturated")
     dead: float = Field(0.05, ge=0, lt=1, description="level of an amplifier, of that of its CCD, at which it is dead")
-    disagree: float = Field(0.03, gt=0, description="relative, between level and photodiode of repeats: 3 are needed")
+    disagree: float = Field(0.03, gt=0, description="relative, between level and photodiode of repeats")
+    hit_share: float = Field(0.03, gt=0, le=1, description="part of the pixels of a flat beyond which they are no hits")
+    jump: float = Field(0.03, gt=0, description="relative, of the mean response against wavelengths nearby, least")
     mismatch_nm: float = Field(0.3, gt=0, description="between the wavelength asked for and the measured one")
     mismatch: Literal["refuse", "flag"] = Field("refuse", description="what becomes of a flat beyond mismatch_nm")
     repeat_nm: float = Field(0.05, ge=0, description="wavelengths asked for that differ by less are repeats")
@@ -112,20 +123,56 @@ def choose_repeats(repeats: Sequence[Repeat], config: MonochromaticConfig) -> tu
         level = one.mean_level
         if not np.isfinite(level):
             reasons[one.exposure] = "no usable pixel"
-        elif one.saturated > config.saturated or level > config.brightest:
-            reasons[one.exposure] = f"saturated: {100 * one.saturated:.1f} % of the pixels, level {level:.0f} electron"
+        elif one.saturated > config.saturated:
+            reasons[one.exposure] = (
+                f"saturated: {100 * one.saturated:.1f} % of the pixels, more than {100 * config.saturated:g} %, "
+                f"level {level:.0f} electron: take it with less light, or raise [cube] saturated"
+            )
+        elif level > config.brightest:
+            reasons[one.exposure] = (
+                f"too bright, level {level:.0f} electron, more than {config.brightest:.0f}: take it with less light, "
+                f"or raise [cube] brightest"
+            )
         elif level < config.faintest:
             reasons[one.exposure] = f"too low, level {level:.0f} electron: did the lamp fail?"
     kept = [one for one in repeats if one.exposure not in reasons]
-    if len(kept) > 2:
-        ratio = np.array([one.mean_level / one.photons for one in kept])
-        away = ratio / np.median(ratio) - 1
-        for one, by in zip(kept, away, strict=True):
-            if abs(by) > config.disagree:
-                reasons[one.exposure] = (
-                    f"its level is {by:+.1%} off what its photodiode says, compared with its repeats"
-                )
+    reasons |= _disagreeing(kept, config)
     return [one for one in kept if one.exposure not in reasons], reasons
+
+
+def _disagreeing(kept: Sequence[Repeat], config: MonochromaticConfig) -> dict[str, str]:
+    """Repeats whose level is not as their photodiode says: of three or more the odd one, of two both."""
+    ratio = np.array([one.mean_level / one.photons for one in kept])
+    if len(kept) == 2:
+        by = ratio[1] / ratio[0] - 1
+        told = "its level over its photodiode is {:+.1%} off that of exposure {}; of two none says which is wrong: {}"
+        remedy = "take a third, or leave one out"
+        both = [(kept[0], kept[1], 1 / (1 + by) - 1), (kept[1], kept[0], by)]
+        far = max(abs(off) for *_, off in both) > config.disagree
+        return {one.exposure: told.format(off, other.exposure, remedy) for one, other, off in both if far}
+    away = ratio / np.median(ratio) - 1 if len(kept) > 2 else np.zeros(len(kept))
+    return {
+        one.exposure: f"its level is {by:+.1%} off what its photodiode says, compared with its repeats"
+        for one, by in zip(kept, away, strict=True)
+        if abs(by) > config.disagree
+    }
+
+
+def combine_without_doubt(
+    repeats: Sequence[Repeat], compared: Sequence[Repeat], config: MonochromaticConfig
+) -> tuple[Combined, list[str]]:
+    """As `combine_repeats`, but no pixel is rejected where so many would be that they are no cosmic rays; remarks."""
+    made = combine_repeats(repeats, compared, config)
+    share = [count / repeats[0].image.size for count in made.hits]
+    many = [(one.exposure, part) for one, part in zip(repeats, share, strict=True) if part > config.hit_share]
+    if not many:
+        return made, []
+    remarks = [
+        f"exposure {name}: {part:.0%} of its pixels are not as those of its repeats or of flats nearby: too many for "
+        f"cosmic rays, none is rejected: is it another flat?"
+        for name, part in many
+    ]
+    return combine_repeats(repeats, [], config.model_copy(update={"clip": np.inf})), remarks
 
 
 def combine_repeats(
@@ -149,7 +196,7 @@ def combine_repeats(
         if not alive:
             continue
         own = _amplifier(i, [repeats[k] for k in alive])
-        expected = _expected(i, float(own.level[0]), compared, config) if len(alive) == 1 else None
+        expected = _expected(i, own, compared, config) if len(alive) == 1 else None
         value[i], counts[i], mask[i], line[:, i], found = _combine_amplifier(own, expected, config)
         hits[alive] += found
     good = (mask == 0) & np.isfinite(value)
@@ -178,22 +225,39 @@ def _amplifier(i: int, repeats: Sequence[Repeat]) -> _Amplifier:
     )
 
 
-def _expected(i: int, level: float, compared: Sequence[Repeat], config: MonochromaticConfig) -> np.ndarray | None:
-    """Electrons (y, x) of an amplifier that flats nearby let expect, the larger of two; None without any."""
+def _expected(
+    i: int, own: _Amplifier, compared: Sequence[Repeat], config: MonochromaticConfig
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Electrons (y, x) of an amplifier that flats nearby let expect; None without any.
+
+    What is searched for hits is compared with the larger of two, so that fringes that move are none. What is filled
+    in is their mean, or the lower where they differ by more than a hit would.
+    """
     usable = [one for one in compared if one.level[i] > config.dead * one.mean_level]
     if not usable:
         return None
-    return np.asarray(np.fmax.reduce([one.image[i] * np.float32(level / one.level[i]) for one in usable]), np.float32)
+    scale = [np.float32(own.level[0] / one.level[i]) for one in usable]
+    images = [one.image[i] * by for one, by in zip(usable, scale, strict=True)]
+    larger, lower = np.fmax.reduce(images), np.fmin.reduce(images)
+    noise = [by * np.maximum(lower, 0) + by**2 * one.noise[i] for one, by in zip(usable, scale, strict=True)]
+    middle = (larger + lower) / 2
+    some, by = ((a.reshape(-1)[::_SPARSE]) for a in (middle, larger - lower))
+    lit = some > 0
+    structure = 1.4826 * float(np.median(by[lit] / some[lit])) if lit.any() else 0.0  # fringes, or noise
+    agree = (larger - lower) ** 2 <= config.clip**2 * np.maximum(np.sum(noise, axis=0), (structure * middle) ** 2)
+    fill = np.where(agree, middle, lower)
+    return np.asarray(larger, np.float32), np.asarray(fill, np.float32)
 
 
 def _combine_amplifier(
-    own: _Amplifier, expected: np.ndarray | None, config: MonochromaticConfig
+    own: _Amplifier, nearby: tuple[np.ndarray, np.ndarray] | None, config: MonochromaticConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Value, repeats, mask (y, x), slope and floor (2,), hits (n,)."""
     photons, shape = own.photons, own.images.shape[1:]
     model = max(float(np.mean(own.level / photons)), 0.0)
     sigma = np.sqrt(model / photons + own.noise / photons**2)
     weight = sigma**-2 / np.sum(sigma**-2)
+    expected, fill = (None, None) if nearby is None else nearby
     guide = np.zeros((0, 0), np.float32) if expected is None else expected / np.float32(photons[0])
     structure = config.structure if expected is None else max(config.structure, _structure(own, expected))
     terms = _terms(own, weight, sigma, (config.clip, structure))
@@ -205,8 +269,8 @@ def _combine_amplifier(
         leave_out(own.images, own.masks, terms, hit, np.argwhere(hit.any(axis=0)), value, counts)
     line = np.array([np.sum(weight**2 / photons), np.sum(weight**2 * own.noise / photons**2)])
     mask = _combined_mask(own.masks, hit if total else hit[:0], counts)
-    if expected is not None:
-        _fill(value, mask, guide)
+    if fill is not None:
+        _fill(value, mask, fill / np.float32(photons[0]))
     return value, counts, mask, line, hit.sum(axis=(1, 2)) if total else np.zeros(len(hit), int)
 
 

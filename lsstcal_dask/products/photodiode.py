@@ -28,12 +28,36 @@ class Photodiode:
     responsivity : (n,) A/W.
     responsivity_error : (n,) A/W.
     dark_current : A, counted with the light.
+
+    Raises
+    ------
+    CalibrationError
+        Wavelengths do not rise, or a number is none, or not positive.
     """
 
     wavelength: np.ndarray
     responsivity: np.ndarray
     responsivity_error: np.ndarray
     dark_current: float = 0.0
+
+    def __post_init__(self) -> None:
+        at, value, error = self.wavelength, self.responsivity, self.responsivity_error
+        told = "of the photodiode (inputs/photodiode.ecsv)"
+        if len(at) < 2 or not np.all(np.isfinite(at)):
+            raise CalibrationError(f"the wavelengths {told} are fewer than two or no numbers: correct the table")
+        if not np.all(np.diff(at) > 0):
+            twice = at[1:][~(np.diff(at) > 0)][0]
+            raise CalibrationError(f"the responsivity {told} has two rows at {twice:g} nm: keep one")
+        if np.any(bad := ~(np.isfinite(value) & (value > 0))):
+            raise CalibrationError(
+                f"the responsivity {told} is {value[bad][0]:g} A/W at {at[bad][0]:g} nm: give positive numbers"
+            )
+        if np.any(bad := ~(np.isfinite(error) & (error >= 0))):
+            raise CalibrationError(
+                f"the responsivity_error {told} is {error[bad][0]:g} A/W at {at[bad][0]:g} nm: give numbers from 0 on"
+            )
+        if not np.isfinite(self.dark_current):
+            raise CalibrationError(f"the dark current {told} is {self.dark_current:g} A: give a number")
 
     @classmethod
     def ideal(cls) -> "Photodiode":

@@ -1,11 +1,12 @@
 """Which monochromatic flats make the slices of a cube, and the mean response of the focal plane (¶9, Sec. 2.8).
 
 Exposures that ask for the same wavelength in one night are repeats; of a wavelength taken in several nights the last
-one counts. Wavelengths are those that a spectrograph measured, not those that were asked for.
+one counts that has all the CCDs of those before. Wavelengths are those that a spectrograph measured, not those that
+were asked for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Group", "Line", "group_flats", "mean_response"]
+__all__ = ["Group", "Line", "group_flats", "jumps", "mean_response"]
 
 _NO_FILTER: Final = ("none", "empty", "clear", "")
 
@@ -54,7 +55,8 @@ def group_flats(
 
     Parameters
     ----------
-    raw : header table of exposures: exposure_type, wavelength, filter, photodiode, exposure_time, time.
+    raw : header table of exposures: exposure_type, wavelength, filter, photodiode, exposure_time, time; and, where
+        CCDs may be missing, ``present`` (exposure, detector).
     lines : what was measured, by exposure; the wavelength asked for counts where nothing was.
 
     Raises
@@ -73,7 +75,7 @@ def group_flats(
     for name, label in zip(names, raw["filter"].values, strict=True):
         if str(label).lower() not in _NO_FILTER:
             reasons[name] = f"filter {label} is in the beam"
-    remarks: dict[str, str] = {}
+    lines, remarks = _with_numbers(lines, names, config)
     for name, nm in zip(names, asked, strict=True):
         away = lines[name].wavelength - nm if name in lines else 0.0
         if abs(away) > config.mismatch_nm:
@@ -84,7 +86,28 @@ def group_flats(
         name, why = next(iter(reasons.items()))
         raise InsufficientInputs(f"cube: none of {len(names)} monochromatic flats can be used: exposure {name}: {why}")
     table = _Table(raw.isel(exposure=use), lines, diode, config, remarks)
-    return _with_neighbours([table.group(own) for own in table.newest()], config), reasons
+    chosen = table.newest()
+    reasons |= table.partial(chosen)
+    return _with_neighbours([table.group(own) for own in chosen], config), reasons
+
+
+def _with_numbers(
+    lines: Mapping[str, Line], names: Sequence[str], config: MonochromaticConfig
+) -> tuple[dict[str, Line], dict[str, str]]:
+    """Lines that have a wavelength and a width, and what is said of the others, by exposure."""
+    found, remarks = {}, {}
+    for name in (name for name in names if name in lines):
+        line = lines[name]
+        if not np.isfinite(line.wavelength):
+            remarks[name] = "the spectrograph gives no number for its wavelength: that asked for is used"
+            continue
+        if not line.bandwidth > 0:
+            remarks[name] = (
+                f"the spectrograph gives {line.bandwidth:g} nm for its bandwidth: {config.bandwidth:g} is used"
+            )
+            line = replace(line, bandwidth=config.bandwidth)
+        found[name] = line
+    return found, remarks
 
 
 class _Table:
@@ -100,20 +123,41 @@ class _Table:
     ) -> None:
         self.names = [str(name) for name in raw["exposure"].values]
         self.config, self.remarks, self.time, self.night = config, remarks, raw["time"].values, nights(raw)
+        self.present = raw["present"].values if "present" in raw else np.ones((len(self.names), 1), bool)
         self.asked = np.asarray(raw["wavelength"].values, float)
         self.measured = np.array([name in lines for name in self.names])
         found = [lines.get(n, Line(w, np.nan, config.bandwidth)) for n, w in zip(self.names, self.asked, strict=True)]
         self.wavelength, self.error, self.bandwidth = np.array([[x.wavelength, x.error, x.bandwidth] for x in found]).T
-        flagged = np.array([name in remarks for name in self.names])
-        self.nominal = np.where(flagged, self.wavelength, self.asked)  # a line elsewhere is no repeat
+        off = np.abs(self.wavelength - self.asked) > config.mismatch_nm
+        self.nominal = np.where(off, self.wavelength, self.asked)  # a line elsewhere is no repeat
         self.photons = diode.photons(raw["photodiode"].values, raw["exposure_time"].values, self.wavelength)
         self.diode_error = diode.relative_error(self.wavelength)
 
     def newest(self) -> list[np.ndarray]:
-        """Places of the exposures of each wavelength in the last night in which it was taken."""
+        """Places of the exposures of each wavelength in the last night that has all CCDs of those before."""
         order = np.argsort(self.nominal, kind="stable")
         parts = np.split(order, 1 + np.flatnonzero(np.diff(self.nominal[order]) > self.config.repeat_nm))
-        return [np.sort(own[self.night[own] == self.night[own].max()]) for own in parts]
+        return [np.sort(own[self.night[own] == self._night(own)]) for own in parts]
+
+    def _night(self, own: np.ndarray) -> Any:
+        """The night that counts."""
+        found, there = None, np.zeros(self.present.shape[1], bool)
+        for night in np.unique(self.night[own]):
+            here = self.present[own[self.night[own] == night]].any(axis=0)
+            if found is None or not np.any(there & ~here):
+                found, there = night, here
+        return found
+
+    def partial(self, chosen: Sequence[np.ndarray]) -> dict[str, str]:
+        """Exposures that are later than those chosen of their wavelength, and why they do not count, by name."""
+        out = {}
+        for own in chosen:
+            same = np.abs(self.nominal - self.nominal[own].mean()) <= self.config.repeat_nm
+            for i in np.flatnonzero(same & (self.night > self.night[own[0]])):
+                out[self.names[i]] = (
+                    f"its night lacks CCDs of exposure {self.names[own[0]]} of an earlier one, which stays: take all"
+                )
+        return out
 
     def group(self, own: np.ndarray) -> Group:
         """The slice that some exposures make."""
@@ -184,3 +228,43 @@ def mean_response(total: np.ndarray, pixels: np.ndarray, wavelength: Any) -> np.
     share = (known * weight[:, None]).sum(axis=0)
     sums = np.where(known, filled, 0.0).T @ weight
     return np.divide(sums, share, out=np.full(len(at), np.nan), where=share > 0)
+
+
+def jumps(response: np.ndarray, wavelength: Any, least: float) -> dict[int, float]:
+    """Wavelengths (ascending) at which r is not as those on either side say, and by how much, relative.
+
+    The logarithm of r at the middle of three successive wavelengths is compared with the line through the others; the
+    limit is ``least``, or 8 times the typical difference among the others, and grows with the square of a distance
+    that is wider than typical, for r is curved. Of three that do not fit that one is odd without which the others fit
+    best.
+    """
+    at, r = np.asarray(wavelength, float), np.asarray(response, float)
+    left = [int(i) for i in np.flatnonzero(np.isfinite(r) & (r > 0))]
+    found: dict[int, float] = {}
+    while len(left) > 3:
+        away = _bends(at[left], np.log(r[left]))
+        worst = int(np.argmax(np.abs(away)))
+        tries = [left[: worst + k] + left[worst + k + 1 :] for k in range(3)]
+        rest = [np.abs(_bends(at[one], np.log(r[one]))) for one in tries]
+        best = int(np.argmin([one.sum() for one in rest]))
+        if abs(away[worst]) <= max(least, 8 * 1.4826 * float(np.median(rest[best]))):
+            break
+        odd, left = left[worst + best], tries[best]
+        found[odd] = float(r[odd] / np.exp(_line(at[odd], at[left], np.log(r[left]))) - 1)
+    return found
+
+
+def _bends(at: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Middle of each three minus the line through the others, (n - 2,), less where they are far apart."""
+    span = at[2:] - at[:-2]
+    share = np.divide(at[1:-1] - at[:-2], span, out=np.full(span.shape, 0.5), where=span > 0)
+    bend = value[1:-1] - (1 - share) * value[:-2] - share * value[2:]
+    wide = span / max(float(np.median(span)), np.finfo(float).tiny)
+    return np.asarray(bend / np.maximum(wide, 1) ** 2)
+
+
+def _line(where: float, at: np.ndarray, value: np.ndarray) -> float:
+    """Value on the line through the two nearest points of both sides, or of one at an end."""
+    k = int(np.clip(np.searchsorted(at, where), 1, len(at) - 1))
+    step = max(float(at[k] - at[k - 1]), np.finfo(float).tiny)
+    return float(value[k - 1] + (value[k] - value[k - 1]) * (where - at[k - 1]) / step)

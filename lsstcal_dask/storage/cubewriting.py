@@ -187,7 +187,8 @@ def _usual_mask(url: str, name: str, layout: CubeLayout, index: int, given: Slic
     found = read_mask(url, name, layout, index)
     if found is None:
         passing = MASK_BITS["COSMIC_RAY"] | MASK_BITS["SATURATED"] | MASK_BITS["CROSSTALK"]
-        found = given.mask & np.uint16(~passing & 0xFFFF)
+        filled = np.uint16(MASK_BITS["INTERPOLATED"]) * ((given.mask & np.uint16(MASK_BITS["COSMIC_RAY"])) != 0)
+        found = given.mask & np.uint16(~passing & 0xFFFF) & ~filled  # a hit is filled in its own slice only
         dead = ~np.isfinite(given.value).any(axis=(1, 2))
         found[dead] &= np.uint16(~MASK_BITS["NO_DATA"] & 0xFFFF)
         objects.write_bytes(url, shard_path(name, "mask", index), layout.mask_codec.encode(found))

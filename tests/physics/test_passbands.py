@@ -15,6 +15,7 @@ from lsstcal_dask.physics.passbands import (
     surface,
 )
 from lsstcal_dask.physics.spectra import Curve, bin_means
+from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.filters import transmission
 from lsstcal_dask.simulate.observatory import Observatory
@@ -146,6 +147,18 @@ def test_the_table_of_a_store_becomes_a_passband(delivered):
         true = transmission(site.seed, site.settings.filters, site.camera, "i", found.wavelength, *detector.center_mm)
         pull = (found.of(detector.name).value - true) / found.error[i]
         assert np.mean(pull**2) == pytest.approx(1, abs=4 * np.sqrt(2 / pull.size))
+
+
+def test_wavelengths_of_a_table_in_air_become_those_in_vacuum(delivered):
+    table = Table(delivered[1], copy=True)
+    plain = passband_from_table(table).wavelength
+    table.meta["medium"] = "air"
+    found = passband_from_table(table).wavelength
+    np.testing.assert_allclose(vacuum_to_air(found), plain, rtol=1e-12)
+    assert np.all(found - plain > 0.08)
+    table.meta["medium"] = "water"
+    with pytest.raises(UnitsError, match="table of filter i: wavelengths in medium 'water': say air or vacuum"):
+        passband_from_table(table)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.table import vstack
 from making_cubes import expected_light, flats, later, new_store, observatory, take
 
 from lsstcal_dask.cli import main
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
+from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubes import _waves, make_cube
@@ -255,6 +257,83 @@ def bad_store(tmp_path, each=3, camera="mini1", last=601.0, **how):
     return mine, taken
 
 
+def charges(store, factor):
+    """Headers of the exposures of a store with charges of the photodiode times a factor by exposure."""
+    known = open_raw(store.url, store.camera)["photodiode"]
+    return lambda name: {"photodiode": float(known.sel(exposure=name)) * factor(name)}
+
+
+def test_two_flats_whose_photodiodes_disagree_are_both_told_and_make_no_slice(store, taken, tmp_path, threads):
+    names = [one.name for one in taken if one.source.wavelength == 602]
+    mine = new_store(tmp_path / "d")
+    take(mine, taken, header=charges(store, lambda name: 2.0 if name == names[1] else 1.0))
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert [round(one.wavelength) for one in made.pointer.slots] == [600, 601, 603, 604]
+    assert len(made.errors) == 1
+    assert all(name in made.errors[0] for name in names)
+    assert "of two none says which is wrong" in made.errors[0]
+
+
+def test_a_jump_of_r_is_told_and_forgotten_once_it_is_mended(store, taken, tmp_path, threads):
+    names = [one.name for one in taken if one.source.wavelength == 602]
+    mine = new_store(tmp_path / "d")
+    take(mine, taken, header=charges(store, lambda name: 0.7 if name in names else 1.0))
+    slots = make_cube(mine, "c", "i2", CONFIG, threads).pointer.slots
+    assert [one.verdict for one in slots] == ["PASS", "PASS", "WARN", "PASS", "PASS"]
+    (told,) = [text for text in slots[2].remarks if "off what its neighbours in wavelength say" in text]
+    assert "its mean response is +4" in told
+    assert all(name in told for name in names)
+    take(mine, later([one for one in taken if one.name in names], 1), inputs="-z")
+    assert all(one.verdict == "PASS" for one in make_cube(mine, "c", "i2", CONFIG, threads).pointer.slots)
+
+
+def test_a_table_that_tells_an_exposure_twice_is_refused_unless_it_says_the_same(store, tmp_path):
+    mine = copied(store, tmp_path)
+    table = read_input(mine.url, "wavelengths")
+    right, name = read_lines(mine.url), str(table["exposure"][0])
+    write_table(mine.url, "inputs/wavelengths", vstack([table, table[:1]]))
+    assert read_lines(mine.url) == right
+    other = vstack([table, table[:1]])
+    other["wavelength"][-1] += 0.2
+    write_table(mine.url, "inputs/wavelengths", other)
+    with pytest.raises(CalibrationError, match=f"inputs/wavelengths.ecsv: exposure {name} has two rows, .* keep one"):
+        read_lines(mine.url)
+
+
+def test_measured_wavelengths_in_air_become_those_in_vacuum(store, tmp_path):
+    mine = copied(store, tmp_path)
+    table = read_input(mine.url, "wavelengths")
+    right = read_lines(mine.url)
+    table["wavelength"] = vacuum_to_air(np.asarray(table["wavelength"])) * table["wavelength"].unit
+    table.meta["medium"] = "air"
+    write_table(mine.url, "inputs/wavelengths", table)
+    for name, line in read_lines(mine.url).items():
+        assert line.wavelength == pytest.approx(right[name].wavelength, abs=1e-6)
+        assert line.bandwidth / right[name].bandwidth - 1 == pytest.approx(2.8e-4, abs=1e-5)
+    table["wavelength"][0] = np.nan
+    write_table(mine.url, "inputs/wavelengths", table)
+    assert np.isnan(read_lines(mine.url)[str(table["exposure"][0])].wavelength)
+
+
+def test_a_later_slice_of_fewer_ccds_does_not_replace_one_of_more(tmp_path, threads):
+    mine = new_store(tmp_path / "p", "mini9")
+    first = flats(each=1, last=602.0)
+    two = (CCD, "R22_S10")
+    take(mine, first, missing=lambda exposure, detector: detector not in two)
+    before = make_cube(mine, "c", "i2", CONFIG, threads).pointer
+    again = later(first[1:2], 1)
+    take(mine, again, missing=lambda exposure, detector: detector != CCD, inputs="-z")
+    for exposures in (None, [one.name for one in again]):  # together with the first, and by itself
+        made = make_cube(mine, "c", "i2", CONFIG, threads, exposures=exposures)
+        assert made.pointer.slots == before.slots
+        assert again[0].name in made.left_out
+    assert made.left_out[again[0].name].startswith(f"without R22_S10 it does not replace {first[1].name}: take all")
+    whole = later(first[1:2], 2)
+    take(mine, whole, missing=lambda exposure, detector: detector not in two, inputs="-zz")
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.pointer.slots[1].exposures == [whole[0].name]
+
+
 FIRST, SECOND = (flats(each=3)[i].name for i in (0, 1))
 
 
@@ -280,7 +359,10 @@ def darken(counts, exposure, detector):
         ({"header": lambda e: {"photodiode": float("nan")} if e == SECOND else {}}, "photodiode charge is missing"),
         ({"header": lambda e: {"wavelength": 601.0} if e == SECOND else {}}, "measured wavelength, .* nm off 601 nm"),
         ({"header": lambda e: {"photodiode": 7e-10} if e == SECOND else {}}, "off what its photodiode says"),
-        ({"pixels": saturate}, f"{CCD}: exposure {SECOND} left out: saturated"),
+        (
+            {"pixels": saturate},
+            f"{CCD}: exposure {SECOND} left out: too bright, level .* more than 150000: take it with",
+        ),
         ({"pixels": darken}, f"{CCD}: exposure {SECOND} left out: too low, level .* electron: did the lamp fail"),
     ],
 )
@@ -315,7 +397,7 @@ def test_a_wavelength_without_any_usable_flat_is_an_error_and_the_others_are_mad
     mine, _ = bad_store(tmp_path, pixels=lambda c, e, d: saturate(c, SECOND, d) if e in names else c)
     made = make_cube(mine, "c", "i2", CONFIG, threads)
     assert len(made.errors) == 1
-    assert f"cube c: 600 nm: no CCD could be made: exposure {names[0]}: saturated" in made.errors[0]
+    assert f"cube c: 600 nm: no CCD could be made: exposure {names[0]}: too bright" in made.errors[0]
     assert [round(one.wavelength) for one in made.pointer.slots] == [601]
 
 

@@ -12,12 +12,13 @@ from lsstcal_dask.products.monochromatic import (
     Repeat,
     choose_repeats,
     combine_repeats,
+    combine_without_doubt,
     gaps,
     make_repeat,
 )
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
 from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
-from lsstcal_dask.products.slices import Line, group_flats, mean_response
+from lsstcal_dask.products.slices import Line, group_flats, jumps, mean_response
 from lsstcal_dask.variables import MASK_BITS
 
 SHAPE = (2, 150, 100)
@@ -89,7 +90,7 @@ def test_hits_are_rejected_among_repeats_or_by_flats_nearby(n):
     if n == 1:
         flags = MASK_BITS["COSMIC_RAY"] | MASK_BITS["INTERPOLATED"]
         assert np.all(found.mask[0][track] == flags)
-        assert abs(away.mean()) < 1.5  # the larger of two neighbours lies 0.56 sigma high
+        assert abs(away.mean()) < 4 / np.sqrt(60) * np.sqrt(1 / 2)  # the mean of two
     else:
         assert np.all(found.mask == 0)
         assert abs(away.mean()) < 4 / np.sqrt(60) * np.sqrt(n / (n - 1))
@@ -190,8 +191,11 @@ def test_noise_without_light_is_found_in_a_frame():
     ("change", "says"),
     [
         ({"level": np.full(2, 50.0)}, "too low, level 50 electron: did the lamp fail"),
-        ({"level": np.full(2, 2e5)}, "saturated: 0.0 % of the pixels, level 200000 electron"),
-        ({"saturated": 0.3}, "saturated: 30.0 % of the pixels"),
+        (
+            {"level": np.full(2, 2e5)},
+            "too bright, level 200000 electron, more than 150000: take it with less light, or raise",
+        ),
+        ({"saturated": 0.3}, "saturated: 30.0 % of the pixels, more than 2 %, .*: take it with less light, or raise"),
         ({"level": np.full(2, np.nan)}, "no usable pixel"),
         ({"photons": 0.8 * BRIGHT}, r"\+25.0% off what its photodiode says"),
     ],
@@ -329,3 +333,114 @@ def test_the_mean_response_does_not_jump_where_amplifiers_are_missing():
     found = mean_response(own * pixels, pixels, wavelength)
     assert np.isnan(found[1])
     assert_allclose(np.delete(found, 1), np.delete(whole, 1))
+
+
+@pytest.mark.parametrize(("factor", "says"), [(2.0, r"-50\.0% off that of exposure e0"), (0.95, r"\+5\.3% off")])
+def test_two_repeats_that_disagree_are_both_named_and_none_is_preferred(factor, says):
+    taken = [repeat(0), repeat(1)]
+    taken[1] = Repeat(**{**vars(taken[1]), "photons": factor * BRIGHT})
+    kept, reasons = choose_repeats(taken, CONFIG)
+    assert kept == []
+    assert list(reasons) == ["e0", "e1"]
+    with pytest.raises(CalibrationError, match=says):
+        raise CalibrationError(reasons["e1"])
+    assert "take a third, or leave one out" in reasons["e0"]
+    assert choose_repeats([repeat(0), repeat(1)], CONFIG)[1] == {}
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_flat_of_which_every_pixel_would_be_a_hit_is_told_and_no_pixel_is_rejected(n):
+    # 140,000 electrons: 2.8 % is 10 sigma of a pixel, and less than disagree
+    taken = [repeat(i, 3.5 * BRIGHT) for i in range(n)]
+    taken[-1] = Repeat(**{**vars(taken[-1]), "photons": 3.5 * BRIGHT * 0.973})
+    kept, reasons = choose_repeats(taken, CONFIG)
+    assert (len(kept), reasons) == (n, {})
+    assert max(combine_repeats(kept, [], CONFIG).hits) > 0.5 * np.prod(SHAPE)
+    found, remarks = combine_without_doubt(kept, [], CONFIG)
+    assert sum(found.hits) == 0
+    assert_array_equal(found.repeats, n)
+    assert len(remarks) == 1
+    assert f"exposure e{n - 1}: " in remarks[0]
+    assert "too many for cosmic rays" in remarks[0]
+    assert combine_without_doubt([repeat(0), repeat(1)], [], CONFIG)[1] == []
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2, 5, 10, 11])
+@pytest.mark.parametrize("by", [0.5, 1.08, 1.43])
+def test_a_jump_of_the_mean_response_is_found_where_it_is(odd, by):
+    wavelength = np.arange(600.0, 612)
+    smooth = 0.8 - 0.3 * ((wavelength - 650) / 300) ** 2
+    smooth *= 1 + 1e-3 * np.random.default_rng(odd).standard_normal(12)
+    assert jumps(smooth, wavelength, 0.03) == {}
+    r = smooth.copy()
+    r[odd] *= by
+    found = jumps(r, wavelength, 0.03)
+    assert list(found) == [odd]
+    # a line beyond the last two scatters by sqrt(1 + 4 + 1) times 1e-3
+    assert found[odd] == pytest.approx(by - 1, abs=4 * 2.5e-3 * by)
+
+
+def test_jumps_of_a_noisy_response_are_no_jumps_and_unknown_ones_do_not_matter():
+    wavelength = np.arange(600.0, 700)
+    r = 1 + 0.02 * np.random.default_rng(3).standard_normal(100)
+    assert jumps(r, wavelength, 0.03) == {}
+    r[[0, 50]] = np.nan
+    assert jumps(r, wavelength, 0.03) == {}
+    assert jumps([1.0, 2.0, 1.0], [1, 2, 3], 0.03) == {}
+    wide = np.concatenate([np.arange(500.0, 510), np.arange(700.0, 710)])  # r bends in between
+    assert jumps(np.exp(-(((wide - 600) / 1000) ** 2)), wide, 1e-4) == {}
+
+
+def test_a_hit_of_a_neighbour_is_not_filled_into_a_hit():
+    track = np.s_[40:42, 30:60]
+    taken, nearby = repeat(0), [repeat(20), repeat(21)]
+    _hit(taken, track, 6000.0)
+    _hit(nearby[0], np.s_[40:42, 30:45], 3000.0)
+    found = combine_repeats([taken], nearby)
+    assert np.all(found.mask[0][track] & MASK_BITS["INTERPOLATED"])
+    away = (found.value[0] - pattern()[0])[track] / np.sqrt(pattern()[0][track] * found.slope[0])
+    assert abs(away.mean()) < 4 / np.sqrt(60)
+
+
+def test_wavelengths_without_numbers_count_as_not_measured_and_are_told():
+    raw = table([("a", 600, "none", 1e-9, 0), ("b", 601, "none", 2e-9, 0), ("c", 602, "none", 3e-9, 0)])
+    lines = {"a": Line(np.nan, 0.01, 1.2), "b": Line(601.1, 0.01, np.nan), "c": Line(602.1, 0.01, 1.2)}
+    groups, reasons = group_flats(raw, lines, IDEAL, CONFIG)
+    assert reasons == {}
+    assert [one.wavelength for one in groups] == [600, 601.1, 602.1]
+    assert [one.bandwidth for one in groups] == [CONFIG.bandwidth, CONFIG.bandwidth, 1.2]
+    assert groups[0].remarks[0] == (
+        "exposure a: the spectrograph gives no number for its wavelength: that asked for is used"
+    )
+    assert groups[1].remarks == ["exposure b: the spectrograph gives nan nm for its bandwidth: 1 is used"]
+    assert groups[2].remarks == []
+
+
+def test_a_night_that_lacks_ccds_replaces_none_that_has_them():
+    raw = table([("a", 600, "none", 1e-9, 0), ("b", 600, "none", 2e-9, 1), ("c", 600, "none", 3e-9, 2)])
+    there = np.array([[True, True], [True, False], [True, True]])
+    raw["present"] = ("exposure", "detector"), there
+    assert [one.exposures for one in group_flats(raw, {}, IDEAL, CONFIG)[0]] == [["c"]]
+    groups, reasons = group_flats(raw.isel(exposure=[0, 1]), {}, IDEAL, CONFIG)
+    assert [one.exposures for one in groups] == [["a"]]
+    assert reasons == {"b": "its night lacks CCDs of exposure a of an earlier one, which stays: take all"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"wavelength": [400.0, 500, 500, 600]}, "has two rows at 500 nm: keep one"),
+        ({"wavelength": [400.0, np.nan, 500, 600]}, "wavelengths .* are fewer than two or no numbers"),
+        ({"responsivity": [0.2, 0.0, 0.3, 0.4]}, "responsivity .* is 0 A/W at 500 nm: give positive"),
+        ({"responsivity": [0.2, 0.3, -0.1, 0.4]}, "responsivity .* is -0.1 A/W at 600 nm: give positive"),
+        ({"responsivity": [0.2, 0.3, np.nan, 0.4]}, "responsivity .* is nan A/W at 600 nm"),
+        ({"responsivity_error": [0.0, 0.0, np.nan, 0.0]}, "responsivity_error .* is nan A/W at 600 nm"),
+        ({"responsivity_error": [0.0, -1.0, 0.0, 0.0]}, "responsivity_error .* is -1 A/W at 500 nm"),
+        ({"dark_current": np.nan}, "dark current .* is nan A: give a number"),
+    ],
+)
+def test_a_photodiode_of_bad_numbers_is_refused(change, says):
+    good = {"wavelength": [400.0, 500, 600, 700], "responsivity": [0.2, 0.3, 0.3, 0.4], "responsivity_error": [0.0] * 4}
+    arrays = {key: np.array(value) for key, value in (good | change).items()}
+    with pytest.raises(CalibrationError, match=says):
+        Photodiode(**arrays)

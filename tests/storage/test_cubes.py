@@ -248,3 +248,15 @@ def test_no_noise_is_stored_as_finely_as_two_bytes_can():
     coded = encode_slice(given, "i2", given.mask)
     value = coded.numbers["offset"][0] + coded.numbers["scale"][0] * coded.codes[0].astype(float)
     assert np.nanmax(np.abs(value - given.value[0])) < 1e-4
+
+
+def test_a_hit_that_was_filled_in_the_first_slice_is_good_in_the_others(tmp_path):
+    first, second = make_slice(0), make_slice(1)
+    first.mask[1, 20, 20:30] = MASK_BITS["COSMIC_RAY"] | MASK_BITS["INTERPOLATED"]
+    first.repeats[1, 20, 20:30] = 0
+    write_cube(tmp_path, "i2", {500.0: first, 501.0: second})
+    reader = CubeReader(read_cube(str(tmp_path), "c"), "A")
+    assert np.all(reader.mask()[1, 20, 20:30] == 0)
+    odd = reader.exceptions(0, 1)
+    assert np.all(odd["mask"][odd["y"] == 20] == MASK_BITS["COSMIC_RAY"] | MASK_BITS["INTERPOLATED"])
+    assert not np.any(reader.exceptions(1, 1)["y"] == 20)
