@@ -28,8 +28,10 @@ from lsstcal_dask.pipeline.broadband import BROADBAND
 from lsstcal_dask.pipeline.build import Built, run_version
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
+from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
+from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.contamination import (
     Cells,
     ContaminationConfig,
@@ -44,7 +46,7 @@ from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amp
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.statistics.starlet import bin_weighted, spread
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
+from lsstcal_dask.storage.products import Pointer, Template, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
@@ -75,6 +77,7 @@ class _Band:
     measured: Pointer
     reference: Pointer | None  # broadband flat of the epoch of the cube
     task: Task  # the flat of the cube, and those of a filter moved to either side
+    made_of: dict[str, Any]  # what the cube was made from
 
 
 def find_contamination(
@@ -111,7 +114,10 @@ def find_contamination(
 
 
 def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:
-    known = [p for p in list_products(store.url, product_of(BROADBAND, band)) if p.verdict != "FAIL"]
+    upstream, name = read_upstream(store.url), product_of(BROADBAND, band)
+    known = [
+        p for p in upstream.pointers if p.name == name and p.verdict != "FAIL" and p.version not in upstream.outdated
+    ]
     if not known:
         raise InsufficientInputs(f"contamination: there is no broadband flat of filter {band}: take flats through it")
     passband = read_passband(store, band)
@@ -123,7 +129,7 @@ def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube
     weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
-    return _Band(band, known[-1], _reference(known, found), task)
+    return _Band(band, known[-1], _reference(known, found), task, cube_inputs(found, upstream))
 
 
 def _reference(known: Sequence[Pointer], cube: Cube) -> Pointer | None:
@@ -256,8 +262,8 @@ def _publish(
             name=name,
             valid_from=one.measured.valid_from,
             inputs={
-                "headers": one.measured.inputs["headers"],
-                "upstream": {"broadband": others},
+                "headers": one.made_of["headers"] | one.measured.inputs["headers"],
+                "upstream": {**one.made_of["upstream"], "broadband": others},
                 "cube": cube,
                 "lamp": digest([lamp.coefficients.tolist() for lamp in lamps]),
             },
