@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs
+from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.instrument.assembly import assemble, split
 from lsstcal_dask.instrument.geometry import ccd_to_focal
@@ -50,7 +50,7 @@ from lsstcal_dask.storage.products import Pointer, Template, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["CONTAMINATION", "Drift", "find_contamination"]
+__all__ = ["CONTAMINATION", "Drift", "check_bands", "find_contamination"]
 
 CONTAMINATION: Final = "contamination"
 _STEP: Final = 0.5  # nm, by which a filter is moved to see what that does
@@ -101,9 +101,12 @@ def find_contamination(
 
     Raises
     ------
+    WrongUse
+        A band is named twice.
     CalibrationError
         A band has no broadband flat, or as `make_weights` and `fit_lamp`.
     """
+    check_bands(bands)
     compared = [_band(store, band, lamp, config.synthesis, cube) for band in bands]
     if not with_reference:
         compared = [replace(one, reference=None) for one in compared]
@@ -111,6 +114,17 @@ def find_contamination(
     lamps, drifts = _fit(store, compared, detectors, config.contamination, compute, progress)
     made = _publish(store, compared, detectors, (lamps, drifts), config, compute, progress)
     return drifts, made
+
+
+def check_bands(bands: Sequence[str]) -> None:
+    """Refuse a filter that is named twice: with itself all dust would be gray.
+
+    Raises
+    ------
+    WrongUse
+    """
+    if twice := next((one for one in bands if list(bands).count(one) > 1), None):
+        raise WrongUse(f"contamination: filter {twice} is there twice: name each once; two or more tell what is gray")
 
 
 def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:

@@ -1,6 +1,7 @@
 """Flats of a store: synthesised, measured through a filter, compared for dust and drift, applied to frames."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from making_cubes import flats, new_store, observatory, take
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.physics.spectra import from_photons
-from lsstcal_dask.pipeline.broadband import choose_flats, make_broadband
+from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband
 from lsstcal_dask.pipeline.build import Validity
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.config import Config
@@ -28,6 +29,7 @@ from lsstcal_dask.pipeline.flatfields import (
 )
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.illumination import lamp_spectrum
 from lsstcal_dask.simulate.recipes import CalibrationDay, Plan, exposures
@@ -236,3 +238,30 @@ def test_only_dust_of_this_cube_and_this_time_goes_into_a_flat(store, cube, star
     assert len(remarks) == 1
     assert not goes_in or "dust" in remarks[0]
     assert _contamination(wanted(store), "flats/1", "2026-07-02T12:00:00", Upstream([dust], {"dust": "old"}))[0] is None
+
+
+def test_nights_and_filters_that_cannot_be_are_refused(store, compute):
+    with pytest.raises(WrongUse, match="'garbage' is no night: write it as 2026-07-01"):
+        choose_flats(open_raw(store.url, store.camera, chunked=False), "r", "garbage")
+    with pytest.raises(WrongUse, match="filter r is there twice"):
+        find_contamination(store, ["r", "r"], lamp(), CONFIG, compute)
+
+
+def test_of_a_ladder_the_brightest_that_do_not_saturate_are_taken():
+    """Thirty flats, a rung brighter each, of which eighteen are too bright."""
+    light = [float(n) for n in range(1, 31)]
+    names = [f"E{n:.0f}" for n in light]
+
+    class Ladder:
+        @staticmethod
+        def corrected(job, exposures, photons):
+            for name, one in zip(exposures, photons, strict=True):
+                image = np.full((1, 2, 2), 10_000 * one, np.float32)
+                mask, level = np.zeros(image.shape, np.uint16), np.array([10_000 * one])
+                yield Repeat(name, image, mask, one, level, np.ones(1), 0.0)
+
+    job = SimpleNamespace(group=SimpleNamespace(exposures=names, photons=light))
+    kept, reasons = _brightest(Ladder, job, MonochromaticConfig(brightest=150_000))
+    assert [one.exposure for one in kept] == names[3:15]
+    assert sorted(reasons) == sorted(names[15:])
+    assert "saturated" in reasons["E30"]
