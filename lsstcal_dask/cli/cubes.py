@@ -131,16 +131,21 @@ def contamination(
     """
     from lsstcal_dask.pipeline.broadband import make_broadband  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
-    from lsstcal_dask.pipeline.contamination import find_contamination  # noqa: PLC0415
+    from lsstcal_dask.pipeline.contamination import check_bands, find_contamination  # noqa: PLC0415
     from lsstcal_dask.pipeline.flatfields import product_of, read_lamp  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
+    check_bands(band)
     settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp)
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
+        there = True
         for one in band:
             made = make_broadband(opened, one, settings, compute, night=night, progress=shows_progress())
+            there &= made.pointer is not None
             yield product_of("broadband", one), made
+        if not there:
+            return  # the errors of the flats say why
         found = find_contamination(opened, band, spectrum, settings, compute, cube=cube, progress=shows_progress())
         yield from found[1].items()
 

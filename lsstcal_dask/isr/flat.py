@@ -23,7 +23,8 @@ def divide_by_flat(frame: Frame, flat: xr.Dataset) -> Frame:
 
     Parameters
     ----------
-    flat : ``image`` (amplifier, y, x), of mean 1 over the focal plane, and its ``variance``, of this detector.
+    flat : ``image`` (amplifier, y, x), of mean 1 over the focal plane, and its ``variance``, of this detector; without
+        a variance it counts as exact.
 
     Returns
     -------
@@ -69,7 +70,8 @@ def _planes(frame: Frame, flat: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
             f"exposure {frame.exposure}: {frame.detector.name} {missing[0]}: is not in the flat field: make it again"
         )
     places = [known.index(name) for name in names]
-    response, noise = (np.asarray(flat[name].values, np.float32)[places] for name in ("image", "variance"))
+    response = np.asarray(flat["image"].values, np.float32)[places]
+    noise = np.asarray(flat["variance"].values, np.float32)[places] if "variance" in flat else np.zeros_like(response)
     return np.where(response > 0, response, np.float32(np.nan)), noise
 
 

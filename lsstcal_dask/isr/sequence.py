@@ -50,43 +50,13 @@ _FLAGS: Final = ("saturation", "defects", "edges", "cosmics")
 _DOUBT: Final = 3.0  # errors of a full well below it from which a pixel is taken for full
 _FLATS: Final = ("sky_flat", "photometric_flat")
 
+_ROWS: Final = ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark")
+_ROWS_OF_RUBIN: Final = ("overscan", "gain", "crosstalk", "linearity", "deferred", "bias", "dark")
+
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
-    "lupton2016": (
-        "overscan",
-        "bias",
-        "linearity",
-        "gain",
-        "crosstalk",
-        "deferred",
-        "dark",
-        *_FLAGS,
-        "interpolation",
-        *_FLATS,
-    ),
-    "physical": (
-        "overscan",
-        "bias",
-        "linearity",
-        "gain",
-        "crosstalk",
-        "deferred",
-        "dark",
-        *_FLAGS,
-        "interpolation",
-        *_FLATS,
-    ),
-    "rubin": (
-        "overscan",
-        "gain",
-        "crosstalk",
-        "linearity",
-        "deferred",
-        "bias",
-        "dark",
-        *_FLAGS,
-        *_FLATS,
-        "interpolation",
-    ),
+    "lupton2016": (*_ROWS, *_FLAGS, "interpolation", *_FLATS),
+    "physical": (*_ROWS, *_FLAGS, "interpolation", *_FLATS),
+    "rubin": (*_ROWS_OF_RUBIN, *_FLAGS, *_FLATS, "interpolation"),
 }
 """Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 

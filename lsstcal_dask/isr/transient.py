@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
+from numba import njit
 from scipy.fft import dct
 
 from lsstcal_dask.isr.curves import curve
@@ -18,7 +19,6 @@ from lsstcal_dask.isr.curves import curve
 __all__ = ["Transient", "settle"]
 
 _TIMES: Final = (1.0, 2.0, 4.0, 12.0, 36.0)  # t, rows; what decays at another rate is made of these
-_MODELS: Final = np.tri(len(_TIMES))[:, ::-1]  # which are in a model: the slowest, the two slowest ...
 _WIDTHS: Final = np.geomspace(1, 1e4, 9)  # of the sizes, over the noise of the mean of a row
 
 
@@ -28,8 +28,6 @@ class _Decays:
 
     level: np.ndarray  # (i, y)
     modes: np.ndarray  # (i, k) of the level at rows in use
-    level_squares: np.ndarray  # (i * i, y) products of two
-    mode_squares: np.ndarray  # (i * i, k)
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Transient:
         own = self.decays.modes**2
         kept = np.sqrt((left**2 @ own.T) / own.sum(axis=1).clip(1e-300))  # (n, i)
         covariance = kept[:, :, None] * kept[:, None] * self.covariance
-        return covariance.reshape(len(left), -1) @ self.decays.level_squares
+        return np.asarray(((covariance @ self.decays.level) * self.decays.level).sum(axis=1))
 
 
 @lru_cache(maxsize=4)
@@ -58,14 +56,57 @@ def _decays(use: bytes, spacing: int) -> _Decays:
     rows = np.frombuffer(use, bool)
     level = np.exp(-np.arange(len(rows)) / np.array(_TIMES)[:, None])
     level -= curve(level, np.broadcast_to(rows.astype(float), level.shape), spacing, start=False)
-    modes = dct(level * rows, norm="ortho", axis=1)
-    squares = [(part[:, None] * part).reshape(-1, len(rows)) for part in (level, modes)]
-    return _Decays(level, modes, *squares)
+    return _Decays(level, dct(level * rows, norm="ortho", axis=1))
 
 
-def settle(
-    modes: np.ndarray, noise: np.ndarray, use: np.ndarray, inverse: np.ndarray | float, spacing: int
-) -> Transient:
+@njit(nogil=True, cache=True)
+def _guesses(size, seen, widths):  # type: ignore[no-untyped-def]
+    """Best sizes (w, i) for each width, their variances, and the logarithm (w,) of how likely the width is.
+
+    Along the axes of the normal matrix, of eigenvalues ``size``, the sizes are independent.
+    """
+    many = len(size)
+    guess, variance = np.empty((len(widths), many)), np.empty((len(widths), many))
+    evidence = np.empty(len(widths))
+    for w, width in enumerate(widths):
+        product, explained = width**2, 0.0  # beforehand 1 / width
+        for i in range(many):
+            odds = 1 + width**2 * max(size[i], 0.0)
+            product *= odds
+            variance[w, i] = width**2 / odds
+            guess[w, i] = variance[w, i] * seen[i]
+            explained += guess[w, i] * seen[i]
+        evidence[w] = 0.5 * (explained - np.log(product))
+    return guess, variance, evidence
+
+
+@njit(nogil=True, cache=True)
+def _mean_sizes(normal, right, widths):  # type: ignore[no-untyped-def]
+    """Mean (n, i) and covariance (n, i, i) of the sizes, averaged over the decays in a model and over the widths.
+
+    From the normal equations in units of the noise, (n, i, i) and (n, i). Model s has all but the s fastest decays.
+    What the models before it are worth is discounted as soon as one is more likely.
+    """
+    n, many = right.shape
+    sizes, second = np.zeros((n, many)), np.zeros((n, many, many))
+    for f in range(n):
+        most, total = -np.inf, 0.0
+        for s in range(many):
+            size, axes = np.linalg.eigh(np.ascontiguousarray(normal[f, s:, s:]))
+            guess, variance, evidence = _guesses(size, axes.T @ right[f, s:], widths)
+            before, most = most, max(most, evidence.max())
+            weight, less = np.exp(evidence - most), np.exp(before - most)
+            mean, moment = weight @ guess, (guess.T * weight) @ guess + np.diag(weight @ variance)
+            total = total * less + weight.sum()
+            sizes[f], second[f] = sizes[f] * less, second[f] * less
+            sizes[f, s:] += axes @ mean
+            second[f, s:, s:] += axes @ moment @ axes.T
+        sizes[f], second[f] = sizes[f] / total, second[f] / total
+        second[f] -= np.outer(sizes[f], sizes[f])
+    return sizes, second
+
+
+def settle(modes: np.ndarray, noise: np.ndarray, use: np.ndarray, inverse: np.ndarray, spacing: int) -> Transient:
     """Best estimate of the transient, given the powers of all else.
 
     Parameters
@@ -73,39 +114,13 @@ def settle(
     modes : (n, k) adu, of the residuals of row means about a spline, zero in rows that are not used.
     noise : (n,) adu**2, of a mean.
     use : (y,) bool, rows that are used.
-    inverse : (n, k) or one for all, power of all but the transient over that of the noise, inverted.
+    inverse : (n, k) power of all but the transient over that of the noise, inverted.
     spacing : rows between the knots of that spline.
     """
     decays = _decays(use.tobytes(), spacing)
-    sizes, covariance = _sizes(modes, noise, decays, np.broadcast_to(inverse, modes.shape))
-    return Transient(
-        level=sizes @ decays.level,
-        modes=sizes @ decays.modes,
-        covariance=covariance,
-        decays=decays,
-    )
-
-
-def _sizes(modes: np.ndarray, noise: np.ndarray, decays: _Decays, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes (n, i) of the decays, adu, and their covariance (n, i, i), averaged over models (m) and widths (w).
-
-    Along the axes of the normal matrix of a model the sizes are independent.
-    """
-    many, scale = len(decays.level), np.sqrt(noise)[:, None]
-    normal = (inverse @ decays.mode_squares.T).reshape(-1, 1, many, many)
-    right = (modes * inverse) @ decays.modes.T / scale
-    information, axes = np.linalg.eigh(_MODELS[:, :, None] * normal * _MODELS[:, None])  # (n, m, i, i)
-    information = np.maximum(information, 0)[..., None]
-    axes *= _MODELS[:, :, None]
-    seen = np.einsum("nmij,ni->nmj", axes, right)
-    variance = _WIDTHS**2 / (1 + _WIDTHS**2 * information)  # (n, m, i, w)
-    evidence = 0.5 * (variance * seen[..., None] ** 2 - np.log1p(_WIDTHS**2 * information)).sum(axis=2)
-    weight = np.exp(evidence - evidence.max(axis=(1, 2), keepdims=True)) / _WIDTHS
-    weight /= weight.sum(axis=(1, 2), keepdims=True)
-    each = axes @ (variance * seen[..., None])  # (n, m, i, w), sizes
-    sizes = np.einsum("nmiw,nmw->ni", each, weight)
-    away = each - sizes[:, None, :, None]
-    between = np.einsum("nmiw,nmw,nmkw->nik", away, weight, away, optimize=["einsum_path", (0, 1), (0, 1)])
-    scaled = axes * np.sqrt(np.einsum("nmiw,nmw->nmi", variance, weight))[:, :, None]
-    within = np.einsum("nmij,nmkj->nik", scaled, scaled)
-    return scale * sizes, noise[:, None, None] * (within + between)
+    scale = np.sqrt(noise)[:, None]
+    heavy = inverse[:, None] * decays.modes
+    right = np.einsum("nik,nk->ni", heavy, modes) / scale
+    sizes, covariance = _mean_sizes(heavy @ decays.modes.T, right, _WIDTHS)
+    sizes *= scale
+    return Transient(sizes @ decays.level, sizes @ decays.modes, noise[:, None, None] * covariance, decays)

@@ -134,7 +134,7 @@ def _followed(
     seen = np.where(use, residual, 0.0)
     modes = dct(seen, norm="ortho", axis=1)
     # The powers of all else are not known before a transient, however rough, is taken out.
-    start = settle(modes, noise, use, 1.0, spacing)
+    start = settle(modes, noise, use, np.ones(modes.shape), spacing)
     parts = _likely(modes - start.modes, noise, first)
     start = settle(modes, noise, use, 1 / (1 + parts.wander + parts.jitter), spacing)
     share = parts.share

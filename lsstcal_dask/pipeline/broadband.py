@@ -5,13 +5,14 @@ its photons on the photodiode, which counts those of a broadband lamp only up to
 """
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import InsufficientInputs
+from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.isr.sequence import IsrConfig
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, run_version
@@ -21,7 +22,7 @@ from lsstcal_dask.pipeline.cubework import Bench
 from lsstcal_dask.pipeline.flatfields import product_of
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
-from lsstcal_dask.products.monochromatic import MonochromaticConfig, choose_repeats, combine_repeats
+from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat, choose_repeats, combine_repeats
 from lsstcal_dask.products.slices import Group
 from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.products import Pointer, Template
@@ -41,23 +42,51 @@ _OUTPUTS: Final = {
 
 
 def choose_flats(raw: xr.Dataset, band: str, night: str = "") -> xr.Dataset:
-    """Flats of a lamp through a filter: of the last night, or of another, the brightest `_MOST` of it.
+    """Flats of a lamp through a filter: all of the last night, or of another.
 
     Raises
     ------
+    WrongUse
+        The night is no date.
     InsufficientInputs
         There are none.
     """
     kind, filters = raw["exposure_type"].values.astype(str), raw["filter"].values.astype(str)
     own = (kind == "flat") & (filters == band) & ~np.isfinite(raw["wavelength"].values)
     of = nights(raw)
-    wanted = np.datetime64(night) if night else of[own].max() if own.any() else None
+    wanted = _night(night) if night else of[own].max() if own.any() else None
     found = np.flatnonzero(own & (of == wanted)) if wanted is not None else np.zeros(0, int)
     if not found.size:
         when = f" in the night of {night}" if night else ""
         raise InsufficientInputs(f"broadband: there are no flats of a lamp through filter {band}{when}: take some")
-    light = np.nan_to_num(raw["photodiode"].values[found])
-    return raw.isel(exposure=np.sort(found[np.argsort(-light, kind="stable")[:_MOST]]))
+    return raw.isel(exposure=found)
+
+
+def _night(text: str) -> np.datetime64:
+    """A date as a night."""
+    try:
+        return np.datetime64(date.fromisoformat(text))
+    except ValueError:
+        raise WrongUse(f"{text!r} is no night: write it as 2026-07-01") from None
+
+
+def _brightest(bench: Bench, job: Job, config: MonochromaticConfig) -> tuple[list[Repeat], dict[str, str]]:
+    """The brightest `_MOST` flats of those that a CCD can use, in the order of the job, and why brighter ones are not.
+
+    Of a ladder of flats the brightest saturate: each is looked at by itself before one that is fainter is taken.
+    """
+    light = dict(zip(job.group.exposures, job.group.photons, strict=True))
+    found: list[Repeat] = []
+    reasons: dict[str, str] = {}
+    order = sorted(light, key=lambda name: -light[name])
+    for one in bench.corrected(job, order, [light[name] for name in order]):
+        usable, why = choose_repeats([one], config)
+        found, reasons = found + usable, reasons | why
+        if len(found) == _MOST:
+            break
+    places = {name: i for i, name in enumerate(light)}
+    kept, why = choose_repeats(sorted(found, key=lambda one: places[one.exposure]), config)
+    return kept, reasons | why
 
 
 def make_broadband(
@@ -117,7 +146,7 @@ def _combined(
     """What a worker does for one CCD."""
     det = str(source["detector"].values)
     bench = Bench(url, raw, config, isr, det)
-    kept, reasons = choose_repeats(list(bench.corrected(job, job.group.exposures, job.group.photons)), config)
+    kept, reasons = _brightest(bench, job, config)
     remarks = [f"exposure {name} left out: {why}" for name, why in reasons.items()]
     if not kept:
         raise InsufficientInputs(f"no flat can be used: {'; '.join(remarks)}")

@@ -28,6 +28,7 @@ from lsstcal_dask.isr.sequence import (
 )
 from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.pipeline.build import Built, failures, run_version
+from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.readout import readout
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream, read_upstream
@@ -116,7 +117,8 @@ def _calibrate_one(
         valid_from=time,
         failed=failed,
         remarks=_left_out(skip, {step: names[step] for step in without})
-        + [f"without {which}: {why}" for why, which in outside.items()],
+        + [f"without {which}: {why}" for why, which in outside.items()]
+        + _mixed(found, upstream),
         inputs={
             "exposure": exposure,
             "headers": header_digests(raw),
@@ -216,6 +218,20 @@ def _left_out(skip: Sequence[str], without: Mapping[str, str]) -> list[str]:
     """Remarks on what was not corrected: a warning where it was wanted so, a note where nothing was built for it."""
     remarks = [f"without {', '.join(sorted(skip))}"] if skip else []
     return remarks + [f"{NOTE}without {step}: there is no {name} in the store" for step, name in without.items()]
+
+
+def _mixed(found: Mapping[str, Mapping[str, Pointer]], upstream: Upstream) -> list[str]:
+    """Remarks on flats that were made with a gain which another has replaced since; once for each flat."""
+    told: dict[str, str] = {}
+    for det, use in found.items():
+        for flat in (use[step] for step in sorted(BY_FILTER) if step in use and "gain" in use):
+            old, new = superseded(flat, det, "gain", upstream)
+            if old:
+                again = f"{new} has replaced it: run 'lsstcal cube' and 'lsstcal synthesize' again"
+                told.setdefault(
+                    flat.version, f"{det}: {flat.name} {flat.version} was made with gain {old}, but {again}"
+                )
+    return list(told.values())
 
 
 def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:

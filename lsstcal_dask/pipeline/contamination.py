@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs
+from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.instrument.assembly import assemble, split
 from lsstcal_dask.instrument.geometry import ccd_to_focal
@@ -28,8 +28,10 @@ from lsstcal_dask.pipeline.broadband import BROADBAND
 from lsstcal_dask.pipeline.build import Built, run_version
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
+from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
+from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.contamination import (
     Cells,
     ContaminationConfig,
@@ -44,11 +46,11 @@ from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amp
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.statistics.starlet import bin_weighted, spread
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
+from lsstcal_dask.storage.products import Pointer, Template, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["CONTAMINATION", "Drift", "find_contamination"]
+__all__ = ["CONTAMINATION", "Drift", "check_bands", "find_contamination"]
 
 CONTAMINATION: Final = "contamination"
 _STEP: Final = 0.5  # nm, by which a filter is moved to see what that does
@@ -75,6 +77,7 @@ class _Band:
     measured: Pointer
     reference: Pointer | None  # broadband flat of the epoch of the cube
     task: Task  # the flat of the cube, and those of a filter moved to either side
+    made_of: dict[str, Any]  # what the cube was made from
 
 
 def find_contamination(
@@ -98,9 +101,12 @@ def find_contamination(
 
     Raises
     ------
+    WrongUse
+        A band is named twice.
     CalibrationError
         A band has no broadband flat, or as `make_weights` and `fit_lamp`.
     """
+    check_bands(bands)
     compared = [_band(store, band, lamp, config.synthesis, cube) for band in bands]
     if not with_reference:
         compared = [replace(one, reference=None) for one in compared]
@@ -110,8 +116,22 @@ def find_contamination(
     return drifts, made
 
 
+def check_bands(bands: Sequence[str]) -> None:
+    """Refuse a filter that is named twice: with itself all dust would be gray.
+
+    Raises
+    ------
+    WrongUse
+    """
+    if twice := next((one for one in bands if list(bands).count(one) > 1), None):
+        raise WrongUse(f"contamination: filter {twice} is there twice: name each once; two or more tell what is gray")
+
+
 def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:
-    known = [p for p in list_products(store.url, product_of(BROADBAND, band)) if p.verdict != "FAIL"]
+    upstream, name = read_upstream(store.url), product_of(BROADBAND, band)
+    known = [
+        p for p in upstream.pointers if p.name == name and p.verdict != "FAIL" and p.version not in upstream.outdated
+    ]
     if not known:
         raise InsufficientInputs(f"contamination: there is no broadband flat of filter {band}: take flats through it")
     passband = read_passband(store, band)
@@ -123,7 +143,7 @@ def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube
     weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
-    return _Band(band, known[-1], _reference(known, found), task)
+    return _Band(band, known[-1], _reference(known, found), task, cube_inputs(found, upstream))
 
 
 def _reference(known: Sequence[Pointer], cube: Cube) -> Pointer | None:
@@ -256,8 +276,8 @@ def _publish(
             name=name,
             valid_from=one.measured.valid_from,
             inputs={
-                "headers": one.measured.inputs["headers"],
-                "upstream": {"broadband": others},
+                "headers": one.made_of["headers"] | one.measured.inputs["headers"],
+                "upstream": {**one.made_of["upstream"], "broadband": others},
                 "cube": cube,
                 "lamp": digest([lamp.coefficients.tolist() for lamp in lamps]),
             },

@@ -15,14 +15,16 @@ from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.passbands import store_passband
 from lsstcal_dask.pipeline.sky import sky_of_visit
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
+from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
+from lsstcal_dask.storage.products import Pointer, Template, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import input_names
@@ -126,13 +128,17 @@ def make_flat(
         wanted.source.atmosphere,
         config.weights,
     )
-    dust = _contamination(store, wanted, validity)
+    upstream = read_upstream(store.url)
+    made_of, start = cube_inputs(cube, upstream), validity.valid_from or _start(cube)
+    dust, remarks = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
+    if dust:
+        made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
     opener = CubeOpener(store.url, wanted.cube, cube.pointer.number)
     task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config)
     detectors = _measured(cube)
     pointer = Pointer(
         name=name,
-        valid_from=validity.valid_from or _start(cube),
+        valid_from=start,
         valid_until=validity.valid_until,
         inputs={
             "cube": f"{wanted.cube}/{cube.pointer.number}",
@@ -140,12 +146,13 @@ def make_flat(
             "source": _digest_source(wanted.source),
             "spectrum": wanted.source.spectrum.name,
             "contamination": f"{dust.name}/{dust.version}" if dust else "",
+            **made_of,
             **wanted.about,
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
         failed={},
-        remarks=[] if dust or not wanted.dust else [f"{NOTE}no contamination is known of filter {wanted.band}"],
+        remarks=remarks,
     )
     names: dict[str, Any] = {"detector": np.array(detectors, object)}
     names["amplifier"] = np.array(cube.layout.amplifiers, object)
@@ -186,18 +193,24 @@ def _shaded(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
     return flat.assign(more)
 
 
-def _contamination(store: Store, wanted: Wanted, validity: Validity) -> Pointer | None:
-    """What is known of dust when the flat begins to be valid: the last that was found until then."""
+def _contamination(wanted: Wanted, cube: str, start: str, upstream: Upstream) -> tuple[Pointer | None, list[str]]:
+    """Dust that is there when the flat begins to be valid, the last that was found against this cube; and remarks.
+
+    Dust is a change since the slices were taken: against another cube, or another publication, it is another change.
+    """
     if not wanted.dust:
-        return None
-    known = [p for p in list_products(store.url, product_of("contamination", wanted.band)) if p.verdict != "FAIL"]
-    if validity.valid_from:
-        known = [
-            p
-            for p in known
-            if p.valid_from <= validity.valid_from and (not p.valid_until or validity.valid_from < p.valid_until)
-        ]
-    return known[-1] if known else None
+        return None, []
+    name = product_of("contamination", wanted.band)
+    known = [
+        p for p in upstream.pointers if p.name == name and p.verdict != "FAIL" and p.version not in upstream.outdated
+    ]
+    valid = [p for p in known if p.valid_from <= start and (not p.valid_until or start < p.valid_until)]
+    if own := [p for p in valid if p.inputs.get("cube") == cube]:
+        return own[-1], [f"{NOTE}with {name} {own[-1].version}, found from {own[-1].valid_from} on"]
+    if valid:
+        other = f"{name} {valid[-1].version} was found against {valid[-1].inputs.get('cube')}, not against {cube}"
+        return None, [f"without dust: {other}: run 'lsstcal contamination' again"]
+    return None, [f"{NOTE}no contamination is known of filter {wanted.band} at {start}"]
 
 
 def _measured(cube: Cube) -> list[str]:

@@ -111,8 +111,10 @@ def fit_sky(
     Raises
     ------
     DegenerateSolution
-        The fit fails, as with an infinite flux.
+        There is no light in it, or the fit fails, as with an infinite flux.
     """
+    if not np.median(measured.flux[measured.good]) > 0:
+        raise DegenerateSolution(f"sky spectrum {measured.name}: its median flux is not positive: is it of the sky?")
     problem = _problem(measured, known, settings, air, sunlight)
     value = _start(problem)
     for _ in range(_TURNS):

@@ -18,7 +18,7 @@ from astropy.table import Table
 from scipy.interpolate import BSpline
 from scipy.sparse import csr_array
 
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.spectra import Curve, check_wavelengths
 from lsstcal_dask.physics.spectrum_files import photon_density
 
@@ -104,18 +104,30 @@ def measured_from_table(table: Table, name: str, time: Any) -> Measured:
     Raises
     ------
     UnitsError
-        A column is in another unit.
+        A column has no unit, or one of something else; the variance is in the square of the flux's.
     CalibrationError
         A column is missing, or as `Measured`.
     """
     missing = [column for column in ("wavelength", "flux", "variance") if column not in table.colnames]
     if missing:
         raise CalibrationError(f"sky spectrum {name}: has no column {missing[0]}: is it a spectrum of the sky?")
-    wavelength = np.asarray(table["wavelength"].quantity.to_value(units.nm), float)
+    unit = {column: table[column].unit for column in ("wavelength", "flux", "variance")}
+    if silent := [column for column, one in unit.items() if one is None]:
+        raise UnitsError(f"sky spectrum {name}: column {silent[0]} has no unit: say it, as wavelength in 'nm'")
+    wavelength = _converted(table, name, "wavelength", units.nm)
     slit = float(table.meta.get("slit_arcsec2", 1.0))
-    one = photon_density(wavelength, np.ones(len(wavelength)), table["flux"].unit, name) / slit
-    flux, variance = (np.asarray(table[column], float) for column in ("flux", "variance"))
+    one = photon_density(wavelength, np.ones(len(wavelength)), unit["flux"], name) / slit
+    flux, variance = np.asarray(table["flux"], float), _converted(table, name, "variance", unit["flux"] ** 2)
     return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)
+
+
+def _converted(table: Table, name: str, column: str, wanted: Any) -> np.ndarray:
+    """Column in a unit."""
+    found = table[column].unit
+    try:
+        return np.asarray(table[column], float) * found.to(wanted)
+    except (units.UnitConversionError, AttributeError):
+        raise UnitsError(f"sky spectrum {name}: column {column} in {str(found)!r}: give it in '{wanted}'") from None
 
 
 def line_grid(wavelength: np.ndarray) -> csr_array:

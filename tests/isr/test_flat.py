@@ -134,3 +134,12 @@ def test_flats_are_steps_of_every_order(order):
     own = flat(np.full((1, *shape), 2.0))
     found = [correct(raw, Site(shape), dict.fromkeys(some, own), config).image[0, 0, 0] for some in steps]
     np.testing.assert_allclose(found, [50.0, 25.0, 25.0, 25.0])
+
+
+def test_a_flat_without_variance_counts_as_exact():
+    light, sky, _ = random_frame(3)
+    exact = sky.assign(variance=0 * sky["variance"])
+    for step in (divide_by_flat, multiply_by_flat):
+        wanted, found = step(light, exact), step(light, exact.drop_vars("variance"))
+        np.testing.assert_array_equal(found.image, wanted.image)
+        np.testing.assert_array_equal(found.variance, wanted.variance)

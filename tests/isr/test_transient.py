@@ -15,7 +15,7 @@ def found(true, seed, use=ALL):
     """What `settle` makes of (y,) or (frame, y) and noise, less what the spline takes of it."""
     noise = np.random.default_rng(seed).standard_normal((FRAMES, ROWS))
     modes = dct((true + noise) * use, norm="ortho", axis=1)
-    return settle(modes, np.ones(FRAMES), use, 1.0, SPACING)
+    return settle(modes, np.ones(FRAMES), use, np.ones((FRAMES, ROWS)), SPACING)
 
 
 def stated(got):

@@ -1,6 +1,7 @@
 """Flats of a store: synthesised, measured through a filter, compared for dust and drift, applied to frames."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,18 +12,30 @@ from making_cubes import flats, new_store, observatory, take
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.physics.spectra import from_photons
-from lsstcal_dask.pipeline.broadband import choose_flats, make_broadband
+from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband
 from lsstcal_dask.pipeline.build import Validity
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.contamination import find_contamination
 from lsstcal_dask.pipeline.cubes import make_cube
-from lsstcal_dask.pipeline.flatfields import Wanted, make_flat, product_of, read_lamp, read_passband, source_of
+from lsstcal_dask.pipeline.flatfields import (
+    Wanted,
+    _contamination,
+    make_flat,
+    product_of,
+    read_lamp,
+    read_passband,
+    source_of,
+)
+from lsstcal_dask.pipeline.lineage import superseded
+from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.illumination import lamp_spectrum
 from lsstcal_dask.simulate.recipes import CalibrationDay, Plan, exposures
-from lsstcal_dask.storage.cubes import open_cube
-from lsstcal_dask.storage.products import open_product
+from lsstcal_dask.storage.cubes import open_cube, read_cube
+from lsstcal_dask.storage.manifests import read_records, record_digests
+from lsstcal_dask.storage.products import Pointer, open_product, outdated
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import write_table
 
@@ -175,3 +188,80 @@ def test_a_lamp_comes_from_a_file(tmp_path):
     Table({"wavelength": LAMP * units.nm, "flux": flux}).write(path)
     found = read_lamp(path)
     np.testing.assert_allclose(found.density, lamp_spectrum(LAMP))
+
+
+def republished(pointer, **changes):
+    """A pointer as another version."""
+    return replace(pointer, **{"version": "another", **changes})
+
+
+def test_a_flat_follows_the_exposures_and_the_products_of_its_cube(store, compute):
+    """A header of a slice's exposure, or of one that the gain came from, that changes makes it outdated."""
+    flat = make_flat(store, wanted(store, "followed"), CONFIG.synthesis, compute, Validity()).pointer
+    upstream, headers = read_upstream(store.url), record_digests(read_records(store.url))
+    assert not outdated(upstream.pointers, headers)
+    slot = read_cube(store.url, "flats").pointer.slots[0]
+    assert flat.version in outdated(upstream.pointers, headers | {slot.exposures[0]: "other"})
+    pointers = [replace(p, inputs={"headers": {"X1": "then"}}) if p.name == "gain" else p for p in upstream.pointers]
+    found = outdated(pointers, headers | {"X1": "now"})
+    assert "made with truth" in found[flat.version]
+
+
+def test_a_gain_that_was_replaced_is_told_of_flats_that_were_made_with_it(store, compute):
+    flat = make_flat(store, wanted(store, "followed"), CONFIG.synthesis, compute, Validity()).pointer
+    upstream = read_upstream(store.url)
+    detector = store.camera.detectors[0].name
+    assert superseded(flat, detector, "gain", upstream) == ("", "")
+    gain = next(p for p in upstream.pointers if p.name == "gain")
+    newer = [*upstream.pointers, republished(gain, created="2099-01-01T00:00:00")]
+    assert superseded(flat, detector, "gain", replace(upstream, pointers=newer)) == ("truth", "another")
+    other = [*upstream.pointers, republished(gain, valid_from="2098-01-01T00:00:00")]
+    assert superseded(flat, detector, "gain", replace(upstream, pointers=other)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("cube", "start", "until", "goes_in"),
+    [
+        ("flats/1", "2020-01-01T00:00:00", "", True),
+        ("flats/1", "2020-01-01T00:00:00", "2020-01-02T00:00:00", False),
+        ("flats/1", "2098-01-01T00:00:00", "", False),  # found after the flat begins
+        ("flats/0", "2020-01-01T00:00:00", "", False),
+        ("others/1", "2020-01-01T00:00:00", "", False),
+    ],
+)
+def test_only_dust_of_this_cube_and_this_time_goes_into_a_flat(store, cube, start, until, goes_in):
+    """None is valid from a start that is said, and none from the cube's own."""
+    dust = Pointer("contamination-r", start, {"cube": cube}, {}, {}, {}, [], until, "dust", {"R22_S11": "1"})
+    upstream = Upstream([dust], {})
+    found, remarks = _contamination(wanted(store), "flats/1", "2026-07-02T12:00:00", upstream)
+    assert (found is not None) == goes_in
+    assert len(remarks) == 1
+    assert not goes_in or "dust" in remarks[0]
+    assert _contamination(wanted(store), "flats/1", "2026-07-02T12:00:00", Upstream([dust], {"dust": "old"}))[0] is None
+
+
+def test_nights_and_filters_that_cannot_be_are_refused(store, compute):
+    with pytest.raises(WrongUse, match="'garbage' is no night: write it as 2026-07-01"):
+        choose_flats(open_raw(store.url, store.camera, chunked=False), "r", "garbage")
+    with pytest.raises(WrongUse, match="filter r is there twice"):
+        find_contamination(store, ["r", "r"], lamp(), CONFIG, compute)
+
+
+def test_of_a_ladder_the_brightest_that_do_not_saturate_are_taken():
+    """Thirty flats, a rung brighter each, of which eighteen are too bright."""
+    light = [float(n) for n in range(1, 31)]
+    names = [f"E{n:.0f}" for n in light]
+
+    class Ladder:
+        @staticmethod
+        def corrected(job, exposures, photons):
+            for name, one in zip(exposures, photons, strict=True):
+                image = np.full((1, 2, 2), 10_000 * one, np.float32)
+                mask, level = np.zeros(image.shape, np.uint16), np.array([10_000 * one])
+                yield Repeat(name, image, mask, one, level, np.ones(1), 0.0)
+
+    job = SimpleNamespace(group=SimpleNamespace(exposures=names, photons=light))
+    kept, reasons = _brightest(Ladder, job, MonochromaticConfig(brightest=150_000))
+    assert [one.exposure for one in kept] == names[3:15]
+    assert sorted(reasons) == sorted(names[15:])
+    assert "saturated" in reasons["E30"]

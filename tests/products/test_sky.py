@@ -204,6 +204,8 @@ def test_what_cannot_be_fitted_is_refused_by_name():
     measured = artificial({}, 5)
     with pytest.raises(DegenerateSolution, match="sky spectrum V5: the fit diverges"), np.errstate(all="ignore"):
         fit_sky(replace(measured, flux=measured.flux * 1e200), KNOWN)
+    with pytest.raises(DegenerateSolution, match="sky spectrum V5: its median flux is not positive"):
+        fit_sky(replace(measured, flux=-measured.flux), KNOWN)
 
 
 def test_another_table_is_refused():
@@ -218,7 +220,18 @@ def test_another_table_is_refused():
     wrong["flux"] = wrong["flux"].value * units.Unit("photon / (s cm2 Angstrom)")
     found = measured_from_table(wrong, "V1", time)
     np.testing.assert_allclose(found.flux, np.asarray(table["flux"]) / 25 * 1e5)
+    np.testing.assert_allclose(found.variance, np.asarray(table["variance"]) / 25**2)  # its own unit counts
+    wrong["variance"].unit = units.Unit("photon / (s cm2 Angstrom)") ** 2
+    found = measured_from_table(wrong, "V1", time)
     np.testing.assert_allclose(found.variance, np.asarray(table["variance"]) / 25**2 * 1e10)
+    for column in ("wavelength", "flux", "variance"):
+        silent = table.copy()
+        silent[column] = np.asarray(silent[column])
+        with pytest.raises(UnitsError, match=f"sky spectrum V1: column {column} has no unit"):
+            measured_from_table(silent, "V1", time)
+    wrong["variance"].unit = units.nm
+    with pytest.raises(UnitsError, match="sky spectrum V1: column variance in 'nm'"):
+        measured_from_table(wrong, "V1", time)
     wrong.remove_column("variance")
     with pytest.raises(CalibrationError, match="sky spectrum V1: has no column variance"):
         measured_from_table(wrong, "V1", time)
