@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.spectra import Curve, check_wavelengths
-from lsstcal_dask.physics.spectrum_files import photon_density
+from lsstcal_dask.physics.spectrum_files import spectrum_from_table
 
 __all__ = [
     "FINE",
@@ -97,6 +97,8 @@ class Measured:
 def measured_from_table(table: Table, name: str, time: Any) -> Measured:
     """Measured spectrum of a store's table ``inputs/spectrum-sky-VISIT``, per arcsec2 if ``slit_arcsec2`` is known.
 
+    Wavelengths in air, where ``medium`` of ``meta`` says so, become those in vacuum, and the flux one per nm of these.
+
     Parameters
     ----------
     time : of the middle of the exposure, UTC.
@@ -115,8 +117,11 @@ def measured_from_table(table: Table, name: str, time: Any) -> Measured:
     if silent := [column for column, one in unit.items() if one is None]:
         raise UnitsError(f"sky spectrum {name}: column {silent[0]} has no unit: say it, as wavelength in 'nm'")
     wavelength = _converted(table, name, "wavelength", units.nm)
-    slit = float(table.meta.get("slit_arcsec2", 1.0))
-    one = photon_density(wavelength, np.ones(len(wavelength)), unit["flux"], name) / slit
+    ones = Table(
+        {"wavelength": wavelength * units.nm, "flux": np.ones(len(wavelength)) * unit["flux"]}, meta=table.meta
+    )
+    scale = spectrum_from_table(ones, name=name)  # in vacuum, too
+    wavelength, one = scale.wavelength, scale.density / float(table.meta.get("slit_arcsec2", 1.0))
     flux, variance = np.asarray(table["flux"], float), _converted(table, name, "variance", unit["flux"] ** 2)
     return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)
 

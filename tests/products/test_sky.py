@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.io import fits
+from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, DegenerateSolution, UnitsError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.physics.spectra import Curve, Spectrum, photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
+from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.products.sky import fit_sky
 from lsstcal_dask.products.sky_model import Measured, Spectrograph, measured_from_table
 from lsstcal_dask.simulate import airglow, hydroxyl
@@ -206,6 +208,23 @@ def test_what_cannot_be_fitted_is_refused_by_name():
         fit_sky(replace(measured, flux=measured.flux * 1e200), KNOWN)
     with pytest.raises(DegenerateSolution, match="sky spectrum V5: its median flux is not positive"):
         fit_sky(replace(measured, flux=-measured.flux), KNOWN)
+
+
+@pytest.mark.parametrize("unit", ["photon / (s m2 nm)", "W / (m2 nm)", "Jy"])
+def test_a_spectrum_in_air_becomes_that_in_vacuum(unit):
+    in_air, time = vacuum_to_air(np.arange(400.0, 900.0)), np.datetime64("2026-08-10T03:00:00")
+    flux = np.full(len(in_air), 2.0) * units.Unit(unit)
+    table = Table({"wavelength": in_air * units.nm, "flux": flux, "variance": flux**2})
+    plain = measured_from_table(table, "V1", time)
+    table.meta["medium"] = "air"
+    found = measured_from_table(table, "V1", time)
+    np.testing.assert_allclose(found.wavelength, np.arange(400.0, 900.0), rtol=1e-9)
+    # a nm in air is 1.00027 in vacuum; energy per nm makes photons as the wavelength, per Hz as one over it
+    longer, wide = found.wavelength / in_air, np.gradient(found.wavelength) / np.gradient(in_air)
+    expected = {"photon / (s m2 nm)": 1 / wide, "W / (m2 nm)": longer / wide, "Jy": 1 / longer}[unit]
+    inside = np.s_[1:-1]  # the slope at the ends is one-sided
+    np.testing.assert_allclose((found.flux / plain.flux)[inside], expected[inside], rtol=1e-7)
+    np.testing.assert_allclose((found.variance / plain.variance)[inside], expected[inside] ** 2, rtol=2e-7)
 
 
 def test_another_table_is_refused():
