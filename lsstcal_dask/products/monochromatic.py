@@ -239,7 +239,7 @@ def _expected(
     scale = [np.float32(own.level[0] / one.level[i]) for one in usable]
     images = [one.image[i] * by for one, by in zip(usable, scale, strict=True)]
     larger, lower = np.fmax.reduce(images), np.fmin.reduce(images)
-    noise = [by * np.maximum(lower, 0) + by**2 * one.noise[i] for one, by in zip(usable, scale, strict=True)]
+    noise = [by * np.maximum(lower, 0) + float(by**2 * one.noise[i]) for one, by in zip(usable, scale, strict=True)]
     middle = (larger + lower) / 2
     some, by = ((a.reshape(-1)[::_SPARSE]) for a in (middle, larger - lower))
     lit = some > 0
