@@ -239,7 +239,8 @@ def _with_response(slot: Slot, response: float, jump: float | None) -> Slot:
             f"{_JUMP} {jump:+.1%} off what its neighbours in wavelength say: is the photodiode of "
             f"{', '.join(slot.exposures)} right?"
         )
-    error = response * slot.response_error / slot.response
+    same = response == slot.response  # to the last bit, or what is published would be published again
+    error = slot.response_error if same else response * slot.response_error / slot.response
     verdict = _verdict(slot.missing, remarks)
     return replace(slot, response=response, response_error=error, remarks=remarks, verdict=verdict)
 
