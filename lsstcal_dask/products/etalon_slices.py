@@ -52,7 +52,7 @@ OUTPUTS: Final = {
     "fringeless_response": Output("float64", "electron/photon"),
 }
 
-_POOR: Final = 2.0  # chi2 over its degrees of freedom
+_UNTOLD: Final = 0.3  # chi2 that is left, of what the fringes of silicon take away: 0.02 where the fit is right
 _ORDER: Final = 9.0  # chi2 by which silicon one fringe off has to be worse
 
 
@@ -196,10 +196,14 @@ def _images(
 def _remarks(fit: EtalonFit, missing: int) -> list[str]:
     """What a person should know of a fit."""
     found = [f"{missing} red slices without some of its amplifiers were left out"] if missing else []
-    if fit.chi2 > _POOR * fit.dof:
-        found.append(f"layers do not explain the flats: chi2 is {fit.chi2 / fit.dof:.1f} of its degrees of freedom")
     if fit.gain[0] < _ORDER * max(1.0, fit.chi2 / fit.dof):
         found.append(f"{NOTE}its flats show no fringes of silicon: those of the sky are of the glue only")
+    elif fit.chi2 - fit.dof > _UNTOLD * fit.gain[0]:
+        left = (fit.chi2 - fit.dof) / fit.gain[0]
+        found.append(
+            f"silicon is told badly: the chi2 that is left is {left:.2g} of what its fringes explain: take flats at "
+            "most 1 nm apart, not evenly"
+        )
     elif fit.order_gain < _ORDER:
         found.append(f"{NOTE}silicon may be thicker by whole fringes, which changes nothing that the flats reach")
     return found
