@@ -195,7 +195,7 @@ def _images(
 
 def _remarks(fit: EtalonFit, missing: int) -> list[str]:
     """What a person should know of a fit."""
-    found = [f"{missing} red slices without some of its amplifiers were left out"] if missing else []
+    found = [f"red slices left out, for some of its amplifiers lack them: {missing}"] if missing else []
     if fit.gain[0] < _ORDER * max(1.0, fit.chi2 / fit.dof):
         found.append(f"{NOTE}its flats show no fringes of silicon: those of the sky are of the glue only")
     elif fit.chi2 - fit.dof > _UNTOLD * fit.gain[0]:
