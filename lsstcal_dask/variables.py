@@ -144,6 +144,23 @@ VARIABLES: Final[dict[str, Variable]] = {
     "bandwidth": Variable(("wavelength",), "f", ("nm",), "full width at half maximum of a monochromatic source (¶9)"),
     "response": Variable(("wavelength",), "f", ("electron/photon",), "mean of `flat` over the focal plane: r"),
     "response_error": Variable(("wavelength",), "f", ("electron/photon",), "standard error of `response`"),
+    # Layers that make fringes (Sec. 2.9)
+    "silicon_thickness": Variable(("detector", *_PIXELS), "f", ("um",), "thickness of the silicon"),
+    "glue_thickness": Variable(("detector", *_PIXELS), "f", ("um",), "thickness of the glue below the silicon"),
+    "silicon_thickness_error": Variable(
+        _AMPLIFIER, "f", ("um",), "standard error of `silicon_thickness`, in its middle"
+    ),
+    "glue_thickness_error": Variable(_AMPLIFIER, "f", ("um",), "standard error of `glue_thickness`, in its middle"),
+    "etalon_support": Variable(_AMPLIFIER, "f", ("",), "amplitude reflected below the glue, over polished silicon's"),
+    "etalon_visibility": Variable(_AMPLIFIER, "f", ("",), "logarithm of what the mirrors reflect more than modelled"),
+    "etalon_absorption": Variable(_AMPLIFIER, "f", ("",), "logarithm of the factor of silicon's absorption, 1000 nm"),
+    "etalon_absorption_slope": Variable(_AMPLIFIER, "f", ("",), "change of that logarithm over 100 nm"),
+    "etalon_dispersion": Variable(_AMPLIFIER, "f", ("",), "relative change of silicon's phase over 100 nm"),
+    "etalon_dispersion_bend": Variable(_AMPLIFIER, "f", ("",), "the same, with the square of the wavelength"),
+    "etalon_cone": Variable(_AMPLIFIER, "f", ("",), "width of the cone of light over that of the telescope"),
+    "etalon_chi2": Variable(_AMPLIFIER, "f", ("",), "chi2 of the layers of its CCD"),
+    "etalon_dof": Variable(_AMPLIFIER, "f", ("",), "degrees of freedom of `etalon_chi2`"),
+    "fringeless_response": Variable(_SLICE, "f", ("electron/photon",), "mean of a CCD's `flat` without its fringes"),
     # Amplifier properties (¶2)
     "gain": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain in use (Sec. 2.2)"),
     "gain_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain`"),

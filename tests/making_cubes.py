@@ -15,6 +15,7 @@ from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store, create_store
 from lsstcal_dask.simulate import Exposure, Observatory, Settings
 from lsstcal_dask.simulate.deliveries import deliveries
+from lsstcal_dask.simulate.etalon import Fringing
 from lsstcal_dask.simulate.frames import charge, frames
 from lsstcal_dask.simulate.recipes import FlatCube, Plan, exposures
 from lsstcal_dask.simulate.truth import amplifiers, at
@@ -29,8 +30,9 @@ NOISE = ("shot_noise", "cosmic_rays", "dark_current", "hot_pixels", "blinking_pi
 
 
 @lru_cache
-def observatory(camera: str = "mini1", without: tuple[str, ...] = ()) -> Observatory:
-    return Observatory(SEED, load_camera(camera), Settings().without([*LEFT_OUT, *without]))
+def observatory(camera: str = "mini1", without: tuple[str, ...] = (), fringing: Fringing | None = None) -> Observatory:
+    settings = Settings(fringing=fringing or Fringing())
+    return Observatory(SEED, load_camera(camera), settings.without([*LEFT_OUT, *without]))
 
 
 def flats(first: float = 600.0, last: float = 604.0, step: float = 1.0, each: int = 3, **recipe: Any) -> list[Exposure]:
@@ -64,6 +66,7 @@ def take(
     pixels: Callable[[np.ndarray, str, str], np.ndarray] = lambda counts, exposure, detector: counts,
     without: tuple[str, ...] = (),
     inputs: str = "",
+    fringing: Fringing | None = None,
 ) -> None:
     """Put exposures into a store, and what goes with them.
 
@@ -74,7 +77,7 @@ def take(
     pixels : counts (amplifier, y, x) as they are to be.
     inputs : added to the name of the table of measured wavelengths.
     """
-    site = observatory(store.camera.name, without)
+    site = observatory(store.camera.name, without, fringing)
     records = []
     for one in taken:
         for frame in frames(site, one, [d for d in store.camera.detectors if not missing(one.name, d.name)]):

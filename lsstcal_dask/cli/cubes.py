@@ -1,4 +1,4 @@
-"""Commands of flat cubes and of the flats that are made from them: cube, synthesize, contamination."""
+"""Commands of flat cubes and of the flats that are made from them: cube, fringes, synthesize, contamination."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -65,6 +65,30 @@ def cube(
         )
         result |= {"number": made.pointer.number, "wavelengths": nm}
     finish(result, made.errors, as_json)
+
+
+@app.command()
+def fringes(
+    store: StoreArgument,
+    cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the layers that make fringes, silicon and glue of each CCD, from the red slices of a cube.
+
+    'synthesize' gives flats in red filters the fringes of their source by it, and not those of the slices.
+    """
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.fringes import FRINGES, make_fringes  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config).fringes, open_store(store)
+    with compute_with(scheduler, workers, memory) as compute:
+        made = make_fringes(opened, settings, compute, cube=cube, progress=shows_progress())
+        report(opened, iter([(FRINGES, made)]), as_json)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from lsstcal_dask.products.crosstalk import CrosstalkConfig
 from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.deferred import DeferredConfig
+from lsstcal_dask.products.etalon_slices import EtalonConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
@@ -29,7 +30,7 @@ from lsstcal_dask.products.transfer import TransferConfig
 __all__ = ["Config", "read_config", "read_settings"]
 
 
-_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination")
+_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes")
 
 
 class Config(BaseModel):
@@ -54,6 +55,7 @@ class Config(BaseModel):
     cube: MonochromaticConfig = MonochromaticConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     contamination: ContaminationConfig = ContaminationConfig()
+    fringes: EtalonConfig = EtalonConfig()
 
     @model_validator(mode="before")
     @classmethod

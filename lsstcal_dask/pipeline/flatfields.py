@@ -15,6 +15,7 @@ from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, run_version
+from lsstcal_dask.pipeline.fringes import Fringed, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.passbands import store_passband
 from lsstcal_dask.pipeline.sky import sky_of_visit
@@ -121,15 +122,11 @@ def make_flat(
     """
     name = product_of(wanted.kind, wanted.band)
     cube = read_cube(store.url, wanted.cube)
-    weights = make_weights(
-        wanted.source.spectrum,
-        wanted.source.passband,
-        scan_of(cube, store.camera),
-        wanted.source.atmosphere,
-        config.weights,
-    )
+    source, scan = wanted.source, scan_of(cube, store.camera)
+    weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
-    made_of, start = cube_inputs(cube, upstream), validity.valid_from or _start(cube)
+    made_of, start = cube_inputs(cube, upstream), validity.valid_from or noon_before(cube)
+    fringed, told = fringes_for(store, source, weights, scan, start)
     dust, remarks = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
     if dust:
         made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
@@ -143,16 +140,17 @@ def make_flat(
         inputs={
             "cube": f"{wanted.cube}/{cube.pointer.number}",
             "slices": digest([one.hash for one in cube.pointer.slots]),
-            "source": _digest_source(wanted.source),
-            "spectrum": wanted.source.spectrum.name,
+            "source": _digest_source(source),
+            "spectrum": source.spectrum.name,
             "contamination": f"{dust.name}/{dust.version}" if dust else "",
             **made_of,
+            "fringes": fringed.version if fringed else "",
             **wanted.about,
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
         failed={},
-        remarks=remarks,
+        remarks=[told] * bool(told) + remarks,
     )
     names: dict[str, Any] = {"detector": np.array(detectors, object)}
     names["amplifier"] = np.array(cube.layout.amplifiers, object)
@@ -163,13 +161,15 @@ def make_flat(
         coords={dim: ((dim,), values) for dim, values in names.items()},
         attrs={"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band},
     )
-    source = xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
+    places = xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
     found = (store.url, dust.name, dust.version) if dust else None
-    work = dict.fromkeys(detectors, (_flat_of, (task, found)))
-    return run_version(store.url, pointer, template, source, work, compute, progress)
+    work = dict.fromkeys(detectors, (_flat_of, (task, found, fringed)))
+    return run_version(store.url, pointer, template, places, work, compute, progress)
 
 
-def _flat_of(source: xr.Dataset, task: Task, dust: tuple[str, str, str] | None) -> AmplifierResults:
+def _flat_of(
+    source: xr.Dataset, task: Task, dust: tuple[str, str, str] | None, fringed: Fringed | None
+) -> AmplifierResults:
     """What a worker does for one CCD."""
     detector = task.camera.detector(str(source["detector"].values))
     factor = None
@@ -177,15 +177,21 @@ def _flat_of(source: xr.Dataset, task: Task, dust: tuple[str, str, str] | None) 
         product = open_product(*dust, chunked=False)
         known = detector.name in product["detector"].values
         factor = product["image"].sel(detector=detector.name) if known else None
-    for amplifier, flat in synthesis_amplifiers(task.open_slices(detector.name), detector, task):
+    slices = task.open_slices(detector.name)
+    fringes = fringed.open(detector, np.isfinite(slices.scale)) if fringed else None
+    remarks = [f"{NOTE}fringes are those of the slices: its layers are not known"] if fringed and not fringes else []
+    for amplifier, flat in synthesis_amplifiers(slices, detector, task):
         one = flat.isel(spectrum=0, drop=True)
         if factor is not None:
-            one = _shaded(one, factor.sel(amplifier=amplifier).values)
-        yield amplifier, one.assign_attrs(remarks=flat.attrs.get("remarks", []), summary={})
+            one = _times(one, factor.sel(amplifier=amplifier).values)
+        if fringes is not None:
+            one = _times(one, fringes.factor(amplifier))
+        yield amplifier, one.assign_attrs(remarks=remarks + flat.attrs.get("remarks", []), summary={})
+        remarks = []
 
 
-def _shaded(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
-    """A flat with the dust of now: one factor for all wavelengths, for it is gray (2.8.2)."""
+def _times(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
+    """A flat with the dust of now, one factor for all wavelengths, for it is gray (2.8.2), or with other fringes."""
     share = np.where(np.isfinite(factor), factor, 1).astype(np.float32)
     more = {"image": flat["image"] * share}
     if "variance" in flat:
@@ -219,13 +225,6 @@ def _measured(cube: Cube) -> list[str]:
     if not found.any():
         raise CalibrationError(f"cube {cube.name}: holds nothing: add monochromatic flats with 'lsstcal cube'")
     return [name for name, there in zip(cube.layout.detectors, found, strict=True) if there]
-
-
-def _start(cube: Cube) -> str:
-    """Noon (UTC) before the first flat of a cube, as of a product of its night."""
-    first = np.array([one.time for one in cube.pointer.slots], "datetime64[s]").min()
-    noon = (first - np.timedelta64(12, "h")).astype("datetime64[D]") + np.timedelta64(12, "h")
-    return str(np.datetime_as_string(noon, unit="s"))
 
 
 def _digest_source(source: Source) -> str:

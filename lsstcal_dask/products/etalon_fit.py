@@ -20,17 +20,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsstcal_dask.errors import DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
+from lsstcal_dask.errors import DegenerateSolution, WrongUse
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
+from lsstcal_dask.products.etalon_bins import Binned, bin_scan, bin_slices, blocks_of, coarser, split_scan, thinned
 from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning, to_vector
 from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
 
-__all__ = ["EtalonFit", "Prior", "bin_scan", "fit_etalon", "fit_scan", "refine", "thinned"]
+__all__ = ["FEWEST", "EtalonFit", "Prior", "bin_scan", "fit_binned", "fit_etalon", "fit_scan", "refine", "thinned"]
 
 Floats = NDArray[np.float64]
 
-_FEWEST: Final = 24  # wavelengths
+FEWEST: Final = 24  # wavelengths
 _SHORTEST: Final = 25.0  # nm, of a scan: one fringe of the glue
 _CLEAR: Final = 25.0  # chi2 that fringes of silicon or glue have to gain
 _TURNS: Final = 25
@@ -77,52 +78,6 @@ class EtalonFit:
         blocks = self.covariance[:n, :n], self.covariance[n : 2 * n, n : 2 * n]
         silicon, glue = (np.sqrt(np.einsum("pa,ab,pb->p", columns, c, columns, optimize=True)) for c in blocks)
         return silicon.reshape(len(up), -1), glue.reshape(len(up), -1)
-
-
-def bin_scan(line: Line, value: Any, variance: Any, step: int, model: float = Prior.model) -> Blocks:
-    """Average a scan of a CCD over blocks.
-
-    Parameters
-    ----------
-    line : measured centroids and widths of the flats.
-    value, variance : (wavelength, y, x); NaN where bad.
-    step : px of a block, a fraction of the distance of fringes.
-    model : relative error that is added to the noise of a block.
-
-    Raises
-    ------
-    InconsistentGeometry, WrongUse, InsufficientInputs
-        Shapes that differ, wavelengths unsorted or repeated, no light, no good block.
-    """
-    value = np.asarray(value)
-    if value.shape != np.shape(variance) or value.ndim != 3 or len(value) != len(line.wavelength):
-        raise InconsistentGeometry(
-            f"etalon: {len(line.wavelength)} wavelengths, values {value.shape}, variances {np.shape(variance)}: "
-            "give (wavelength, y, x)"
-        )
-    if np.any(np.diff(line.wavelength) <= 0):
-        raise WrongUse("etalon: wavelengths of the flats do not ascend: sort them and drop repeated ones")
-    good = np.isfinite(value).all(axis=0)
-    count, y, x = _average(good[None], good, step)
-    used = count[0] > 0
-    level, noise = (_average(a, good, step)[0] / np.maximum(count, 1e-9) for a in (value, variance))
-    if not used.any() or not (level[:, used] > 0).all():
-        raise InsufficientInputs("etalon: flats without light or without a good pixel: leave out those wavelengths")
-    level[:, ~used] = 1.0
-    weight = 1 / (np.median(noise[:, used] / level[:, used] ** 2, axis=1) / step**2 + model**2)
-    up, across = (c.ravel() for c in np.meshgrid(y, x, indexing="ij"))
-    return Blocks(line, np.log(level), weight, count[0], (len(y), len(x)), (up, across), value.shape[1:])
-
-
-def _average(values: Any, good: NDArray[np.bool_], step: int) -> tuple[Floats, Floats, Floats]:
-    """Sums of the good pixels of blocks over step**2 (n, block), and the middles of the blocks along y and x."""
-    edges = [np.arange(0, n, step) for n in good.shape]
-    sums = np.where(good, values, 0.0)
-    for axis, starts in enumerate(edges, 1):
-        sums = np.add.reduceat(sums, starts, axis=axis, dtype=float)
-    ends = [np.minimum(starts + step, n) for starts, n in zip(edges, good.shape, strict=True)]
-    y, x = ((low + high - 1) / 2 for low, high in zip(edges, ends, strict=True))
-    return sums.reshape(len(sums), -1) / step**2, y, x
 
 
 def fit_etalon(
@@ -172,19 +127,25 @@ def fit_scan(
     DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
         As `fit_etalon` and `bin_scan`.
     """
-    first = fit_etalon(bin_scan(line, value, variance, steps[0]), cone, prior=prior)
-    blocks = thinned(bin_scan(line, value, variance, steps[1]), _MOST)
+    return fit_binned(bin_slices(line, *split_scan(line, value, variance), steps[1]), cone, steps, prior)
+
+
+def fit_binned(
+    binned: Binned, cone: Cone, steps: tuple[int, int] = (32, 8), prior: Prior = Prior()
+) -> tuple[EtalonFit, Blocks]:
+    """`fit_scan` of the sums of the small blocks; those of the large ones are a whole number of them long.
+
+    Raises
+    ------
+    DegenerateSolution, InsufficientInputs, WrongUse
+        As `fit_etalon` and `blocks_of`; blocks that do not fit each other.
+    """
+    factor, rest = divmod(steps[0], binned.step)
+    if rest or not factor:
+        raise WrongUse(f"etalon: blocks of {steps[0]} px do not consist of blocks of {binned.step} px: choose others")
+    first = fit_etalon(blocks_of(coarser(binned, factor), prior.model), cone, prior=prior)
+    blocks = thinned(blocks_of(binned, prior.model), _MOST)
     return refine(first, blocks, prior), blocks
-
-
-def thinned(blocks: Blocks, most: int) -> Blocks:
-    """At most so many of the blocks, spread over the CCD without a pattern; thickness is smooth between them."""
-    used = np.flatnonzero(blocks.share > 0)
-    chosen = np.sort(np.random.default_rng(0).permutation(used)[:most])
-    y, x = (c[chosen] for c in blocks.centre)
-    return replace(
-        blocks, value=blocks.value[:, chosen], share=blocks.share[chosen], shape=(1, len(chosen)), centre=(y, x)
-    )
 
 
 def _result(problem: Problem, state: State) -> EtalonFit:
@@ -211,10 +172,10 @@ def _result(problem: Problem, state: State) -> EtalonFit:
 
 def _check(blocks: Blocks, prior: Prior) -> None:
     nm = blocks.line.wavelength
-    if len(nm) < _FEWEST or np.ptp(nm) < _SHORTEST:
+    if len(nm) < FEWEST or np.ptp(nm) < _SHORTEST:
         raise DegenerateSolution(
             f"etalon: {len(nm)} wavelengths over {np.ptp(nm):.1f} nm do not tell thickness from brightness: "
-            f"take at least {_FEWEST} over {_SHORTEST:g} nm"
+            f"take at least {FEWEST} over {_SHORTEST:g} nm"
         )
 
 

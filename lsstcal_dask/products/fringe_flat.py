@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from lsstcal_dask.errors import WrongUse
-from lsstcal_dask.physics.etalon import silicon_index
-from lsstcal_dask.physics.etalon_table import Line, evaluate, pattern_table, span_of, tabulate
+from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, silicon_index
+from lsstcal_dask.physics.etalon_table import Line, Span, evaluate, pattern_table, span_of, tabulate
 from lsstcal_dask.products.etalon_fit import EtalonFit
 from lsstcal_dask.products.etalon_start import Blocks
 
-__all__ = ["Light", "fringe_factor", "fringe_pattern", "response_of"]
+__all__ = ["FringeTable", "Layers", "Light", "fringe_factor", "fringe_pattern", "fringe_table", "response_of"]
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +32,56 @@ class Light:
 
     line: Line  # elements: lines (width 0), bins (``tophat``), flats of a laser
     electrons: Floats  # (n,) that each frees without fringes, of any scale
+    plain: float = 0.0  # electrons of other light, whose fringes are not looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """What all pixels of a CCD have in common, for `fringe_table`."""
+
+    cone: Cone
+    mirrors: Mirrors
+    tuning: Tuning
+
+
+@dataclass(frozen=True, eq=False)
+class FringeTable:
+    """Fringes on a mesh of thicknesses of silicon and glue."""
+
+    mesh: NDArray[np.float32]  # (p, q)
+    silicon: Floats  # (p,) um, equally spaced
+    glue: Floats  # (q,)
+
+    def at(self, silicon: Any, glue: Any) -> NDArray[np.float32]:
+        """Fringes (...) of pixels of these thicknesses (...), um; NaN where these are."""
+        known = np.isfinite(silicon) & np.isfinite(glue)
+        places = [
+            (np.where(known, m, a[0]) - a[0]) / (a[1] - a[0]) for m, a in ((silicon, self.silicon), (glue, self.glue))
+        ]
+        found = map_coordinates(self.mesh, places, order=3, mode="nearest")
+        return np.asarray(np.where(known, found, np.nan), np.float32)
+
+
+def fringe_table(layers: Layers, span: Span, light: Light) -> FringeTable:
+    """Fringes of some light, relative to what it would be without, for all thicknesses of a CCD.
+
+    Raises
+    ------
+    WrongUse
+        No light, or electrons that do not fit the wavelengths.
+    """
+    electrons = np.asarray(light.electrons, float)
+    if electrons.shape != light.line.wavelength.shape or not np.isfinite(electrons).all() or not electrons.sum() > 0:
+        raise WrongUse(f"fringes: {electrons.shape} electrons for {light.line.wavelength.shape} wavelengths: give some")
+    table = tabulate(light.line, span, layers.cone, layers.mirrors, layers.tuning, _ORDERS)
+    shortest = float(light.line.wavelength.min()) / 2e3
+    axes = [
+        np.linspace(*ends, max(4, int((ends[1] - ends[0]) / (shortest / index / _SAMPLES)) + 2))
+        for ends, index in ((span.silicon, float(silicon_index(shortest * 2e3))), (span.glue, layers.mirrors.glue))
+    ]
+    share = electrons.sum() / (electrons.sum() + light.plain)
+    mesh = 1 + share * (pattern_table(table, electrons, *axes) - 1)
+    return FringeTable(mesh.astype(np.float32), *axes)
 
 
 def fringe_pattern(fit: EtalonFit, y: Any, x: Any, light: Light) -> NDArray[np.float32]:
@@ -51,20 +101,8 @@ def fringe_pattern(fit: EtalonFit, y: Any, x: Any, light: Light) -> NDArray[np.f
     WrongUse
         No light, or electrons that do not fit the wavelengths.
     """
-    electrons = np.asarray(light.electrons, float)
-    if electrons.shape != light.line.wavelength.shape or not np.isfinite(electrons).all() or not electrons.sum() > 0:
-        raise WrongUse(f"fringes: {electrons.shape} electrons for {light.line.wavelength.shape} wavelengths: give some")
     silicon, glue = fit.thickness(y, x)
-    span = span_of(silicon, glue)
-    table = tabulate(light.line, span, fit.cone, fit.mirrors, fit.tuning, _ORDERS)
-    shortest = float(light.line.wavelength.min()) / 2e3
-    axes = [
-        np.linspace(*ends, max(4, int((ends[1] - ends[0]) / (shortest / index / _SAMPLES)) + 2))
-        for ends, index in ((span.silicon, float(silicon_index(shortest * 2e3))), (span.glue, fit.mirrors.glue))
-    ]
-    mesh = pattern_table(table, electrons, *axes)
-    places = [(m - a[0]) / (a[1] - a[0]) for m, a in zip((silicon, glue), axes, strict=True)]
-    return map_coordinates(mesh.astype(np.float32), places, order=3, mode="nearest")
+    return fringe_table(Layers(fit.cone, fit.mirrors, fit.tuning), span_of(silicon, glue), light).at(silicon, glue)
 
 
 def fringe_factor(fit: EtalonFit, y: Any, x: Any, light: Light, flats: Light) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum, check_cover, check_wavelengths, multiply
 
-__all__ = ["Local", "Scan", "Weights", "WeightsConfig", "local_weights", "make_weights", "without"]
+__all__ = ["Local", "Scan", "Weights", "WeightsConfig", "local_weights", "make_weights", "quadrature", "without"]
 
 _FWHM: Final = float(2 * np.sqrt(2 * np.log(2)))  # of a Gaussian, in units of its rms
 _WIDE: Final = 2.5  # times the median step: a gap
@@ -121,9 +121,7 @@ def make_weights(
         missing = check_cover(
             spectrum if atmosphere is None else multiply(spectrum, atmosphere), middle, config.uncovered
         )
-    curves = [] if atmosphere is None else [atmosphere]
-    table = _table(passband)
-    grid = _quadrature(spectrum, table, curves, scan.wavelength)
+    grid = quadrature(spectrum, passband, atmosphere, scan.wavelength)
     terms = Weights("", scan.wavelength, scan.response, grid[1], _surface(passband), 1.0, 0.0).terms(scan.x, scan.y)
     light = terms.mean(axis=0) @ grid[1] * np.interp(grid[0], scan.wavelength, scan.response)
     if not light.sum() > 0:
@@ -157,17 +155,19 @@ def _table(passband: Surface | Nearby | Curve | None) -> tuple[np.ndarray, np.nd
     return passband.wavelength, values
 
 
-def _quadrature(
-    spectrum: Spectrum, table: tuple[np.ndarray, np.ndarray] | None, curves: list[Curve], centroids: np.ndarray
+def quadrature(
+    spectrum: Spectrum, passband: Surface | Nearby | Curve | None, atmosphere: Curve | None, breaks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points (p,) nm and the photons (term, p) that they stand for, so that sums over the points are the integrals.
 
-    Gauss's rule between any two wavelengths of any table, of as many points as make products with a cubic exact;
-    the lines of the spectrum are points too. Where a table ends nothing is known, and nothing counted.
+    Gauss's rule between any two wavelengths of any table and of ``breaks`` (n,), of as many points as make products
+    with a cubic exact; the lines of the spectrum are points too. Where a table ends nothing is known, and nothing
+    counted. Terms are those of `Weights.terms`.
     """
+    table, curves = _table(passband), [] if atmosphere is None else [atmosphere]
     known = [spectrum.wavelength, *(curve.wavelength for curve in curves), *([] if table is None else [table[0]])]
     low, high = max(one[0] for one in known), min(one[-1] for one in known)
-    breaks = np.unique(np.concatenate([*known, centroids]))
+    breaks = np.unique(np.concatenate([*known, breaks]))
     breaks = breaks[(breaks >= low) & (breaks <= high)]
     nodes, share = np.polynomial.legendre.leggauss((len(known) + 3) // 2 + 1)
     half = np.diff(breaks)[:, None] / 2
