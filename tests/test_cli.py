@@ -317,3 +317,26 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
     current = sorted(row["product"] for row in rows if not row["outdated"])
     assert current == ["bias", "calibrated", "dark", "defects", "gain"]
     assert len(rows) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--visit", "E1", "--spectrum", "x.ecsv"], "--spectrum cannot be with --visit"),
+        (["--visit", "E1", "--atmosphere", "x.ecsv"], "--atmosphere cannot be with --visit"),
+        (["--visit", "E1", "--valid-from", "2026-07-01"], "--valid-from cannot be with --visit"),
+        (["--visit", "E1", "--valid-until", "2026-07-01"], "--valid-until cannot be with --visit"),
+        (["--stale"], "--stale needs --visit"),
+        (["--flux-unit", "Jy"], "--wavelength-unit and --flux-unit belong together"),
+    ],
+)
+def test_options_of_synthesize_that_would_be_ignored_are_refused(store, options, says):
+    code, out, err = run("synthesize", store, "sky_flat", "--filter", "r", *options)
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.replace("\u2502", "").split())
+
+
+def test_filters_named_twice_are_refused_before_anything_is_made(store):
+    code, _, err = run("contamination", store, "--filter", "r", "--filter", "r", "--lamp", "flat-fnu")
+    assert code == 2
+    assert "filter r is there twice" in err

@@ -97,11 +97,17 @@ def synthesize(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="sky_flat or photometric_flat; or another name.")],
     band: Annotated[str, typer.Option("--filter", help="Filter: the product is KIND-FILTER.")],
     spectrum: Annotated[
-        str, typer.Option(help="File of the source's spectrum (FITS, ECSV), or flat-fnu: even energy per frequency.")
-    ] = "flat-fnu",
+        str | None,
+        typer.Option(
+            help="File of the source's spectrum (FITS, ECSV, text); flat-fnu, even energy per frequency, by default."
+        ),
+    ] = None,
+    wavelength_unit: Annotated[str | None, typer.Option(help="Of the spectrum, if its file does not say it.")] = None,
+    flux_unit: Annotated[str | None, typer.Option(help="The same, as 'erg / (s cm2 Angstrom)'.")] = None,
     visit: Annotated[
         list[str] | None, typer.Option(help="Exposure whose sky is the source, for that exposure; may be repeated.")
     ] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Use spectra of the sky that are far from the visit.")] = False,
     atmosphere: Annotated[str | None, typer.Option(help="File of the air's transmission; none by default.")] = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the cube's first.")] = "",
@@ -119,20 +125,47 @@ def synthesize(
     """
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
-    from lsstcal_dask.pipeline.flatfields import Wanted, make_flat, product_of, sky_of, source_of  # noqa: PLC0415
+    from lsstcal_dask.pipeline.flatfields import (  # noqa: PLC0415
+        FLAT_FNU,
+        Wanted,
+        make_flat,
+        product_of,
+        sky_of,
+        source_of,
+    )
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
+    said = {"--spectrum": spectrum, "--wavelength-unit": wavelength_unit, "--flux-unit": flux_unit}
+    said |= {"--atmosphere": atmosphere, "--valid-from": valid_from, "--valid-until": valid_until}
+    unit = _both(wavelength_unit, flux_unit)
+    _only_one_source(visit, stale, said)
     settings, opened = read_config(config).synthesis, open_store(store)
     name, given = product_of(kind, band), Validity(iso(valid_from), iso(valid_until))
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
-        sources = [sky_of(opened, band, one) for one in visit] if visit else None
-        for source, validity in sources or [(source_of(opened, band, spectrum, atmosphere), given)]:
+        sources = [sky_of(opened, band, one, stale) for one in visit] if visit else None
+        lamp = spectrum or FLAT_FNU
+        for source, validity in sources or [(source_of(opened, band, lamp, atmosphere, unit), given)]:
             wanted = Wanted(kind, band, source, cube, dust=not clean)
             yield name, make_flat(opened, wanted, settings, compute, validity, shows_progress())
 
     with compute_with(scheduler, workers, memory) as compute:
         report(opened, make(compute), as_json, "synthesised")
+
+
+def _both(wavelength: str | None, flux: str | None) -> tuple[str, str] | None:
+    """Units of a spectrum, both or none."""
+    if (wavelength is None) != (flux is None):
+        raise typer.BadParameter("--wavelength-unit and --flux-unit belong together: give both")
+    return None if wavelength is None or flux is None else (wavelength, flux)
+
+
+def _only_one_source(visit: list[str] | None, stale: bool, said: dict[str, str | None]) -> None:
+    """Refuse what the sky of a visit would silently overrule."""
+    if visit and (other := [name for name, value in said.items() if value]):
+        raise typer.BadParameter(f"{other[0]} cannot be with --visit, whose sky and time count: leave one of them out")
+    if stale and not visit:
+        raise typer.BadParameter("--stale needs --visit")
 
 
 @app.command()

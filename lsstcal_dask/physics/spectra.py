@@ -247,9 +247,8 @@ def check_cover(spectrum: Spectrum, curve: Curve, limit: float = 1e-4) -> float:
     """
     known = photons(spectrum, curve)
     span = np.clip([spectrum.wavelength[0], spectrum.wavelength[-1]], curve.wavelength[0], curve.wavelength[-1])
-    positive = np.clip(curve.value, 0, None)
     edges = np.unique([curve.wavelength[0], *span, curve.wavelength[-1]])
-    light = bin_means(curve.wavelength, positive, edges) * np.diff(edges)
+    light = np.abs(bin_means(curve.wavelength, curve.value, edges) * np.diff(edges))  # noise about zero cancels
     inside = (edges[:-1] >= span[0]) & (edges[1:] <= span[1])
     seen = (spectrum.wavelength >= span[0]) & (spectrum.wavelength <= span[1])
     missing = light[~inside].sum() * spectrum.density[seen].max(initial=0.0)

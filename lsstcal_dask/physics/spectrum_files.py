@@ -16,9 +16,20 @@ from lsstcal_dask.errors import CalibrationError, UnitsError
 from lsstcal_dask.physics.spectra import Curve, Spectrum, air_stretch, check_wavelengths
 from lsstcal_dask.physics.units import air_to_vacuum
 
-__all__ = ["curve_from_table", "photon_density", "read_curve", "read_spectrum", "read_table", "spectrum_from_table"]
+__all__ = [
+    "SILICON_NM",
+    "curve_from_table",
+    "photon_density",
+    "read_curve",
+    "read_spectrum",
+    "read_table",
+    "spectrum_from_table",
+]
 
 PHOTONS: Final = units.photon / units.s / units.m**2 / units.nm
+SILICON_NM: Final = (300.0, 1150.0)
+"""Shortest and longest wavelength that the sensors see."""
+
 _ALIASES: Final = {
     "ANGSTROMS": "Angstrom",
     "FLAM": "erg / (s cm2 Angstrom)",
@@ -75,6 +86,8 @@ def spectrum_from_table(
 ) -> Spectrum:
     """Spectrum in a table with a column of wavelengths and one of flux.
 
+    Noise below zero counts as zero beyond `SILICON_NM`, where no CCD sees it: standard stars reach from 90 nm to 30 um.
+
     Parameters
     ----------
     columns : names of the two; the first two columns if None.
@@ -99,7 +112,8 @@ def spectrum_from_table(
     density = photon_density(vacuum, flux, flux_unit, name)
     if air and _flux_density(flux_unit, _PER_NM) is not None:
         density = density / air_stretch(given)
-    return Spectrum(vacuum, density, name)
+    far = (vacuum < SILICON_NM[0]) | (vacuum > SILICON_NM[1])
+    return Spectrum(vacuum, np.where(far & (density < 0), 0.0, density), name)
 
 
 def curve_from_table(

@@ -41,7 +41,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Built", "Validity", "build", "failures", "run_version"]
+__all__ = ["Built", "Validity", "build", "failures", "run_version", "unusable"]
 
 
 @dataclass(frozen=True)
@@ -322,10 +322,16 @@ def run_version(
         remedy = f"run the same command to resume; if it fails again, 'lsstcal ls {url} --check' finds what is damaged"
         return Built(None, errors=[*errors, f"{pointer.name}: not published; {remedy}"])
     for det in [det for det, marker in done.items() if not marker["usable"]]:
-        failed[det] = "no usable amplifier: " + "; ".join(done.pop(det)["remarks"][:1])
+        failed[det] = unusable(done.pop(det)["remarks"])
     if not done:
         return Built(None, errors=failures(pointer.name, failed), empty=True)
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
+
+
+def unusable(remarks: Sequence[str]) -> str:
+    """Why nothing of a detector can be used: what its amplifiers said first, if they said anything."""
+    said = next(iter(remarks), "none of its values is a number: look at what it is made of with 'lsstcal show'")
+    return f"no usable amplifier: {said}"
 
 
 def failures(what: str, failed: Mapping[str, str]) -> list[str]:

@@ -22,6 +22,8 @@ from lsstcal_dask.pipeline.sky import sky_of_visit
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.products.sky import SkySettings
+from lsstcal_dask.products.sky_time import SkyVariation
 from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.storage.cubes import Cube, read_cube
@@ -85,26 +87,40 @@ def read_passband(store: Store, band: str) -> Nearby | None:
     return Nearby(store_passband(store, band))
 
 
-def read_lamp(given: str | Path) -> Spectrum:
-    """Spectrum in a file, or `FLAT_FNU`."""
+def read_lamp(given: str | Path, unit: tuple[str, str] | None = None) -> Spectrum:
+    """Spectrum in a file, or `FLAT_FNU`; ``unit`` of wavelength and flux where the file does not say them.
+
+    Raises
+    ------
+    UnitsError, CalibrationError
+        As `physics.spectrum_files.read_spectrum`.
+    """
     if str(given) != FLAT_FNU:
-        return read_spectrum(given)
+        return read_spectrum(given, unit=unit)
     wavelength = np.arange(_WHOLE_NM[0], _WHOLE_NM[1] + 0.5)
     return from_photons(wavelength, _WHOLE_NM[0] / wavelength, FLAT_FNU)
 
 
-def source_of(store: Store, band: str, spectrum: str | Path, atmosphere: str | Path | None = None) -> Source:
+def source_of(
+    store: Store,
+    band: str,
+    spectrum: str | Path,
+    atmosphere: str | Path | None = None,
+    unit: tuple[str, str] | None = None,
+) -> Source:
     """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
     air = None if atmosphere is None else read_curve(atmosphere)
-    return Source(read_lamp(spectrum), read_passband(store, band), air)
+    return Source(read_lamp(spectrum, unit), read_passband(store, band), air)
 
 
-def sky_of(store: Store, band: str, visit: str) -> tuple[Source, Validity]:
+def sky_of(store: Store, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
     """Light of the sky that a visit saw, and the time for which it counts: that of the visit.
 
-    The spectra of the calibration telescope are of light that has passed the air.
+    The spectra of the calibration telescope are of light that has passed the air. ``stale`` allows those of any time
+    of its night.
     """
-    spectrum, _ = sky_of_visit(store, visit)
+    variation = SkyVariation(stale=np.inf) if stale else SkyVariation()
+    spectrum, _ = sky_of_visit(store, visit, settings=(SkySettings(), variation))
     start = open_raw(store.url, store.camera, exposures=[visit], chunked=False)["time"].values[0]
     first, last = (str(np.datetime_as_string(at, unit="s")) for at in (start, start + np.timedelta64(1, "s")))
     return Source(spectrum, read_passband(store, band)), Validity(first, last)

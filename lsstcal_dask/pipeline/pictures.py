@@ -38,6 +38,7 @@ _MAIN: Final = {
 _MATRIX: Final = {"detector", "amplifier", "source"}
 _SHOWN: Final = ({"detector", "amplifier"}, {"detector", "amplifier", "y", "x"}, _MATRIX)
 _CURVES: Final = ("linearity_correction",)
+_STEP: Final = 1.0  # nm, of a cube that has one slice
 _OF_EXPOSURES: Final = ("spot_level", "background")  # of which the largest is shown
 
 
@@ -130,9 +131,20 @@ def _product(store: Store, name: str, version: str | None) -> tuple[xr.Dataset, 
 
 
 def _slice(store: Store, name: str, wavelength: float | None) -> tuple[xr.Dataset, str]:
-    """The slice of a cube that is nearest to a wavelength (nm); the middle one where none is said."""
+    """The slice of a cube that is nearest to a wavelength (nm); the middle one where none is said.
+
+    Raises
+    ------
+    CalibrationError
+        The wavelength is more than a step beyond the cube.
+    """
     found = open_cube(store.url, name)
     at = found["wavelength"].values
+    step = float(np.median(np.diff(at))) if len(at) > 1 else _STEP
+    if wavelength is not None and not at[0] - step <= wavelength <= at[-1] + step:
+        raise CalibrationError(
+            f"cube {name} has no slice near {wavelength:g} nm: choose --wavelength from {at[0]:.1f} to {at[-1]:.1f}"
+        )
     k = len(at) // 2 if wavelength is None else int(np.argmin(np.abs(at - wavelength)))
     slot = read_cube(store.url, name).pointer.slots[k]
     found = found[["flat", "mask"]].isel(wavelength=k)

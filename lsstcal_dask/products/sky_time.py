@@ -88,7 +88,7 @@ def sky_spectrum(
     if np.min(np.abs(minutes[same])) > variation.stale and not stale:
         raise StaleCalibration(
             f"sky at {wanted}: the nearest spectrum, {fits[near].measured.name}, is {abs(minutes[near]):.0f} min away, "
-            f"more than {variation.stale:g}: take one nearer, or allow stale ones"
+            f"more than {variation.stale:g}: take one nearer, or allow stale ones with --stale"
         )
     weights, error = kriging(minutes[same], variation)
     own = [fit for fit, count in zip(fits, same, strict=True) if count]

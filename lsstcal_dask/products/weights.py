@@ -115,12 +115,8 @@ def make_weights(
     """
     what = f"spectrum {spectrum.name}".strip()
     check_wavelengths("cube", scan.wavelength)
-    middle = _curve_in_the_middle(passband)
-    missing = 0.0
-    if middle is not None:
-        missing = check_cover(
-            spectrum if atmosphere is None else multiply(spectrum, atmosphere), middle, config.uncovered
-        )
+    middle = _curve_in_the_middle(passband) or _sensitivity(scan)
+    missing = check_cover(spectrum if atmosphere is None else multiply(spectrum, atmosphere), middle, config.uncovered)
     grid = quadrature(spectrum, passband, atmosphere, scan.wavelength)
     terms = Weights("", scan.wavelength, scan.response, grid[1], _surface(passband), 1.0, 0.0).terms(scan.x, scan.y)
     light = terms.mean(axis=0) @ grid[1] * np.interp(grid[0], scan.wavelength, scan.response)
@@ -145,6 +141,12 @@ def _curve_in_the_middle(passband: Surface | Nearby | Curve | None) -> Curve | N
     if isinstance(passband, Surface | Nearby):
         return Curve(passband.wavelength, passband.at(0.0, 0.0), passband.band)
     return passband
+
+
+def _sensitivity(scan: Scan) -> Curve:
+    """What a cube sees where nothing but itself says which light counts, relative to its highest."""
+    seen = np.clip(scan.response, 0, None)
+    return Curve(scan.wavelength, seen / max(seen.max(), 1e-300), "no filter, where the cube was measured,")
 
 
 def _table(passband: Surface | Nearby | Curve | None) -> tuple[np.ndarray, np.ndarray] | None:
@@ -203,9 +205,12 @@ def _shares(points: np.ndarray, photons: np.ndarray, centroids: np.ndarray, inte
 
 
 def _beyond(what: str, points: np.ndarray, light: np.ndarray, centroids: np.ndarray, config: WeightsConfig) -> float:
-    """Share of the light beyond the cube, where its response is taken to stay as at the end."""
-    out = (points < centroids[0]) | (points > centroids[-1])
-    share = float(np.abs(light[out]).sum() / light.sum())
+    """Share of the light beyond the cube, where its response is taken to stay as at the end.
+
+    Light is summed with its sign over each side: a measured transmission of zero is as often below as above it.
+    """
+    sides = (light[points < centroids[0]].sum(), light[points > centroids[-1]].sum())
+    share = float(np.abs(sides).sum() / light.sum())
     if share > config.uncovered:
         raise InsufficientInputs(
             f"{what}: {share:.2g} of its light lies beyond the cube, {centroids[0]:.1f} to {centroids[-1]:.1f} nm: "

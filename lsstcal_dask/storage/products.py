@@ -49,6 +49,12 @@ __all__ = [
 CAMERA_TEAM = "camera_team"
 """Origin of a product that was delivered; all others are ``remeasured``."""
 
+_SYNTHESISED = ("sky_flat", "photometric_flat")
+"""What 'synthesize' makes, for each filter."""
+
+_NAMED = 3
+"""Validities that a message names: a sky has one for each visit."""
+
 _MAIN = ("image", "gain")
 """Variables without which an amplifier of a product that has them is of no use."""
 
@@ -320,13 +326,26 @@ def lookup(
         return _preferred(current, detector, accepted)
     if valid:
         version = valid[-1].version
-        raise StaleCalibration(f"{name} {version} was {stale[version]}: build {name} again")
+        again = _synthesis(name, "run 'lsstcal cube', then {}") or f"build {name} again"
+        raise StaleCalibration(f"{name} {version} was {stale[version]}: {again}")
     if not candidates:
-        raise StaleCalibration(f"there is no {name}: build it first")
-    spans = ", ".join(f"{p.valid_from} to {p.valid_until or 'open'}" for p in candidates)
+        raise StaleCalibration(f"there is no {name}: {_synthesis(name, 'run {}') or 'build it first'}")
+    spans = ", ".join(f"{p.valid_from} to {p.valid_until or 'open'}" for p in candidates[-_NAMED:])
+    more = f"{len(candidates) - _NAMED} more and " if len(candidates) > _NAMED else ""
+    remedy = _synthesis(name, "run {}, or make one for more of them with --valid-from", " --visit EXPOSURE")
     raise OutsideValidity(
-        f"no {name} is valid at {time} (there is {spans}): build one for that time, or widen one with --valid-from"
+        f"no {name} is valid at {time} (there is {more}{spans}): "
+        f"{remedy or 'build one for that time, or widen one with --valid-from'}"
     )
+
+
+def _synthesis(name: str, text: str, more: str = "") -> str:
+    """A remedy, with the command that makes a flat of a filter; empty for what is built."""
+    kind, _, band = name.partition("-")
+    if kind not in _SYNTHESISED:
+        return ""
+    visit = more if kind == "sky_flat" else ""
+    return text.format(f"'lsstcal synthesize {kind} --filter {band}{visit}'")
 
 
 def _preferred(current: Sequence[Pointer], detector: str, accepted: Mapping[str, Mapping[str, Any]]) -> Pointer:

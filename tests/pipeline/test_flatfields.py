@@ -10,10 +10,17 @@ from astropy.table import Table
 from making_cubes import flats, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
-from lsstcal_dask.errors import InsufficientInputs, WrongUse
+from lsstcal_dask.errors import (
+    CalibrationError,
+    InsufficientInputs,
+    OutsideValidity,
+    StaleCalibration,
+    UnitsError,
+    WrongUse,
+)
 from lsstcal_dask.physics.spectra import from_photons
 from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband
-from lsstcal_dask.pipeline.build import Validity
+from lsstcal_dask.pipeline.build import Validity, unusable
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.contamination import find_contamination
@@ -28,6 +35,7 @@ from lsstcal_dask.pipeline.flatfields import (
     source_of,
 )
 from lsstcal_dask.pipeline.lineage import superseded
+from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
 from lsstcal_dask.simulate.deliveries import deliveries
@@ -35,7 +43,7 @@ from lsstcal_dask.simulate.illumination import lamp_spectrum
 from lsstcal_dask.simulate.recipes import CalibrationDay, Plan, exposures
 from lsstcal_dask.storage.cubes import open_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
-from lsstcal_dask.storage.products import Pointer, open_product, outdated
+from lsstcal_dask.storage.products import Pointer, lookup, open_product, outdated
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import write_table
 
@@ -265,3 +273,42 @@ def test_of_a_ladder_the_brightest_that_do_not_saturate_are_taken():
     assert [one.exposure for one in kept] == names[3:15]
     assert sorted(reasons) == sorted(names[15:])
     assert "too bright" in reasons["E30"]
+
+
+def test_a_flat_that_is_missing_is_to_be_synthesised():
+    """No flat is built: the message says the command that makes it, and names few of many validities."""
+    times = [f"2026-07-0{day}T03:00:00" for day in range(1, 8)]
+    ends = [f"{time[:-2]}01" for time in times]
+    skies = [
+        Pointer("sky_flat-r", a, {}, {}, {}, {}, [], b, a, {"R22_S11": "1"}) for a, b in zip(times, ends, strict=True)
+    ]
+    with pytest.raises(OutsideValidity, match="synthesize sky_flat --filter r --visit EXPOSURE'") as told:
+        lookup(skies, "sky_flat-r", "R22_S11", "2026-07-09T03:00:00")
+    assert "there is 4 more and 2026-07-05T03:00:00" in str(told.value)
+    with pytest.raises(StaleCalibration, match="old: run 'lsstcal cube', then 'lsstcal synthesize sky_flat --f"):
+        lookup(skies, "sky_flat-r", "R22_S11", times[0], {times[0]: "old"})
+    with pytest.raises(StaleCalibration, match="there is no photometric_flat-g: run 'lsstcal synthesize photometric_"):
+        lookup(skies, "photometric_flat-g", "R22_S11", times[0])
+
+
+def test_a_spectrum_in_text_has_the_unit_that_is_given_and_noise_where_no_ccd_sees(tmp_path):
+    """As a standard star that is negative at 174.5 nm; within the reach of CCDs that is refused."""
+    path = tmp_path / "star.dat"
+    path.write_text("1745 -1e-17\n4000 2e-15\n9000 1e-15\n30000 -1e-19\n")
+    with pytest.raises(UnitsError, match="column wavelength has no unit"):
+        read_lamp(path)
+    found = read_lamp(path, ("Angstrom", "erg / (s cm2 Angstrom)"))
+    np.testing.assert_allclose(found.wavelength, [174.5, 400, 900, 3000])
+    assert found.density[0] == found.density[3] == 0
+    assert found.density[2] / found.density[1] == pytest.approx(0.5 * 9 / 4)  # photons
+    path.write_text("1745 1e-17\n4000 -2e-15\n9000 1e-15\n")
+    with pytest.raises(CalibrationError, match="negative at 400 nm"):
+        read_lamp(path, ("Angstrom", "erg / (s cm2 Angstrom)"))
+
+
+def test_reasons_and_pictures_name_what_there_is(store, tmp_path):
+    assert unusable(["R22_S11 C10: dead"]) == "no usable amplifier: R22_S11 C10: dead"
+    assert "none of its values is a number: look at" in unusable([])
+    own = {"raw": False, "version": None, "variable": None, "detector": None, "amplifier": None}
+    with pytest.raises(CalibrationError, match="cube flats has no slice near 900 nm: choose --wavelength from 51"):
+        show_picture(store, "flats", tmp_path / "x.png", {**own, "wavelength": 900.0})

@@ -10,7 +10,7 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd, ccd_to_focal
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Passband, Surface
-from lsstcal_dask.physics.spectra import Curve, Spectrum, from_energy_wavelength
+from lsstcal_dask.physics.spectra import Curve, Spectrum, check_cover, from_energy_wavelength
 from lsstcal_dask.products.weights import Scan, WeightsConfig, local_weights, make_weights, without
 
 ALL = WeightsConfig(negligible=0)
@@ -106,7 +106,8 @@ def test_the_width_of_the_line_is_taken_out_in_second_order():
     spectrum = Spectrum(nm[[1, -2]], np.array([1.0, 3.0]))
     scan = scan_of(nm, bandwidth=sigma * np.sqrt(8 * np.log(2)))
     plain, sharp = (
-        raw(make_weights(spectrum, None, scan, config=WeightsConfig(negligible=0, sharpen=s))) for s in (False, True)
+        raw(make_weights(spectrum, None, scan, config=WeightsConfig(negligible=0, sharpen=s, uncovered=0.9)))
+        for s in (False, True)
     )
     assert sharp @ measured == pytest.approx(plain @ true, rel=1e-9)
     assert abs(plain @ measured / (plain @ true) - 1) > 1e-3
@@ -186,6 +187,7 @@ def test_slices_that_do_not_matter_are_not_read():
         ((500, 510), None, np.arange(500, 510), InsufficientInputs, "beyond the cube, 500.0 to 509.0 nm"),
         ((500, 510), None, [500, 501, 502, 506, 507, 508, 509, 510], InsufficientInputs, "502.0-506.0 nm"),
         ((500, 510), (600, 610), np.arange(500, 611), CalibrationError, "light behind"),
+        ((505, 507), None, np.arange(500, 511), CalibrationError, "leaves up to 0.8 of the light behind no filter"),
     ],
 )
 def test_what_is_not_known_is_refused(spectrum, passband, nm, error, message):
@@ -227,3 +229,21 @@ def test_curves_of_the_ccds_nearby_give_the_weights_of_the_polynomial_that_they_
         found = [local_weights(weights, detector, amplifier, 1e-9) for weights in (one, other)]
         u, v = np.random.default_rng(2).uniform(-1, 1, (2, 20))
         np.testing.assert_allclose(found[1].at(u, v), found[0].at(u, v), atol=1e-9)
+
+
+def test_the_noise_of_a_filter_is_no_light_beyond_the_cube():
+    """Sums of n values of noise grow as sqrt(n): 4 of them stay below 1e-4; their sizes add up to ten times that."""
+    nm = np.arange(300.0, 1151.0)
+    inside = (nm > 560) & (nm < 680)
+    noise = 2.5e-5 * np.random.default_rng(7).normal(size=len(nm))
+    curve, grid = Curve(nm, np.where(inside, 0.9, noise)), np.arange(540.0, 701.0)
+    out = (nm < 540) | (nm > 700)
+    assert np.abs(noise[out]).sum() / (0.9 * inside.sum()) > 1e-4
+    limit = 4 * 2.5e-5 * np.sqrt(out.sum()) / (0.9 * inside.sum())
+    found = make_weights(Spectrum(nm, np.ones(len(nm))), curve, scan_of(grid))
+    assert found.uncovered < limit + 1e-4  # negligible slices
+    leak = Curve(nm, curve.value + 1e-3 * ((nm > 900) & (nm < 920)))
+    with pytest.raises(InsufficientInputs, match="beyond the cube"):
+        make_weights(Spectrum(nm, np.ones(len(nm))), leak, scan_of(grid))
+    short = Spectrum(nm[200:400], np.ones(200))
+    assert check_cover(short, curve) < limit
