@@ -123,7 +123,7 @@ def test_products_and_calibrated_frames_have_the_bits_of_a_folder(remote, local,
 
     found = [*build(remote, [], Config(), threads), *calibrate(remote, [], Config().calibrate, threads)]
     assert not [error for _, one in found for error in one.errors]
-    assert made == ["R22_S11"] * 6  # the bias was not made again: gain, dark, defects, saturation and the frame were
+    assert made == ["R22_S11"] * 7  # not the bias again, but gain, dark, muons, defects, saturation and the frame
 
     expected = {p.name: (p.version, p.hash) for p in list_products(local.url)}
     assert {p.name: (p.version, p.hash) for p in list_products(remote.url)} == expected

@@ -67,6 +67,7 @@ def test_gain():
     assert found["photon transfer over 55Fe: scatter in a CCD"].measured < 2 * 1.5e-3
 
 
+@pytest.mark.slow
 def test_continuity():
     """Eight flats of a CCD: photons tell a gain to 1.2e-4, and a jump between halves of them to 2.4e-4."""
     found = by_name(continuity.measure(1, large=0, flats=8))
