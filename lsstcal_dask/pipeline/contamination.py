@@ -308,7 +308,7 @@ def _told(drift: Drift, config: ContaminationConfig) -> str:
         return f"{NOTE}whether filter {drift.band} drifted cannot be told: {drift.note}"
     since = drift.since.partition("T")[0] or "its curve was measured"
     text = f"filter {drift.band} moved by {drift.shift:+.3f} +- {drift.error:.3f} nm since {since}"
-    if abs(drift.shift) > config.drift * drift.error:
+    if abs(drift.shift) > max(config.drift * drift.error, config.least_drift):
         return f"CHROMATIC_DRIFT: {text}: measure its transmission again"
     return f"{NOTE}{text}"
 

@@ -42,6 +42,9 @@ class ContaminationConfig(BaseModel):
     reject: float = Field(5.5, gt=3, description="sigma above which structure counts: one false in a CCD of 16 Mpx")
     floor: float = Field(3e-4, gt=0, lt=0.1, description="least change that counts as dust")
     drift: float = Field(4.0, gt=2, description="sigma above which a drift of the filter is reported")
+    least_drift: float = Field(
+        0.25, ge=0, description="nm, least drift that is reported: dust all over the field looks like one of 0.1 nm"
+    )
 
 
 @dataclass(frozen=True, eq=False)
