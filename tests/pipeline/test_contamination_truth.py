@@ -110,7 +110,7 @@ def test_dust_of_the_observatory_is_found(tmp_path, compute):
         good = np.isfinite(factor) & np.isfinite(true) & (mask == 0)
         depth, left = (_without_lamp(np.where(good, one, np.nan)) for one in (np.log(true), np.log(factor / true)))
         print(band, drifts[band], "dust rms", np.nanstd(depth), "left", np.nanstd(left), pointer.remarks[:3])
-        # dust covers nearly all: lamp and drift follow some of it, and leave 6e-4 of 1.3e-3 rms with any number of flats
+        # dust covers nearly all: lamp and drift follow some of it, and leave 6e-4 of 1.3e-3 rms of any number of flats
         assert np.nanstd(left) < 0.5 * np.nanstd(depth)
 
 
