@@ -17,6 +17,7 @@ __all__ = [
     "EXPOSURE_TYPES",
     "MASK_BITS",
     "NOTE",
+    "NO_FILTER",
     "VARIABLES",
     "Variable",
     "attributes",
@@ -42,6 +43,9 @@ DIMS: Final = (
 
 EXPOSURE_TYPES: Final = ("bias", "dark", "flat", "fe55", "science", "cbp", "spot", "ppump", "sinusoid")
 """Types an exposure can have, whatever a camera's headers call them."""
+
+NO_FILTER: Final = ("none", "empty", "clear", "")
+"""Names, in small letters, that headers have for a beam without a filter."""
 
 MASK_BITS: Final = {
     "NO_DATA": 1,  # padding, missing detector, dead amplifier: takes part in nothing

@@ -1,11 +1,14 @@
 """Exposures of simulated cameras for the tests: their raw files and the truth they were made from."""
 
+import sys
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from lsstcal_dask.cli import main
 from lsstcal_dask.instrument import Frame, load_camera, write_frame
 from lsstcal_dask.instrument.assembly import split
 from lsstcal_dask.simulate import Exposure, Observatory, Settings
@@ -90,3 +93,15 @@ def expected_light(taken: Exposure) -> dict[str, np.ndarray]:
     hits, _ = cosmic_rays(SEED, SETTINGS.cosmic_rays, detector, taken.number, taken.dark_time, ROW_TIME)
     light[(hits != 0) | (light > 1e5) | (site.sensitivity(detector) < 1)] = np.nan
     return dict(zip(site.camera.amplifier_names, split(light, detector, site.camera), strict=True))
+
+
+def run_command(capsys, *arguments):
+    """Exit status of ``lsstcal`` with these arguments, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lsstcal", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as error:
+            status = error.code or 0
+    return status, capsys.readouterr()

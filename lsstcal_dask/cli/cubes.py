@@ -175,6 +175,9 @@ def contamination(
     lamp: Annotated[str, typer.Option(help="File of the broadband lamp's spectrum (FITS, ECSV).")],
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     night: Annotated[str, typer.Option(help="Night of the flats, as 2026-07-01; the last of each filter.")] = "",
+    reference: Annotated[
+        bool, typer.Option(help="Compare with broadband flats of the cube's epoch, where there are any.")
+    ] = True,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -203,8 +206,18 @@ def contamination(
             yield product_of("broadband", one), made
         if not there:
             return  # the errors of the flats say why
-        found = find_contamination(opened, band, spectrum, settings, compute, cube=cube, progress=shows_progress())
-        yield from found[1].items()
+        _, found = find_contamination(
+            opened,
+            band,
+            spectrum,
+            settings,
+            compute,
+            cube=cube,
+            night=night,
+            with_reference=reference,
+            progress=shows_progress(),
+        )
+        yield from found.items()
 
     with compute_with(scheduler, workers, memory) as compute:
         report(opened, make(compute), as_json)

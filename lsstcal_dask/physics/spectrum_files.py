@@ -14,7 +14,7 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, UnitsError
 from lsstcal_dask.physics.spectra import Curve, Spectrum, air_stretch, check_wavelengths
-from lsstcal_dask.physics.units import air_to_vacuum
+from lsstcal_dask.physics.units import air_to_vacuum, in_air
 
 __all__ = [
     "SILICON_NM",
@@ -42,7 +42,6 @@ _ALIASES: Final = {
 _SCALES: Final = (units.one, units.arcsec**2, units.s**-1 * units.m**-2, units.m**-2)
 _PER_NM: Final = (PHOTONS, units.W / units.m**2 / units.nm)
 _PER_HZ: Final = (units.W / units.m**2 / units.Hz,)
-_AIR, _VACUUM = ("air", "awav", "t_air"), ("vacuum", "vac", "wave")
 
 
 def read_spectrum(path: str | Path, **given: Any) -> Spectrum:
@@ -198,15 +197,13 @@ def _unit(table: Table, column: str, place: int, given: tuple[str, str] | None, 
 
 
 def _is_air(table: Table, given: str | None, name: str) -> bool:
-    meta = {str(key).upper(): str(value).strip().lower() for key, value in table.meta.items()}
-    said = next((meta[key] for key in ("MEDIUM", "AIRORVAC", "CTYPE1") if key in meta), None)
-    found = None if said is None else said in _AIR
-    if said is not None and said not in (*_AIR, *_VACUUM):
-        raise UnitsError(f"{name}: wavelengths in {said!r}: say air or vacuum")
+    """Whether wavelengths are in air: as the file says, or as is given, which must not contradict it."""
+    found = in_air(table.meta, name)
     if given is None:
         return bool(found)
     if given not in ("air", "vacuum"):
         raise UnitsError(f"{name}: wavelengths in {given!r}: say air or vacuum")
     if found is not None and found != (given == "air"):
+        said = "air" if found else "vacuum"
         raise UnitsError(f"{name}: wavelengths given as in {given}, the file says {said}: one of the two is wrong")
     return given == "air"

@@ -34,6 +34,9 @@ _NM: Final = 1e-9  # m
 _SHORTEST, _LONGEST = 185.0, 3000.0  # nm: where Ciddor's formula holds, and more infrared than any CCD needs
 
 
+_AIR, _VACUUM = ("air", "awav", "t_air"), ("vacuum", "vac", "wave")
+
+
 def photons_from_flambda(wavelength: np.ndarray, flux: np.ndarray) -> np.ndarray:
     """Photon flux density of an energy flux density per wavelength.
 
@@ -96,18 +99,19 @@ def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
     return vacuum
 
 
-def in_air(meta: Mapping[str, Any], what: str) -> bool:
-    """Whether the entry ``medium`` of a table's meta says that its wavelengths are those in air; vacuum without it.
+def in_air(meta: Mapping[str, Any], what: str) -> bool | None:
+    """Whether the meta of a table, or a FITS header, says that wavelengths are those in air; None where it is silent.
 
     Raises
     ------
     UnitsError
-        It says neither.
+        It says neither air nor vacuum.
     """
-    said = str(meta.get("medium", "vacuum")).strip().lower()
-    if said not in ("air", "vacuum"):
+    entries = {str(key).upper(): str(value).strip().lower() for key, value in meta.items()}
+    said = next((entries[key] for key in ("MEDIUM", "AIRORVAC", "CTYPE1") if key in entries), None)
+    if said is not None and said not in (*_AIR, *_VACUUM):
         raise UnitsError(f"{what}: wavelengths in medium {said!r}: say air or vacuum")
-    return said == "air"
+    return None if said is None else said in _AIR
 
 
 def _index(vacuum: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ its photons on the photodiode, which counts those of a broadband lamp only up to
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -15,7 +15,7 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.isr.sequence import IsrConfig
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.build import Built, image_template, run_version
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan
 from lsstcal_dask.pipeline.cubework import Bench
@@ -25,12 +25,12 @@ from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat, choose_repeats, combine_repeats
 from lsstcal_dask.products.slices import Group
 from lsstcal_dask.storage.manifests import header_digests
-from lsstcal_dask.storage.products import Pointer, Template
+from lsstcal_dask.storage.products import Pointer
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import MASK_BITS, nights
 
-__all__ = ["BROADBAND", "choose_flats", "make_broadband"]
+__all__ = ["BROADBAND", "choose_flats", "make_broadband", "night_of", "start_of"]
 
 BROADBAND: Final = "broadband"
 _MOST: Final = 12  # exposures: 0.1 GB each of an LSST CCD
@@ -54,7 +54,7 @@ def choose_flats(raw: xr.Dataset, band: str, night: str = "") -> xr.Dataset:
     kind, filters = raw["exposure_type"].values.astype(str), raw["filter"].values.astype(str)
     own = (kind == "flat") & (filters == band) & ~np.isfinite(raw["wavelength"].values)
     of = nights(raw)
-    wanted = _night(night) if night else of[own].max() if own.any() else None
+    wanted = night_of(night) if night else of[own].max() if own.any() else None
     found = np.flatnonzero(own & (of == wanted)) if wanted is not None else np.zeros(0, int)
     if not found.size:
         when = f" in the night of {night}" if night else ""
@@ -62,8 +62,13 @@ def choose_flats(raw: xr.Dataset, band: str, night: str = "") -> xr.Dataset:
     return raw.isel(exposure=found)
 
 
-def _night(text: str) -> np.datetime64:
-    """A date as a night."""
+def start_of(night: np.datetime64) -> str:
+    """Start of validity of what is measured in a night: the noon (UTC) before it, ISO."""
+    return str(np.datetime_as_string(night + np.timedelta64(12, "h"), unit="s"))
+
+
+def night_of(text: str) -> np.datetime64:
+    """A date as a night; WrongUse if it is none."""
     try:
         return np.datetime64(date.fromisoformat(text))
     except ValueError:
@@ -105,7 +110,7 @@ def make_broadband(
     charge = raw["photodiode"].values.astype(float)
     known = np.isfinite(charge).all() and (charge > 0).all()
     photons = charge / charge.mean() if known else np.ones(len(names))
-    start = str(np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s"))
+    start = start_of(nights(raw).min())
     group = Group(float("nan"), names, photons.tolist(), float("nan"), float("nan"), float("nan"), start, 0.0)
     sensors, failed = plan.sensors(raw)
     if not sensors:
@@ -127,15 +132,8 @@ def make_broadband(
         failed=dict(failed),
         remarks=plan.remarks,
     )
-    amplifiers = np.array(store.camera.amplifier_names, object)
-    ny, nx = store.camera.image_shape
-    coords: dict[str, Any] = {
-        "detector": (("detector",), np.array(list(sensors), object)),
-        "amplifier": (("amplifier",), amplifiers),
-    }
-    sizes = {"detector": len(sensors), "amplifier": len(amplifiers), "y": ny, "x": nx}
-    template = Template(_OUTPUTS, sizes, coords, {"product": pointer.name, "filter": band})
-    source = raw[["detector"]]
+    attrs = {"product": pointer.name, "filter": band}
+    template, source = image_template(store.camera, list(sensors), _OUTPUTS, attrs)
     work = dict.fromkeys(sensors, (_combined, (raw, store.url, settings, plan.isr, job)))
     return run_version(store.url, pointer, template, source, work, compute, progress)
 

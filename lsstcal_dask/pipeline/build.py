@@ -18,8 +18,8 @@ from lsstcal_dask.errors import (
     WorkerLost,
     WrongUse,
 )
-from lsstcal_dask.instrument import Detector
-from lsstcal_dask.mapping import AmplifierResults, Opaque
+from lsstcal_dask.instrument import Camera, Detector
+from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.readout import Readout, noted, readouts, warm_remarks
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
@@ -41,7 +41,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Built", "Validity", "build", "failures", "run_version", "unusable"]
+__all__ = ["Built", "Validity", "build", "failures", "image_template", "run_version", "unusable"]
 
 
 @dataclass(frozen=True)
@@ -332,6 +332,17 @@ def unusable(remarks: Sequence[str]) -> str:
     """Why nothing of a detector can be used: what its amplifiers said first, if they said anything."""
     said = next(iter(remarks), "none of its values is a number: look at what it is made of with 'lsstcal show'")
     return f"no usable amplifier: {said}"
+
+
+def image_template(
+    camera: Camera, detectors: Sequence[str], outputs: Mapping[str, Output], attrs: Mapping[str, Any]
+) -> tuple[Template, xr.Dataset]:
+    """Shape of a product of images of some CCDs, and their names as the source that `run_version` divides by CCD."""
+    names = {"detector": np.array(detectors, object), "amplifier": np.array(camera.amplifier_names, object)}
+    ny, nx = camera.image_shape
+    sizes = {**{dim: len(values) for dim, values in names.items()}, "y": ny, "x": nx}
+    template = Template(outputs, sizes, {dim: ((dim,), list(values)) for dim, values in names.items()}, attrs)
+    return template, xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
 
 
 def failures(what: str, failed: Mapping[str, str]) -> list[str]:

@@ -24,14 +24,14 @@ from lsstcal_dask.instrument.geometry import ccd_to_focal
 from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum
-from lsstcal_dask.pipeline.broadband import BROADBAND
-from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.broadband import BROADBAND, night_of, start_of
+from lsstcal_dask.pipeline.build import Built, image_template, run_version
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
-from lsstcal_dask.pipeline.upstream import read_upstream
+from lsstcal_dask.pipeline.upstream import read_upstream, usable
 from lsstcal_dask.products.contamination import (
     Cells,
     ContaminationConfig,
@@ -46,7 +46,7 @@ from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amp
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.statistics.starlet import bin_weighted, spread
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, Template, open_product
+from lsstcal_dask.storage.products import Pointer, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
@@ -88,15 +88,17 @@ def find_contamination(
     compute: Compute,
     *,
     cube: str = "flats",
+    night: str = "",
     with_reference: bool = True,
     progress: bool = False,
 ) -> tuple[list[Drift], dict[str, Built]]:
-    """Compare the newest broadband flats of some filters with the cube, and publish the factor of dust of each.
+    """Compare broadband flats of some filters with the cube, and publish the factor of dust of each.
 
     Parameters
     ----------
     bands : filters, two or more to tell what is gray.
     lamp : spectrum of the broadband lamp.
+    night : of the flats, as 2026-07-01; the newest of each filter by default.
     with_reference : False to compare with the flat of the cube in any case.
 
     Raises
@@ -107,7 +109,7 @@ def find_contamination(
         A band has no broadband flat, or as `make_weights` and `fit_lamp`.
     """
     check_bands(bands)
-    compared = [_band(store, band, lamp, config.synthesis, cube) for band in bands]
+    compared = [_band(store, (band, night), lamp, config.synthesis, cube) for band in bands]
     if not with_reference:
         compared = [replace(one, reference=None) for one in compared]
     detectors = _common(compared)
@@ -127,13 +129,17 @@ def check_bands(bands: Sequence[str]) -> None:
         raise WrongUse(f"contamination: filter {twice} is there twice: name each once; two or more tell what is gray")
 
 
-def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:
+def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:
+    """What is compared of a filter in a night, or in the last."""
+    band, night = which
     upstream, name = read_upstream(store.url), product_of(BROADBAND, band)
-    known = [
-        p for p in upstream.pointers if p.name == name and p.verdict != "FAIL" and p.version not in upstream.outdated
-    ]
-    if not known:
-        raise InsufficientInputs(f"contamination: there is no broadband flat of filter {band}: take flats through it")
+    known = usable(upstream, name)
+    own = [p for p in known if not night or p.valid_from == start_of(night_of(night))]
+    if not own:
+        when = f" in the night of {night}" if night else ""
+        raise InsufficientInputs(
+            f"contamination: there is no broadband flat of filter {band}{when}: take flats through it"
+        )
     passband = read_passband(store, band)
     if passband is None:
         raise InsufficientInputs("contamination: flats without a filter have no band: name filters")
@@ -143,18 +149,18 @@ def _band(store: Store, band: str, lamp: Spectrum, config: SynthesisConfig, cube
     weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
-    return _Band(band, known[-1], _reference(known, found), task, cube_inputs(found, upstream))
+    return _Band(band, own[-1], _reference(own[-1], known, found), task, cube_inputs(found, upstream))
 
 
-def _reference(known: Sequence[Pointer], cube: Cube) -> Pointer | None:
-    """The flat nearest in time to a cube, if it is another than the last."""
+def _reference(measured: Pointer, known: Sequence[Pointer], cube: Cube) -> Pointer | None:
+    """Of the flats that are known the nearest in time to a cube, if it is of another night than the measured one."""
     epoch = np.median(np.array([one.time for one in cube.pointer.slots], "datetime64[s]").astype(np.int64))
 
     def away(pointer: Pointer) -> float:
         return float(abs(np.datetime64(pointer.valid_from, "s").astype(np.int64) - epoch))
 
     nearest = min(known, key=away)
-    return nearest if nearest.valid_from != known[-1].valid_from else None
+    return nearest if nearest.valid_from != measured.valid_from else None
 
 
 def _moved(passband: Nearby, by: float) -> Nearby:
@@ -279,23 +285,15 @@ def _publish(
                 "headers": one.made_of["headers"] | one.measured.inputs["headers"],
                 "upstream": {**one.made_of["upstream"], "broadband": others},
                 "cube": cube,
-                "lamp": digest([lamp.coefficients.tolist() for lamp in lamps]),
+                "lamp": digest([[*lamp.coefficients.tolist(), lamp.drift] for lamp in lamps]),
             },
             configuration=config.contamination.model_dump(mode="json"),
             software=software(),
             failed={},
             remarks=[_told(drift, config.contamination)],
         )
-        ny, nx = store.camera.image_shape
-        amplifiers = np.array(store.camera.amplifier_names, object)
-        names: dict[str, Any] = {"detector": np.array(detectors, object), "amplifier": amplifiers}
-        template = Template(
-            _OUTPUTS,
-            {"detector": len(detectors), "amplifier": len(amplifiers), "y": ny, "x": nx},
-            {dim: ((dim,), values) for dim, values in names.items()},
-            {"product": name, "filter": one.band, "drift_nm": drift.shift, "drift_error_nm": drift.error},
-        )
-        source = xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
+        attrs = {"product": name, "filter": one.band, "drift_nm": drift.shift, "drift_error_nm": drift.error}
+        template, source = image_template(store.camera, detectors, _OUTPUTS, attrs)
         shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
         work = dict.fromkeys(detectors, (_dust_of, (shared, i)))
         made[name] = run_version(store.url, pointer, template, source, work, compute, progress)

@@ -1,7 +1,7 @@
 """Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,31 +14,30 @@ from lsstcal_dask.mapping import AmplifierResults
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
-from lsstcal_dask.pipeline.build import Built, Validity, run_version
-from lsstcal_dask.pipeline.fringes import Fringed, fringes_for, noon_before
+from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
+from lsstcal_dask.pipeline.fringes import FRINGES, Fringed, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.passbands import store_passband
 from lsstcal_dask.pipeline.sky import sky_of_visit
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
-from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.pipeline.upstream import Upstream, read_upstream, usable
 from lsstcal_dask.products.sky import SkySettings
 from lsstcal_dask.products.sky_time import SkyVariation
 from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, Template, open_product
+from lsstcal_dask.storage.products import Pointer, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import input_names
-from lsstcal_dask.variables import NOTE
+from lsstcal_dask.variables import NO_FILTER, NOTE
 
 __all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_lamp", "read_passband", "sky_of", "source_of"]
 
 FLAT_FNU: Final = "flat-fnu"
 """Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
 
-_UNFILTERED: Final = ("none", "")
 _WHOLE_NM: Final = (250.0, 1300.0)
 
 
@@ -51,7 +50,6 @@ class Wanted:
     source: Source
     cube: str = "flats"
     dust: bool = True  # with that of the time at which it begins to be valid, where it is known
-    about: Mapping[str, Any] = field(default_factory=dict)  # what else determines it, for the record
 
 
 def product_of(kind: str, band: str) -> str:
@@ -76,7 +74,7 @@ def read_passband(store: Store, band: str) -> Nearby | None:
     InsufficientInputs
         The store has no curves of it.
     """
-    if band in _UNFILTERED:
+    if band.lower() in NO_FILTER:
         return None
     known = [name.removeprefix("filter-") for name in input_names(store.url) if name.startswith("filter-")]
     if band not in known:
@@ -142,10 +140,13 @@ def make_flat(
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
     made_of, start = cube_inputs(cube, upstream), validity.valid_from or noon_before(cube)
-    fringed, told = fringes_for(store, source, weights, scan, start)
+    layers = usable(upstream, FRINGES, start)[-1:]
+    fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
     dust, remarks = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
     if dust:
         made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
+    if fringed:
+        made_of["upstream"]["fringes"] = {FRINGES: f"{fringed.version}/"}
     opener = CubeOpener(store.url, wanted.cube, cube.pointer.number)
     task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config)
     detectors = _measured(cube)
@@ -161,23 +162,15 @@ def make_flat(
             "contamination": f"{dust.name}/{dust.version}" if dust else "",
             **made_of,
             "fringes": fringed.version if fringed else "",
-            **wanted.about,
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
         failed={},
         remarks=[told] * bool(told) + remarks,
     )
-    names: dict[str, Any] = {"detector": np.array(detectors, object)}
-    names["amplifier"] = np.array(cube.layout.amplifiers, object)
-    ny, nx = store.camera.image_shape
-    template = Template(
-        outputs={var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance},
-        sizes={"detector": len(detectors), "amplifier": len(cube.layout.amplifiers), "y": ny, "x": nx},
-        coords={dim: ((dim,), values) for dim, values in names.items()},
-        attrs={"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band},
-    )
-    places = xr.Dataset(coords={dim: (dim, values) for dim, values in names.items()})
+    outputs = {var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance}
+    attrs = {"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band}
+    template, places = image_template(store.camera, detectors, outputs, attrs)
     found = (store.url, dust.name, dust.version) if dust else None
     work = dict.fromkeys(detectors, (_flat_of, (task, found, fringed)))
     return run_version(store.url, pointer, template, places, work, compute, progress)
@@ -223,10 +216,7 @@ def _contamination(wanted: Wanted, cube: str, start: str, upstream: Upstream) ->
     if not wanted.dust:
         return None, []
     name = product_of("contamination", wanted.band)
-    known = [
-        p for p in upstream.pointers if p.name == name and p.verdict != "FAIL" and p.version not in upstream.outdated
-    ]
-    valid = [p for p in known if p.valid_from <= start and (not p.valid_until or start < p.valid_until)]
+    valid = usable(upstream, name, start)
     if own := [p for p in valid if p.inputs.get("cube") == cube]:
         return own[-1], [f"{NOTE}with {name} {own[-1].version}, found from {own[-1].valid_from} on"]
     if valid:

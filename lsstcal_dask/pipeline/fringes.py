@@ -13,8 +13,10 @@ from lsstcal_dask.mapping import AmplifierResults
 from lsstcal_dask.physics.etalon import Mirrors
 from lsstcal_dask.physics.etalon_table import Line, Span
 from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source
+from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.etalon_fit import FEWEST
 from lsstcal_dask.products.etalon_slices import (
     BEAMS,
@@ -28,7 +30,7 @@ from lsstcal_dask.products.fringe_flat import FringeTable, Layers, fringe_table
 from lsstcal_dask.products.fringe_light import Response, fringing_share, light_of, light_of_flats, slices_suffice
 from lsstcal_dask.products.weights import Scan, Weights, without
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
+from lsstcal_dask.storage.products import Pointer, Template, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
@@ -71,6 +73,7 @@ def make_fringes(
         inputs={
             "cube": f"{cube}/{found.pointer.number}",
             "slices": digest([found.pointer.slots[k].hash for k in scanned.places]),
+            **cube_inputs(found, read_upstream(store.url)),
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
@@ -178,24 +181,24 @@ def _ends(maps: xr.DataArray) -> tuple[float, float]:
     return low - _MARGIN, high + _MARGIN
 
 
-def fringes_for(store: Store, source: Source, weights: Weights, scan: Scan, time: str) -> tuple[Fringed | None, str]:
-    """What gives a flat of weights its fringes from a time on, and a remark that says what is done; empty if nothing.
+def fringes_for(
+    store: Store, layers: Pointer | None, source: Source, weights: Weights, scan: Scan
+) -> tuple[Fringed | None, str]:
+    """What gives a flat of weights its fringes by layers, and a remark that says what is done; empty if nothing.
 
     None where the light does not fringe, where its slices tell the fringes themselves, or where layers are not known.
     """
-    known = [p for p in list_products(store.url, FRINGES) if p.verdict != "FAIL" and p.valid_from <= time]
-    config = EtalonConfig.model_validate(known[-1].configuration) if known else EtalonConfig()
+    config = EtalonConfig.model_validate(layers.configuration) if layers else EtalonConfig()
     ends = (config.first, float(scan.wavelength[-1]))
     place = float(np.mean(scan.x)), float(np.mean(scan.y))
     if fringing_share(weights, place, ends) < _DARK:
         return None, ""
     if slices_suffice(scan, ends, float(np.mean(config.silicon))):
         return None, f"{NOTE}fringes are those of the slices of the cube, near enough to tell them for any spectrum"
-    if not known:
+    if layers is None:
         return None, (
             f"{NOTE}fringes are those that the slices of the cube happen to have: 'lsstcal fringes {store.url}' finds "
             "the layers that make them"
         )
-    pointer = known[-1]
-    found = Fringed(store.url, pointer.version, config.beam, source, scan, weights)
-    return found, f"{NOTE}fringes are those of the source, by {FRINGES}/{pointer.version}, not those of the slices"
+    found = Fringed(store.url, layers.version, config.beam, source, scan, weights)
+    return found, f"{NOTE}fringes are those of the source, by {FRINGES}/{layers.version}, not those of the slices"

@@ -61,6 +61,13 @@ def built(upstream: Upstream, name: str) -> bool:
     return any(pointer.name == name for pointer in upstream.pointers)
 
 
+def usable(upstream: Upstream, name: str, time: str = "") -> list[Pointer]:
+    """Products of a name that did not fail and that nothing has outdated, valid at a time (ISO, UTC) if it is given."""
+    known = [p for p in upstream.pointers if p.name == name and p.verdict != "FAIL"]
+    known = [p for p in known if p.version not in upstream.outdated]
+    return [p for p in known if not time or (p.valid_from <= time and (not p.valid_until or time < p.valid_until))]
+
+
 def find_upstream(
     upstream: Upstream,
     name: str,

@@ -7,7 +7,7 @@ were asked for.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,11 +15,9 @@ import xarray as xr
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
-from lsstcal_dask.variables import NOTE, nights
+from lsstcal_dask.variables import NO_FILTER, NOTE, nights
 
 __all__ = ["Group", "Line", "group_flats", "jumps", "mean_response"]
-
-_NO_FILTER: Final = ("none", "empty", "clear", "")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def group_flats(
     dark = diode.dark_current * np.asarray(raw["exposure_time"].values, float)
     reasons = useless_charges(names, np.asarray(raw["photodiode"].values, float), dark)
     for name, label in zip(names, raw["filter"].values, strict=True):
-        if str(label).lower() not in _NO_FILTER:
+        if str(label).lower() not in NO_FILTER:
             reasons[name] = f"filter {label} is in the beam"
     lines, remarks = _with_numbers(lines, names, config)
     for name, nm in zip(names, asked, strict=True):

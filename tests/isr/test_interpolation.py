@@ -8,28 +8,13 @@ from hypothesis import strategies as st
 from lsstcal_dask.instrument import Amplifier, Box, Detector
 from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate, predict
+from lsstcal_dask.pipeline.closed.interpolation import covariance, patterns
 from lsstcal_dask.variables import MASK_BITS
 
 BAD, SATURATED, COSMIC, NO_DATA, FILLED = (
     MASK_BITS[name] for name in ("BAD", "SATURATED", "COSMIC_RAY", "NO_DATA", "INTERPOLATED")
 )
 NOTHING_LOST = np.zeros((20, 20), bool)
-
-
-def covariance(places, sigma):
-    apart = ((places[:, None] - places) ** 2).sum(axis=-1)
-    return np.exp(-apart / (4 * sigma**2))
-
-
-def patterns(n=20):
-    """Single pixel, column, pair of columns, cluster, bleed of three columns; all in a field of n x n."""
-    found = {name: np.zeros((n, n), bool) for name in ("pixel", "column", "columns", "cluster", "trail")}
-    found["pixel"][10, 10] = True
-    found["column"][:, 10] = True
-    found["columns"][:, 10:12] = True
-    found["cluster"][9:12, 9:12] = True
-    found["trail"][4:16, 9:12] = True
-    return found
 
 
 @pytest.mark.parametrize("name", patterns())

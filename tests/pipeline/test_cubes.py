@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.table import vstack
+from making import run_command as run
 from making_cubes import expected_light, flats, later, new_store, observatory, take
 
-from lsstcal_dask.cli import main
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.units import vacuum_to_air
@@ -474,17 +474,6 @@ def test_a_cube_needs_flats_a_photodiode_and_products(tmp_path, threads):
     write_table(mine.url, "inputs/photodiode", table)
     with pytest.raises(UnitsError, match="column responsivity is in mA / W: give it in A / W"):
         make_cube(mine, "c", "i2", CONFIG, threads)
-
-
-def run(capsys, *arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lsstcal", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as error:
-            status = error.code or 0
-    return status, capsys.readouterr()
 
 
 def test_the_command_makes_lists_and_shows(store, tmp_path, capsys):

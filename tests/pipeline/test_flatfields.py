@@ -19,11 +19,11 @@ from lsstcal_dask.errors import (
     WrongUse,
 )
 from lsstcal_dask.physics.spectra import from_photons
-from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband
+from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband, night_of, start_of
 from lsstcal_dask.pipeline.build import Validity, unusable
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.config import Config
-from lsstcal_dask.pipeline.contamination import find_contamination
+from lsstcal_dask.pipeline.contamination import _reference, find_contamination
 from lsstcal_dask.pipeline.cubes import make_cube
 from lsstcal_dask.pipeline.flatfields import (
     Wanted,
@@ -312,3 +312,24 @@ def test_reasons_and_pictures_name_what_there_is(store, tmp_path):
     own = {"raw": False, "version": None, "variable": None, "detector": None, "amplifier": None}
     with pytest.raises(CalibrationError, match="cube flats has no slice near 900 nm: choose --wavelength from 51"):
         show_picture(store, "flats", tmp_path / "x.png", {**own, "wavelength": 900.0})
+
+
+def test_flats_of_a_night_are_compared_with_those_of_the_cubes_epoch(store):
+    """The reference is the flat nearest to the cube, if it is of another night than the measured one."""
+    cube = read_cube(store.url, "flats")  # of 2026-07-11
+    nights = ["2026-06-01", "2026-07-10", "2026-09-01"]
+    known = [Pointer("broadband-r", f"{night}T12:00:00", {}, {}, {}, {}, []) for night in nights]
+    assert _reference(known[2], known, cube) is known[1]
+    assert _reference(known[1], known, cube) is None
+    assert _reference(known[0], known, cube) is known[1]
+    assert start_of(night_of("2026-07-10")) == known[1].valid_from
+
+
+def test_a_night_without_flats_is_named(store, compute):
+    make_broadband(store, "r", CONFIG, compute)
+    with pytest.raises(InsufficientInputs, match="no broadband flat of filter r in the night of 2026-07-02"):
+        find_contamination(store, ["r"], lamp(), CONFIG, compute, night="2026-07-02")
+
+
+def test_a_beam_without_a_filter_has_many_names(store):
+    assert [read_passband(store, name) for name in ("none", "Clear", "empty", "")] == [None] * 4

@@ -1,13 +1,12 @@
 """Layers of a store's CCD from its cube, and flats that get the fringes of their source by them."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
+from making import run_command as run
 from making_cube import SLOPE, make_cube, response
 
-from lsstcal_dask.cli import main
 from lsstcal_dask.errors import CalibrationError, DegenerateSolution
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.assembly import assemble, split
@@ -15,8 +14,9 @@ from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.build import Validity
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import Wanted, make_flat
-from lsstcal_dask.pipeline.fringes import fringes_for, make_fringes
+from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, make_fringes
 from lsstcal_dask.pipeline.synthesis import Source, scan_of
+from lsstcal_dask.pipeline.upstream import read_upstream, usable
 from lsstcal_dask.products.fringe_light import fringing_share, slices_suffice
 from lsstcal_dask.products.weights import Scan, make_weights
 from lsstcal_dask.simulate.etalon import Fringing, fringe_map
@@ -74,17 +74,6 @@ def made(tmp_path_factory, threads):
     return store, plain, built
 
 
-def run(capsys, *arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lsstcal", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as error:
-            status = error.code or 0
-    return status, capsys.readouterr()
-
-
 def test_layers_are_published(made):
     """Silicon but for whole fringes, glue with its mean: a hundredth of a fringe, in the orientation of the readout."""
     store, _, built = made
@@ -133,8 +122,10 @@ def test_light_that_does_not_fringe_keeps_its_flat(made, threads):
         fringing_share(weights, CCD.center_mm, (900.0, 1036.0)),
     )
     assert own == pytest.approx((0, 1))
-    assert fringes_for(store, Source(SKY, line), weights, scan, "2026-08-01")[0] is not None
-    found, why = fringes_for(store, Source(SKY, line), weights, scan, "2026-06-01")  # before layers were known
+    known = usable(read_upstream(store.url), FRINGES, "2026-08-01")
+    assert fringes_for(store, known[-1], Source(SKY, line), weights, scan)[0] is not None
+    assert not usable(read_upstream(store.url), FRINGES, "2026-06-01")
+    found, why = fringes_for(store, None, Source(SKY, line), weights, scan)  # before layers were known
     assert found is None
     assert "lsstcal fringes" in why
 
