@@ -45,7 +45,7 @@ _STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache line
 _WIDEST: Final = 4 * _STRIP
 _CACHE: Final = 4096  # floats of a strip of all exposures that fill half of a first-level cache
 _AHEAD: Final = 512  # pixels between those being read and those that memory is asked for
-_PICKED: Final = _WIDEST + 2 * LANES  # pixels that wait to be clipped, and rubbish behind them
+_PICKED: Final = _STRIP + 2 * LANES  # pixels that wait to be clipped, and rubbish behind them
 
 
 _U = np.uint64
@@ -65,46 +65,54 @@ class Model(NamedTuple):
 
 
 @inlined
-def _calibrate(flat, f, o, c, plane, p, rows, at, width, size, new):
-    """Put a strip of one exposure into the blocks of ``rows``, ``size`` floats each, or add it to them.
-
-    The last vector reaches beyond the strip, but not beyond the stack.
-    """
-    if f + (width + _U(LANES - 1)) // _U(LANES) * _U(LANES) <= _U(flat.size):
-        for x in range(_U(0), width, _U(LANES)):
-            fetch(flat, f + x + _U(_AHEAD))
-            v = (load_counts(flat, f + x) - spread(o) - get(plane, p + x)) * spread(c)
-            put(rows, at, v if new else get(rows, at) + v)
-            at += size
-    else:
-        for x in range(_U(0), width):
-            v = ((_F(flat[f + x]) - o) - plane[p + x]) * c
-            to = at + x // _U(LANES) * size + x % _U(LANES)
-            rows[to] = v if new else rows[to] + v
+def _calibrate(flat, f, o, c, plane, p, rows, at, size, first, last, new):
+    """Put vectors of one exposure into the blocks of ``rows``, ``size`` floats each, or add them to what is there."""
+    for x in range(first, last, _U(LANES)):
+        fetch(flat, f + x + _U(_AHEAD))
+        v = load_counts(flat, f + x) - spread(o)
+        if plane.size:
+            v = v - get(plane, p + x)
+        v = v * spread(c)
+        to = at + x // _U(LANES) * size
+        put(rows, to, v if new else get(rows, to) + v)
 
 
 @inlined
-def _load(flat, places, offset, plane, scale, strip, size, rows):
+def _calibrate_last(flat, f, o, c, plane, p, rows, at, size, width, new):
+    """Do so pixel by pixel: the last vector would reach beyond the stack."""
+    for x in range(_U(0), width):
+        v = _F(flat[f + x]) - o
+        if plane.size:
+            v = v - plane[p + x]
+        to = at + x // _U(LANES) * size + x % _U(LANES)
+        rows[to] = v * c if new else rows[to] + v * c
+
+
+@inlined
+def _load(flat, edges, begins, levels, factors, plane, strip, size, rows):
     """Calibrate a strip of every exposure into ``rows``, averaging the exposures of a run."""
-    starts, edges, step = places
-    y, x0, width, p = strip
+    x0, width, p = strip
+    whole = (width + _U(LANES - 1)) // _U(LANES) * _U(LANES)
     for run in range(_U(0), _U(len(edges) - 1)):
-        first, end = _U(edges[run]), _U(edges[run + _U(1)])
-        for i in range(first, end):
-            f, o, c = _U(starts[i] + y * step + x0), offset[i, y], scale[i] / _F(end - first)
-            _calibrate(flat, f, o, c, plane, p, rows, run * _U(LANES), width, size, i == first)
+        for i in range(_U(edges[run]), _U(edges[run + _U(1)])):
+            f, o, c, at, new = begins[i] + x0, levels[i], factors[i], run * _U(LANES), i == _U(edges[run])
+            if f + whole > _U(flat.size):
+                _calibrate_last(flat, f, o, c, plane, p, rows, at, size, width, new)
+            elif width == _U(_STRIP):  # a loop whose length is known is none
+                _calibrate(flat, f, o, c, plane, p, rows, at, size, _U(0), _U(_STRIP), new)
+            else:
+                _calibrate(flat, f, o, c, plane, p, rows, at, size, _U(0), whole, new)
 
 
 @inlined
-def _load_any(flats, places, calibration, strip, size, rows):
+def _load_any(flats, edges, begins, levels, factors, plane, strip, size, rows):
     """Do so for counts of any type."""
-    offset, plane, scale = calibration
     if flats[0].size:
-        _load(flats[0], places, offset, plane, scale, strip, size, rows)
+        _load(flats[0], edges, begins, levels, factors, plane, strip, size, rows)
     elif flats[1].size:
-        _load(flats[1], places, offset, plane, scale, strip, size, rows)
+        _load(flats[1], edges, begins, levels, factors, plane, strip, size, rows)
     else:
-        _load(flats[2], places, offset, plane, scale, strip, size, rows)
+        _load(flats[2], edges, begins, levels, factors, plane, strip, size, rows)
 
 
 @inlined
@@ -330,13 +338,17 @@ def _compile(version: int) -> Callable[..., Any]:
         terms, start = calibration
         k, rounds, unclip = clip
         limit = k if rounds > 0 else _F(np.inf)
-        starts, edges, _ = places
+        starts, edges, step = places
         ny, nx = shape
         n = len(edges) - 1
         block = -(-n // BLOCK) * BLOCK
         size = _U(block * LANES)
-        room = max(min(_CACHE // n, _WIDEST) // _STRIP, 1) * _STRIP  # pixels of a strip
-        rows = np.full(room * block, _F(np.inf))  # exposures from n on stay +inf
+        rows = np.full(_STRIP * block, _F(np.inf))  # exposures from n on stay +inf
+        begins, levels, factors = np.empty(edges[n], np.uint64), np.empty(edges[n], np.float32), np.empty(edges[n], np.float32)
+        offset, plane, scale = terms
+        for i in range(n):
+            for j in range(edges[i], edges[i + 1]):
+                factors[j] = scale[j] / _F(edges[i + 1] - edges[i])
         picked = np.zeros(_PICKED * (n + 4), np.float32)
         work = np.full(LANES * (2 * block + 1), _F(np.inf))
         put(work, _U(LANES * 2 * block), spread(_F(-np.inf)))
@@ -348,10 +360,11 @@ def _compile(version: int) -> Callable[..., Any]:
         sizes[n] = starts.size
         found = _U(0)
         for y in range(ny):
-            for x0 in range(0, nx, room):
-                width, first = min(room, nx - x0), _U(y * nx + x0)
-                p = first if terms[1].size >= ny * nx + LANES else _U(x0)
-                _load_any(flats, places, terms, (y, x0, _U(width), p), size, rows)
+            for i in range(len(begins)):
+                begins[i], levels[i] = starts[i] + y * step, offset[i, y]
+            for x0 in range(0, nx, _STRIP):
+                width, first = min(_STRIP, nx - x0), _U(y * nx + x0)
+                _load_any(flats, edges, begins, levels, factors, plane, (_U(x0), _U(width), first), size, rows)
                 for x in range(_U(0), _U(width), _U(LANES)):
                     at = x * _U(block)
                     error, reach, mark, place = zero, zero, zero, first + x
@@ -370,7 +383,7 @@ def _compile(version: int) -> Callable[..., Any]:
                     ends = first_centre, reach, count, numbered(place)
                     found = _pick(rows, at, n, mark, ends, picked, found)
                     _store(results, place, centre, error, count)
-                last = y == ny - 1 and x0 + room >= nx
+                last = y == ny - 1 and x0 + _STRIP >= nx
                 left = _U(0 if last else LANES - 1)
                 found = _finish(picked, found, left, n, method, model, clip, again, results)
 
