@@ -30,22 +30,23 @@ from lsstcal_dask.statistics.vectors import (
     number,
     number_set,
     numbered,
+    permuted,
     put,
     put_counts,
-    put_some,
+    packed,
     spread,
     sqrt,
     tally,
 )
 
-__all__ = ["DTYPES", "LANES", "MEDIAN", "MODEL", "SAMPLE", "Model", "run"]
+__all__ = ["DTYPES", "LANES", "MEDIAN", "MODEL", "SAMPLE", "STRIP", "Model", "run"]
 
 MEDIAN, SAMPLE, MODEL = 0, 1, 2
-_STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache lines, for none may be needed twice
-_WIDEST: Final = 4 * _STRIP
+STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache lines, for none may be needed twice
+_WIDEST: Final = 4 * STRIP
 _CACHE: Final = 4096  # floats of a strip of all exposures that fill half of a first-level cache
 _AHEAD: Final = 512  # pixels between those being read and those that memory is asked for
-_PICKED: Final = _STRIP + 2 * LANES  # pixels that wait to be clipped, and rubbish behind them
+_ENDS: Final = 3  # what is kept of a pixel that waits to be clipped, besides its values
 
 
 _U = np.uint64
@@ -65,22 +66,21 @@ class Model(NamedTuple):
 
 
 @inlined
-def _calibrate(flat, f, o, c, plane, p, rows, at, size, first, last, new):
-    """Put vectors of one exposure into the blocks of ``rows``, ``size`` floats each, or add them to what is there."""
-    for x in range(first, last, _U(LANES)):
+def _calibrate(flat, f, o, c, plane, p, rows, at, size, new):
+    """Put a strip of one exposure into the blocks of ``rows``, ``size`` floats each, or add it to what is there."""
+    for x in range(_U(0), _U(STRIP), _U(LANES)):
         fetch(flat, f + x + _U(_AHEAD))
         v = load_counts(flat, f + x) - spread(o)
         if plane.size:
             v = v - get(plane, p + x)
-        v = v * spread(c)
         to = at + x // _U(LANES) * size
-        put(rows, to, v if new else get(rows, to) + v)
+        put(rows, to, v * spread(c) if new else get(rows, to) + v * spread(c))
 
 
 @inlined
-def _calibrate_last(flat, f, o, c, plane, p, rows, at, size, width, new):
-    """Do so pixel by pixel: the last vector would reach beyond the stack."""
-    for x in range(_U(0), width):
+def _calibrate_last(flat, f, o, c, plane, p, rows, at, size, new):
+    """Do so pixel by pixel, where a strip reaches beyond the stack."""
+    for x in range(_U(0), min(_U(STRIP), _U(flat.size) - f)):
         v = _F(flat[f + x]) - o
         if plane.size:
             v = v - plane[p + x]
@@ -89,30 +89,29 @@ def _calibrate_last(flat, f, o, c, plane, p, rows, at, size, width, new):
 
 
 @inlined
-def _load(flat, edges, begins, levels, factors, plane, strip, size, rows):
+def _load(flat, exposures, plane, x0, p, size, rows):
     """Calibrate a strip of every exposure into ``rows``, averaging the exposures of a run."""
-    x0, width, p = strip
-    whole = (width + _U(LANES - 1)) // _U(LANES) * _U(LANES)
-    for run in range(_U(0), _U(len(edges) - 1)):
-        for i in range(_U(edges[run]), _U(edges[run + _U(1)])):
-            f, o, c, at, new = begins[i] + x0, levels[i], factors[i], run * _U(LANES), i == _U(edges[run])
-            if f + whole > _U(flat.size):
-                _calibrate_last(flat, f, o, c, plane, p, rows, at, size, width, new)
-            elif width == _U(_STRIP):  # a loop whose length is known is none
-                _calibrate(flat, f, o, c, plane, p, rows, at, size, _U(0), _U(_STRIP), new)
-            else:
-                _calibrate(flat, f, o, c, plane, p, rows, at, size, _U(0), whole, new)
+    begins, levels, factors, runs = exposures
+    many = _U(len(begins))
+    if begins[many - _U(1)] + x0 + _U(STRIP) <= _U(flat.size):
+        for i in range(_U(0), many):
+            at, new = runs[i] >> _U(1), runs[i] & _U(1)
+            _calibrate(flat, begins[i] + x0, levels[i], factors[i], plane, p, rows, at, size, new)
+    else:
+        for i in range(_U(0), many):
+            at, new = runs[i] >> _U(1), runs[i] & _U(1)
+            _calibrate_last(flat, begins[i] + x0, levels[i], factors[i], plane, p, rows, at, size, new)
 
 
 @inlined
-def _load_any(flats, edges, begins, levels, factors, plane, strip, size, rows):
+def _load_any(flats, exposures, plane, x0, p, size, rows):
     """Do so for counts of any type."""
     if flats[0].size:
-        _load(flats[0], edges, begins, levels, factors, plane, strip, size, rows)
+        _load(flats[0], exposures, plane, x0, p, size, rows)
     elif flats[1].size:
-        _load(flats[1], edges, begins, levels, factors, plane, strip, size, rows)
+        _load(flats[1], exposures, plane, x0, p, size, rows)
     else:
-        _load(flats[2], edges, begins, levels, factors, plane, strip, size, rows)
+        _load(flats[2], exposures, plane, x0, p, size, rows)
 
 
 @inlined
@@ -137,21 +136,23 @@ def _high(a, b):
 
 
 @inlined
-def _moments(rows, at, n, step, pivot, half, shift):
-    """Count what lies within ``half`` of the pivot, and sum it and its square about ``pivot + shift``."""
-    count, total, squares = spread(_F(0)), spread(_F(0)), spread(_F(0))
+def _moments(rows, at, n, pivot, half, shift, one):
+    """Count what lies within ``half`` of the pivot, sum it and its square about ``pivot + shift``; its extremes."""
+    zero = spread(_F(0))
+    count, total, squares, lowest, highest = zero, zero, zero, zero, zero
     for i in range(n):
-        d = get(rows, at + _U(i) * step) - pivot
+        d = get(rows, at + _U(i * LANES)) * one - pivot
         kept = abs(d) <= half
-        d = (d - shift) & kept
+        d = (d * one - shift) & kept
         count = tally(count, kept)
-        total += d
+        total = d * one + total
         squares += d * d
-    return number(count), total, squares
+        lowest, highest = _low(d, lowest), _high(d, highest)
+    return (number(count), total, squares), (lowest, highest)
 
 
 @inlined
-def _about_mean(rows, at, n, step, pivot, half, sums):
+def _about_mean(rows, at, n, pivot, half, sums, one):
     """Mean less pivot, sum of squares about the mean, 1/count.
 
     Where the pivot was too far from the mean for float32 the sums are taken again about the mean.
@@ -161,7 +162,7 @@ def _about_mean(rows, at, n, step, pivot, half, sums):
     far = spread(_F(0.999)) * squares * count < total * total  # false where nothing is left
     if any_set(far):
         shift = choose(far, total / count, shift)
-        _, again, spare = _moments(rows, at, n, step, pivot, half, shift)
+        (_, again, spare), _ = _moments(rows, at, n, pivot, half, shift, one)
         total, squares = choose(far, again, total), choose(far, spare, squares)
     each = spread(_F(1)) / count
     offset = total * each
@@ -183,7 +184,7 @@ def _error(squares, count, each, unclip):
 
 
 @inlined
-def _whole_sample(rows, at, n, gaps, k, unclip):
+def _whole_sample(rows, at, n, gaps, k, unclip, one):
     """Mean of all values, its variance, their number; where there is something to clip, and to what interval.
 
     The pivot is the middle one of three values, rarely an outlier.
@@ -194,47 +195,41 @@ def _whole_sample(rows, at, n, gaps, k, unclip):
     pivot = choose(abs(guess) < spread(_F(1e30)), guess, zero)
     count, total, squares, lowest, highest = zero, zero, zero, zero, zero
     for i in range(n):
-        d = get(rows, at + _U(i * LANES)) - pivot
+        d = get(rows, at + _U(i * LANES)) * one - pivot
         if gaps:
             good = abs(d) <= huge
             d = d & good
             count = tally(count, good)
-        total += d
+        total = d * one + total
         squares += d * d
         lowest, highest = _low(d, lowest), _high(d, highest)
     count = number(count) if gaps else spread(_F(n))
     sums = count, total, squares
-    offset, squares, each = _about_mean(rows, at, n, _U(LANES), pivot, huge, sums)
+    offset, squares, each = _about_mean(rows, at, n, pivot, huge, sums, one)
     reach = _reach(pivot, offset, squares, each, k)
     mark = (lowest < offset - reach) | (offset + reach < highest)
     return pivot + offset, _error(squares, count, each, unclip), count, mark, reach
 
 
 @inlined
-def _clip_sample(rows, at, n, step, k, rounds, unclip):
+def _clip_sample(rows, at, n, k, rounds, unclip, one):
     """Clip at ``k`` sample deviations about the mean, ``rounds`` times; mean, its variance, survivors.
 
     Intervals only shrink. The pivot is the middle of the interval, so that one comparison tells what is in
     it. A pixel whose survivors stay the same is left alone: the result does not depend on its neighbours.
     """
-    pivot, half, before = (
-        get(rows, at + _U(n) * step),
-        get(rows, at + _U(n + 1) * step),
-        get(rows, at + _U(n + 2) * step),
-    )
+    pivot, half = get(rows, at + _U(n * LANES)), get(rows, at + _U((n + 1) * LANES))
     for turn in range(rounds):
-        count, total, squares = _moments(rows, at, n, step, pivot, half, spread(_F(0)))
-        sums = count, total, squares
-        offset, squares, each = _about_mean(rows, at, n, step, pivot, half, sums)
-        changed = count != before
-        if turn == rounds - 1 or not any_set(changed):
-            break
+        sums, (lowest, highest) = _moments(rows, at, n, pivot, half, spread(_F(0)), one)
+        offset, squares, each = _about_mean(rows, at, n, pivot, half, sums, one)
         reach = _reach(pivot, offset, squares, each, k)
+        changes = (lowest < offset - reach) | (offset + reach < highest)
+        if turn == rounds - 1 or not any_set(changes):
+            break
         low, high = _high(offset - reach, spread(_F(0)) - half), _low(offset + reach, half)
-        pivot = choose(changed, pivot + spread(_F(0.5)) * (low + high), pivot)
-        half = choose(changed, spread(_F(0.5)) * (high - low), half)
-        before = count
-    return pivot + offset, _error(squares, count, each, unclip), count
+        pivot = choose(changes, pivot + spread(_F(0.5)) * (low + high), pivot)
+        half = choose(changes, spread(_F(0.5)) * (high - low), half)
+    return pivot + offset, _error(squares, sums[0], each, unclip), sums[0]
 
 
 @inlined
@@ -252,7 +247,7 @@ def _whole_model(rows, at, centre, model, k):
 
 
 @inlined
-def _clip_model(rows, at, step, centre, model, k, rounds, unclip):
+def _clip_model(rows, at, centre, model, k, rounds, unclip):
     """Weighted mean within ``k`` model sigma of the centre, then of that mean; its variance, survivors.
 
     The first centre may have a variance of its own, ``slack``.
@@ -263,7 +258,7 @@ def _clip_model(rows, at, step, centre, model, k, rounds, unclip):
         level, own = _high(zero, centre), model.slack if turn == 0 else _F(0)
         count, total, weights = zero, zero, zero
         for i in range(model.read.size):
-            d = get(rows, at + _U(i) * step) - centre
+            d = get(rows, at + _U(i * LANES)) - centre
             if model.poisson.size:
                 variance = spread(model.read[i]) + spread(model.poisson[i]) * level
                 kept = d * d < spread(k * k) * (variance + spread(own))
@@ -291,40 +286,39 @@ def _store(results, at, centre, error, count):
 
 
 @inlined
-def _pick(rows, at, n, mark, terms, picked, found):
-    """Put the marked pixels behind those picked before, as columns of n values, centre, half-width, number, place."""
-    if not any_set(mark):
-        return found
-    to = found
-    for i in range(_U(0), _U(n)):
-        put_some(picked, to, get(rows, at + i * _U(LANES)), mark)
-        to += _U(_PICKED)
-    centre, reach, count, place = terms
-    put_some(picked, to, centre, mark)
-    put_some(picked, to + _U(_PICKED), reach, mark)
-    put_some(picked, to + _U(2 * _PICKED), count, mark)
-    put_some(picked, to + _U(3 * _PICKED), place, mark)
-    return found + number_set(mark)
+def _pick(rows, at, n, ends, index, mine, picked, to):
+    """Put lanes, in the order of an index, where the mask is set: n values, centre, half-width and place.
+
+    Only whole vectors are stored, for one that reaches into a second cache line takes several times as long.
+    """
+    for i in range(_U(0), _U(n * LANES), _U(LANES)):
+        v = choose(mine, permuted(get(rows, at + i), index), get(picked, to + i))
+        put(picked, to + i, v + spread(_F(0)))  # + 0: else a masked store, several cycles on AMD
+    for i in range(_ENDS):
+        last = to + _U((n + i) * LANES)
+        put(picked, last, choose(mine, permuted(ends[i], index), get(picked, last)))
 
 
 @inlined
-def _finish(picked, found, most, n, method, model, clip, spare, results):
-    """Clip pixels picked until not more than ``most`` are left; give how many are."""
-    k, rounds, unclip = clip
-    where, step = picked.view(np.uint32), _U(_PICKED)
-    while found > most:
-        size = min(found, _U(LANES))
-        found -= size
-        if method == SAMPLE:
-            centre, error, count = _clip_sample(picked, found, n, step, k, rounds, unclip)
-        else:
-            centre = get(picked, found + _U(n) * step)
-            centre, error, count = _clip_model(picked, found, step, centre, model, k, rounds, unclip)
-        _store(spare, _U(0), centre, error, count)
-        for lane in range(size):
-            to = where[found + _U(n + 3) * step + lane]
-            results[0][to], results[1][to], results[2][to] = spare[0][lane], spare[1][lane], spare[2][lane]
-    return found
+def _finish(picked, at, size, n, method, model, clip, spare, results):
+    """Clip the first pixels of a vector that was picked."""
+    k, rounds, unclip, one = clip
+    where = picked.view(np.uint32)
+    if method == SAMPLE:
+        centre, error, count = _clip_sample(picked, at, n, k, rounds, unclip, spread(one))
+    else:
+        centre = get(picked, at + _U(n * LANES))
+        centre, error, count = _clip_model(picked, at, centre, model, k, rounds, unclip)
+    _store(spare, _U(0), centre, error, count)
+    for lane in range(size):
+        to = where[at + _U((n + _ENDS - 1) * LANES) + lane]
+        results[0][to], results[1][to], results[2][to] = spare[0][lane], spare[1][lane], spare[2][lane]
+
+
+@inlined
+def _line(line):
+    """Place where a cache line begins."""
+    return (_U(64) - line.ctypes.data % _U(64)) % _U(64) // _U(4)
 
 
 def _compile(version: int) -> Callable[..., Any]:
@@ -336,56 +330,70 @@ def _compile(version: int) -> Callable[..., Any]:
         _ = version
         flats, places, gaps = counts
         terms, start = calibration
-        k, rounds, unclip = clip
+        k, rounds, unclip, unit = clip
         limit = k if rounds > 0 else _F(np.inf)
         starts, edges, step = places
         ny, nx = shape
         n = len(edges) - 1
         block = -(-n // BLOCK) * BLOCK
         size = _U(block * LANES)
-        rows = np.full(_STRIP * block, _F(np.inf))  # exposures from n on stay +inf
-        begins, levels, factors = np.empty(edges[n], np.uint64), np.empty(edges[n], np.float32), np.empty(edges[n], np.float32)
+        rows = np.full(STRIP * block + LANES, _F(np.inf))  # exposures from n on stay +inf
+        picked = np.zeros((2 * (n + _ENDS) + 1) * LANES, np.float32)
+        rows, picked = rows[_line(rows) :], picked[_line(picked) :]
+        many = edges[n]
+        begins, levels, factors = np.empty(many, np.uint64), np.empty(many, np.float32), np.empty(many, np.float32)
+        runs = np.empty(many, np.uint64)  # place in ``rows``, and whether an exposure is the first there
         offset, plane, scale = terms
         for i in range(n):
             for j in range(edges[i], edges[i + 1]):
                 factors[j] = scale[j] / _F(edges[i + 1] - edges[i])
-        picked = np.zeros(_PICKED * (n + 4), np.float32)
+                runs[j] = 2 * LANES * i + (j == edges[i])
+        exposures = begins, levels, factors, runs
+        waits, found, room = _U(0), _U(0), _U((n + _ENDS) * LANES)
         work = np.full(LANES * (2 * block + 1), _F(np.inf))
         put(work, _U(LANES * 2 * block), spread(_F(-np.inf)))
-        lane, zero = number(numbered(_U(0))), spread(_F(0))
+        lane, zero, one = number(numbered(_U(0))), spread(_F(0)), spread(unit)
         again = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint16)
         sizes = np.empty(n + 1, np.float32)
         for i in range(n):
             sizes[i] = edges[i + 1] - edges[i]
         sizes[n] = starts.size
-        found = _U(0)
         for y in range(ny):
-            for i in range(len(begins)):
+            for i in range(many):
                 begins[i], levels[i] = starts[i] + y * step, offset[i, y]
-            for x0 in range(0, nx, _STRIP):
-                width, first = min(_STRIP, nx - x0), _U(y * nx + x0)
-                _load_any(flats, edges, begins, levels, factors, plane, (_U(x0), _U(width), first), size, rows)
+            for x0 in range(0, nx, STRIP):
+                width, first = min(STRIP, nx - x0), _U(y * nx + x0)
+                _load_any(flats, exposures, plane, _U(x0), first, size, rows)
                 for x in range(_U(0), _U(width), _U(LANES)):
                     at = x * _U(block)
                     error, reach, mark, place = zero, zero, zero, first + x
                     if method == SAMPLE:
-                        centre, error, count, mark, reach = _whole_sample(rows, at, n, gaps, limit, unclip)
+                        centre, error, count, mark, reach = _whole_sample(rows, at, n, gaps, limit, unclip, one)
                         first_centre = centre
                     else:
                         centre, count = _first_centre(rows, at, n, gaps, steps, work, sizes, start, place)
                         first_centre = centre
                         if method == MODEL and model.poisson.size:
-                            centre, error, count = _clip_model(rows, at, _U(LANES), centre, model, k, rounds, unclip)
+                            centre, error, count = _clip_model(rows, at, centre, model, k, rounds, unclip)
                         elif method == MODEL:
                             centre, mark = _whole_model(rows, at, centre, model, k)
                             error = spread(unclip / model.total)
-                    mark = mark & (lane < spread(_F(width - x)))
-                    ends = first_centre, reach, count, numbered(place)
-                    found = _pick(rows, at, n, mark, ends, picked, found)
                     _store(results, place, centre, error, count)
-                last = y == ny - 1 and x0 + _STRIP >= nx
-                left = _U(0 if last else LANES - 1)
-                found = _finish(picked, found, left, n, method, model, clip, again, results)
+                    mark = mark & (lane < spread(_F(width - x)))
+                    last = place + _U(LANES) >= _U(ny * nx)
+                    if any_set(mark):
+                        ends, chosen = (first_centre, reach, numbered(place)), packed(numbered(_U(0)), mark)
+                        index, free = permuted(chosen, numbered(_U(0) - found)), spread(_F(found)) <= lane
+                        _pick(rows, at, n, ends, index, free, picked, waits)
+                        before, found = found, found + number_set(mark)
+                        if found >= _U(LANES):  # of these some begin the other vector
+                            index = permuted(chosen, numbered(_U(LANES) - before))
+                            _pick(rows, at, n, ends, index, lane == lane, picked, room - waits)
+                            _finish(picked, waits, _U(LANES), n, method, model, clip, again, results)
+                            waits, found = room - waits, found - _U(LANES)
+                    if last:
+                        _finish(picked, waits, found, n, method, model, clip, again, results)
+                        found = _U(0)
 
     return run
 

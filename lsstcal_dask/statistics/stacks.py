@@ -204,7 +204,7 @@ def _combine(
         medians.plan(runs),
         kernels.Model(read, poisson, weight, root, weight.sum(), root.max(), np.float32(slack)),
         method,
-        (np.float32(reach), rounds, np.float32(1 / shrink)),
+        (np.float32(reach), rounds, np.float32(1 / shrink), np.float32(1)),
         (ny, nx),
         (value, variance, frames),
     )
@@ -244,7 +244,7 @@ def _f4(array: NDArray[Any]) -> NDArray[np.float32]:
 
 def _padded(image: NDArray[Any]) -> NDArray[np.float32]:
     """Pixels as one line that the last vector of a row may reach beyond."""
-    return np.pad(image.reshape(-1), (0, kernels.LANES)).astype(np.float32, copy=False)
+    return np.pad(image.reshape(-1), (0, kernels.STRIP)).astype(np.float32, copy=False)
 
 
 def lines(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]:

@@ -45,10 +45,11 @@ __all__ = [
     "number",
     "number_set",
     "numbered",
+    "packed",
+    "permuted",
     "prefetch",
     "put",
     "put_counts",
-    "put_some",
     "splat",
     "spread",
     "sqrt",
@@ -70,9 +71,11 @@ VECTOR: Final = _Vector(f"vector of {LANES} float32")
 FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _BITS: Final = ir.VectorType(ir.IntType(32), LANES)
 _INDEX: Final = ir.IntType(32)
-_FIRST: Final = [[_INDEX(i) for i in sorted(range(8), key=lambda i: not bits >> i & 1)] for bits in range(256)]
 _FEATURES: Final = getattr(config, "CPU_FEATURES", None)  # what the user has asked for
-_AVX2: Final = get_host_cpu_features().get("avx2", False) if _FEATURES is None else "+avx2" in _FEATURES
+_AVX2, _AVX512 = (
+    get_host_cpu_features().get(name, False) if _FEATURES is None else f"+{name}" in _FEATURES
+    for name in ("avx2", "avx512f")
+)
 LINE: Final = types.float32[::1]
 
 
@@ -220,30 +223,46 @@ def number_set(builder, mask):
     return builder.zext(builder.ctpop(bits), ir.IntType(64))
 
 
-@emitted(types.void, LINE, types.uint64, VECTOR, VECTOR)
-def put_some(builder, line, at, vector, mask):
-    """Store the lanes where the mask is set side by side, from a place on; rubbish follows for at most a vector."""
+@emitted(VECTOR, VECTOR, VECTOR)
+def packed(builder, vector, mask):
+    """Lanes where the mask is set side by side, rubbish behind them."""
     truth = _truth(builder, mask)
-    if not _AVX2:  # slow
-        whole = ir.FunctionType(FLOATS, [FLOATS, truth.type, FLOATS])
-        name = f"llvm.experimental.vector.compress.v{LANES}f32"
-        function = cgutils.get_or_insert_function(builder.module, whole, name)
-        some = builder.call(function, [vector, truth, ir.Constant(FLOATS, ir.Undefined)])
-        builder.store(some, address(builder, line, at), align=4)
-        return
-    half, index = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_INDEX, 8)
-    whole = ir.FunctionType(half, [half, index])
+    whole = ir.FunctionType(FLOATS, [FLOATS, truth.type, FLOATS])
+    name = f"llvm.experimental.vector.compress.v{LANES}f32"
+    function = cgutils.get_or_insert_function(builder.module, whole, name)
+    return builder.call(function, [vector, truth, ir.Constant(FLOATS, ir.Undefined)])
+
+
+@emitted(VECTOR, VECTOR, VECTOR)
+def permuted(builder, vector, index):
+    """Lanes in the order of an index, integers of 32 bits of which the last four bits count."""
+    index = builder.bitcast(index, _BITS)
+    if _AVX512:
+        whole = ir.FunctionType(FLOATS, [FLOATS, _BITS])
+        function = cgutils.get_or_insert_function(builder.module, whole, "llvm.x86.avx512.permvar.sf.512")
+        return builder.call(function, [vector, index])
+    if _AVX2:
+        return _permuted_halves(builder, vector, index)
+    result = ir.Constant(FLOATS, ir.Undefined)
+    for lane in range(LANES):
+        source = builder.and_(builder.extract_element(index, _INDEX(lane)), _INDEX(LANES - 1))
+        result = builder.insert_element(result, builder.extract_element(vector, source), _INDEX(lane))
+    return result
+
+
+def _permuted_halves(builder: Any, vector: Any, index: Any) -> Any:
+    """Write what AVX2 has for that: instructions that permute eight lanes by the last three bits."""
+    half, eight = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_INDEX, 8)
+    whole = ir.FunctionType(half, [half, eight])
     permute = cgutils.get_or_insert_function(builder.module, whole, "llvm.x86.avx2.permps")
-    table = ir.Constant(ir.ArrayType(index, 256), [ir.Constant(index, row) for row in _FIRST])
-    first = cgutils.global_constant(builder, "some", table)
-    bits = builder.bitcast(truth, ir.IntType(LANES))
-    for start in range(0, LANES, 8):
-        lanes = ir.Constant(index, [_INDEX(lane) for lane in range(start, start + 8)])
-        part = builder.trunc(builder.lshr(bits, bits.type(start)), ir.IntType(8))
-        row = builder.gep(first, [_INDEX(0), builder.zext(part, _INDEX)])
-        some = builder.call(permute, [builder.shuffle_vector(vector, vector, lanes), builder.load(row, align=32)])
-        builder.store(some, address(builder, line, at, half), align=4)
-        at = builder.add(at, builder.zext(builder.ctpop(part), at.type))
+    lanes = [ir.Constant(eight, [_INDEX(lane) for lane in range(start, start + 8)]) for start in (0, 8)]
+    low, high = (builder.shuffle_vector(vector, vector, half) for half in lanes)
+    parts = []
+    for half in lanes:
+        part = builder.shuffle_vector(index, index, half)
+        upper = builder.icmp_signed("!=", builder.and_(part, eight([8] * 8)), eight([0] * 8))
+        parts.append(builder.select(upper, builder.call(permute, [high, part]), builder.call(permute, [low, part])))
+    return builder.shuffle_vector(*parts, ir.Constant(_BITS, list(range(LANES))))
 
 
 @emitted(VECTOR, types.uint64)
