@@ -14,9 +14,10 @@ The relative variance of an exposure is ``c**2 + v**2 / m + e**2 / m**2``: c, v,
 likelihood (the -2 sum ln w of SITCOMTN-148), each divided by one less its leverage.
 
 The spline has more knots than any curve needs and a penalty on its second derivative, that of a curve whose slope
-wanders as it goes (Wahba 1983, J. R. Stat. Soc. B 45, 133). How far it wanders, `Model.bend`, follows from the ladder
-by the restricted likelihood. So the error holds what the exposures leave open, and no choice of few knots hides what
-a spline cannot follow: that is a third of the error of one chosen by cross-validation.
+wanders as it goes (`bending`). How far it wanders, `Model.bend`, and over which reach it does not change its mind,
+`Model.length`, follow from the ladder by the restricted likelihood. So the error holds what the exposures leave open,
+and no choice of few knots hides what a spline cannot follow: that is a third of the error of one chosen by
+cross-validation.
 """
 
 from dataclasses import dataclass, replace
@@ -25,27 +26,25 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline
+
+from lsstcal_dask.products.bending import Model, log_width, penalty, spline_columns, spline_model
 
 __all__ = [
     "Ladder",
-    "Model",
     "Nuisance",
     "Solution",
     "choose_model",
     "clusters",
     "noise_model",
     "solve",
-    "spline_columns",
-    "spline_model",
     "steps",
 ]
 
 Floats = NDArray[np.float64]
 
 _ORDER: Final = 3  # of the drift: Legendre polynomials in time
-_KNOTS: Final = 48  # they crowd towards the faint end: between them no curve wanders by a tenth of its error
 _BENDS: Final = np.exp(np.linspace(-2.5, 2.5, 11))  # over the expected one, that are tried
+_LENGTHS: Final = (0.03, 0.1, 0.3, 1.0)  # of the top, that are tried
 _CORNERS: Final = 60  # places tried for a corner
 _TURNS: Final = 40  # at most, of the terms of the noise, until
 _AGREES: Final = 0.01  # a term changes no variance by more than that
@@ -80,19 +79,6 @@ class Nuisance:
     temperature: float = 2e-3  # 1/K, of the gain
     shutter: float = 1e-3  # s, by which the detector sees the lamp longer than the photodiode
     bend: float = 0.02  # change of the slope of S from dark to the highest level, to a factor of e
-
-
-@dataclass(frozen=True)
-class Model:
-    """Where the spline has knots, to which level it goes, and where its corner is, in adu; no corner: NaN.
-
-    ``bend`` is the rms change of the slope of S from dark to ``top``, the strength of the penalty.
-    """
-
-    knots: tuple[float, ...]
-    top: float
-    corner: float = float("nan")
-    bend: float = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,38 +132,6 @@ def clusters(light: Floats, gap: float = 0.01) -> NDArray[np.int64]:
     found = np.empty(len(light), np.int64)
     found[order] = np.concatenate([[0], np.cumsum(np.diff(light[order]) > gap * light[order][:-1])])
     return found
-
-
-def spline_columns(model: Model, level: Floats) -> Floats:
-    """Cubic B-splines (n, k) that are zero at level 0, the corner after them; straight beyond the top."""
-    ends = np.r_[[0.0] * 4, model.knots, [model.top] * 4]
-    inside = np.clip(level, 0.0, model.top)
-    columns = BSpline.design_matrix(inside, ends, 3).toarray()[:, 1:]
-    if np.any(level > model.top):
-        last = BSpline(ends, np.eye(len(ends) - 4), 3).derivative()(model.top)[1:]
-        columns += np.maximum(level - model.top, 0.0)[:, None] * last
-    if np.isfinite(model.corner):
-        columns = np.column_stack([columns, np.maximum(level - model.corner, 0.0)])
-    return np.asarray(columns)
-
-
-def spline_model(top: float, corner: float = np.nan, bend: float = Model.bend) -> Model:
-    """Spline up to a level ``top``, adu, with all its knots."""
-    return Model(tuple(top * (np.arange(1, _KNOTS + 1) / (_KNOTS + 1)) ** 2), top, corner, bend)
-
-
-def _penalty(model: Model) -> Floats:
-    """Rows whose sum of squares with the spline's parameters is ``top integral of S''**2 / bend**2``; no corner in it.
-
-    Two nodes between knots are exact: the second derivative is straight there.
-    """
-    edges = np.r_[0.0, model.knots, model.top]
-    half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
-    level, width = np.r_[middle - half / np.sqrt(3), middle + half / np.sqrt(3)], np.r_[half, half]
-    ends = np.r_[[0.0] * 4, model.knots, [model.top] * 4]
-    second = BSpline(ends, np.eye(len(ends) - 4), 3).derivative(2)(level)[:, 1:]
-    rows = second * np.sqrt(width * model.top)[:, None] / model.bend
-    return np.column_stack([rows, np.zeros(len(rows))]) if np.isfinite(model.corner) else rows
 
 
 def _nuisance(ladder: Ladder, light: Floats, prior: Nuisance) -> list[Floats]:
@@ -240,8 +194,8 @@ def _columns(ladder: Ladder, model: Model, prior: Nuisance) -> _Columns:
     one_each = light[:, None] * (ladder.group[:, None] == np.arange(1, groups))
     design = np.column_stack([-spline, one_each, *others])
     free, total = spline.shape[1] + groups - 1, design.shape[1]
-    penalty, width = _penalty(model), np.eye(total)[free:]
-    smooth = np.pad(penalty, ((0, 0), (0, total - spline.shape[1])))
+    bent, width = penalty(model), np.eye(total)[free:]
+    smooth = np.pad(bent, ((0, 0), (0, total - spline.shape[1])))
     return _Columns(light, design, np.vstack([smooth, width]), spline.shape[1])
 
 
@@ -312,33 +266,33 @@ def choose_model(ladder: Ladder, variance: Floats, prior: Nuisance) -> Solution:
     corner = _corner(ladder, smooth.model, variance, prior)
     if np.isnan(corner):
         return smooth
-    kinked = _bent(ladder, spline_model(top, corner), variance, prior)
+    kinked = _bent(ladder, replace(smooth.model, corner=corner), variance, prior)
     return kinked if kinked.score < smooth.score - _WORTH else smooth
 
 
 def _bent(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> Solution:
-    """Solution with the bend of greatest restricted likelihood, times that of the expected one.
+    """Solution with bend and length of greatest restricted likelihood, times that of the expected bend.
 
     The top of the parabola through the best of `_BENDS` and its neighbours is taken.
     """
     trials = np.log(_BENDS)
-    cost = np.array([trial**2 + _likelihood(ladder, _bend(model, prior, trial), variance, prior) for trial in trials])
+    models = [[replace(model, bend=prior.bend * bend, length=length) for bend in _BENDS] for length in _LENGTHS]
+    costs = np.array([[_likelihood(ladder, one, variance, prior) for one in row] for row in models]) + trials**2
+    place = int(costs.min(axis=1).argmin())
+    cost, length = costs[place], _LENGTHS[place]
     best = int(np.clip(cost.argmin(), 1, len(cost) - 2))
     (low, middle, high), step = cost[best - 1 : best + 2], trials[1] - trials[0]
     away = (low - high) / 2 / max(low - 2 * middle + high, 1e-9)
-    return solve(ladder, _bend(model, prior, trials[best] + step * float(np.clip(away, -1, 1))), variance, prior)
-
-
-def _bend(model: Model, prior: Nuisance, logarithm: float) -> Model:
-    return replace(model, bend=prior.bend * float(np.exp(logarithm)))
+    bend = prior.bend * float(np.exp(trials[best] + step * np.clip(away, -1, 1)))
+    return solve(ladder, replace(model, bend=bend, length=length), variance, prior)
 
 
 def _likelihood(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> float:
-    """Minus twice the logarithm of the restricted likelihood of a bend, to a constant: a line has no penalty."""
+    """Minus twice the logarithm of the restricted likelihood of a penalty, to a constant: a line has none."""
     it = _problem(ladder, model, variance, prior)
     chi2 = float(np.sum(it.target**2) - np.sum((it.q.T @ it.target) ** 2))
     determinant = 2 * float(np.log(np.abs(np.diag(it.r)) * it.scale).sum())
-    return chi2 + determinant + 2 * (len(model.knots) + 2) * float(np.log(model.bend))
+    return chi2 + determinant + log_width(model)
 
 
 def _corner(ladder: Ladder, model: Model, variance: Floats, prior: Nuisance) -> float:

@@ -33,6 +33,7 @@ _STALE: Final = 3  # exposures of different times that report the very same char
 _DISAGREE: Final = 0.1  # relative, between photodiode and signal: far more than any amplifier bends
 _LEVEL: Final = 0.05  # relative, between levels that count as different
 _FLAT: Final = 0.9  # growth of signal with light, relative to that of the faint ones: less is a full well
+_SAME: Final = 5.0  # known errors of the signal, by which two that are the same may differ
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,10 @@ def _odd(ladder: Ladder) -> np.ndarray:
 
 
 def plateau(ladder: Ladder) -> np.ndarray:
-    """Exposures (n,) in which the signal no longer follows the light: from a full well on."""
+    """Exposures (n,) in which the signal no longer follows the light: from a full well on.
+
+    Of the highest level that still seems to follow it, those are full that are as bright as full ones.
+    """
     found = np.zeros(len(ladder.light), bool)
     for group in np.unique(ladder.group):
         here = np.flatnonzero(ladder.group == group)
@@ -282,5 +286,7 @@ def plateau(ladder: Ladder) -> np.ndarray:
             (growth < _FLAT * faint) & (signal[1:] > 0.3 * signal.max()) & (lowest > 0.9 * signal[:-1])
         )
         if len(above):
-            found[here] = number > above[0]
+            full = number > above[0]
+            least = ladder.signal[here][full].min() - _SAME * ladder.floor[here]
+            found[here] = full | (number == above[0]) & (ladder.signal[here] >= least)
     return found

@@ -12,16 +12,15 @@ from lsstcal_dask.errors import CalibrationError, DegenerateSolution
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
+from lsstcal_dask.products.bending import Model, spline_model
 from lsstcal_dask.products.curvefit import (
     Ladder,
-    Model,
     Nuisance,
     Solution,
     choose_model,
     clusters,
     noise_model,
     solve,
-    spline_model,
     steps,
 )
 from lsstcal_dask.products.ladder import find_rungs, flat_means, full_level, make_ladder, plateau
@@ -128,7 +127,8 @@ def _fit(ladder: Ladder, use: np.ndarray, clip: float, prior: Nuisance) -> tuple
     """Model, noise and outliers in turn."""
     part = ladder.take(use)
     variance = 1e-8 + (part.floor / part.signal) ** 2 + 1e-3 / part.signal / max(np.sqrt(len(part.signal)), 1)
-    found = solve(part, spline_model(float(part.signal.max()), bend=prior.bend), variance, prior)
+    first = replace(spline_model(float(part.signal.max())), bend=prior.bend)
+    found = solve(part, first, variance, prior)
     for _ in range(_ROUNDS):
         variance = noise_model(part, found.model, prior, variance)
         found = choose_model(part, variance, prior)
@@ -141,8 +141,7 @@ def _fit(ladder: Ladder, use: np.ndarray, clip: float, prior: Nuisance) -> tuple
                 raise DegenerateSolution(
                     f"of {len(wild)} flats most contradict each other: photodiode and signal have nothing in common"
                 )
-            model = spline_model(float(part.signal.max()), found.model.corner, found.model.bend)
-            found = solve(part, model, variance, prior)
+            found = solve(part, spline_model(float(part.signal.max()), found.model), variance, prior)
     return solve(part, found.model, noise_model(part, found.model, prior, variance), prior), use
 
 
@@ -202,7 +201,8 @@ def _below(model: Model, part: Ladder) -> Model:
     """The model without its highest knots, so that it cannot follow a few levels that begin to saturate."""
     top = float(part.signal.max())
     knots = tuple(knot for knot in model.knots if knot < _STIFF * top)
-    return Model(knots, top, model.corner if model.corner < _STIFF * top else np.nan, model.bend)
+    corner = model.corner if model.corner < _STIFF * top else np.nan
+    return replace(model, knots=knots, top=top, corner=corner)
 
 
 def _turnoff(ladder: Ladder, bad: np.ndarray, found: Solution) -> float:

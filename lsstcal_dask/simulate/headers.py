@@ -11,12 +11,12 @@ from lsstcal_dask.simulate.observatory import Observatory
 from lsstcal_dask.simulate.photodiode import photodiode_charge
 from lsstcal_dask.simulate.settings import RANGE
 
-__all__ = ["cards", "header"]
+__all__ = ["DIODE", "cards", "header"]
 
 _SEQUENCER: Final = "simulated.seq"
 """The program by which every CCD is read."""
 
-_DIODE: Final = 1e5
+DIODE: Final = 1e5
 """Pixels that would together receive as much light from the screen as the photodiode beside it."""
 
 
@@ -42,7 +42,7 @@ def _charge(seed: int, settings: Any, exposure: Exposure) -> float:
     source = exposure.source
     if not isinstance(source, Lamp | Projection | Sinusoid):
         return float("nan")
-    share = _DIODE if isinstance(source, Lamp) else settings.projector.diode_share
+    share = DIODE if isinstance(source, Lamp) else settings.projector.diode_share
     total = source.rate * exposure.exposure_time * share * lamp_brightness(seed, settings.lamp_drift, exposure)
     if np.isfinite(source.wavelength):
         wavelength, photons = np.array([laser_centre(seed, settings.laser, exposure)]), np.array([total])

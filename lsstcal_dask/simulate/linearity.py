@@ -4,7 +4,7 @@ With A the true signal above the bias in adu (electrons over gain), the channel 
 ``m(A) = A (1 + s(A) + l(A)) - d max(0, A - A_b)``, whose inverse is the curve L that a calibration looks for:
 
 - s, smooth: some random Fourier modes in ``1 - exp(-A / scale)``, less their value at zero;
-- l, low light: ``bump x exp(1 - x)``, x = A / bump_level, greatest at that level;
+- l, low light: ``bump x exp(1 - x)``, x = A / bump_level, greatest there, or least;
 - d, a change of slope at A_b.
 
 Gauge: m(0) = 0 and m'(0) = 1 exactly, so the gain is the slope of electrons against adu for little light.
@@ -37,7 +37,7 @@ class Nonlinearity(Effect):
     scale: float = Field(60e3, gt=100)  # adu
     break_level: float = Field(40e3, gt=100)  # adu
     break_slope: float = Field(0.002, ge=0, le=0.1)  # d, median of the channels: each has 0.5 to 1.5 times that
-    bump: float = Field(2e-4, ge=0, le=0.01)  # greatest l
+    bump: float = Field(2e-4, ge=-0.01, le=0.01)  # l where it is greatest, or least
     bump_level: float = Field(1000.0, gt=1)  # adu
 
 

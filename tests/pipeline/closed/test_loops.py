@@ -125,4 +125,5 @@ def test_deferred():
     [(linearity, {}), (saturation, {}), (crosstalk, {"repeats": 2, "exposures": 0})],
 )
 def test_the_longer_loops(loop, numbers):
+    """Two seeds: what is correlated within one, as the 300 levels of a curve that are worth ten, sets the errors."""
     assert all(near(one) for one in by_name(loop.measure(2, **numbers)).values())
