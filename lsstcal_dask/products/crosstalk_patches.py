@@ -19,7 +19,7 @@ __all__ = ["SCALE", "Patch", "Stamp", "patches"]
 
 SCALE: Final = 1e5  # electron; matrices hold signals in this unit, so that Q and Q**2 are alike
 _HEART: Final = 0.5  # of its level: spots whose parts above it overlap are fitted together
-_MANY: Final = 8  # columns, beyond which their modes are fitted
+_MANY: Final = 4  # columns, beyond which their modes are fitted
 _ALIKE: Final = 0.02  # of a column, which no mode need describe: 1e-4 of the squares of the coefficients' errors
 
 
