@@ -7,7 +7,7 @@ Memory of a task: the frames of one detector of one exposure in electrons, the s
 each amplifier the normal equations; for 3024 spots of 80 pixels 75 + 80 + 100 MB.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,17 +21,8 @@ from lsstcal_dask.errors import CalibrationError, DegenerateSolution, Insufficie
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
-from lsstcal_dask.products.crosstalk_fit import (
-    Normal,
-    Patch,
-    Solution,
-    Stamp,
-    Target,
-    add_patch,
-    enlarged,
-    patches,
-    solve,
-)
+from lsstcal_dask.products.crosstalk_fit import Normal, Solution, Targets, add_patch, enlarged, solve
+from lsstcal_dask.products.crosstalk_patches import Stamp, patches
 from lsstcal_dask.products.electrons import Channel, channel, signal
 from lsstcal_dask.products.spots import of_masks
 
@@ -54,6 +45,7 @@ OUTPUTS = {
 }
 
 _GUARD = 2  # px round a target's own spot that are not used
+_READ = 64_000_000  # bytes of stamps that are read at once
 _WIDE = 4  # px round other light of its own: cosmic rays, a second spot
 
 
@@ -63,7 +55,9 @@ class CrosstalkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     masks: tuple[str, ...] = Field(("sparse", "single"), description="masks of the projector whose exposures are used")
-    quadratic: bool = Field(True, description="measure a quadratic term where the levels of a source allow it")
+    quadratic: bool | Literal["within"] = Field(
+        True, description="measure a quadratic term where the levels of a source allow it; 'within': of one CCD only"
+    )
     ratio: float = Field(1.5, gt=1, description="of the brightest to the faintest spot of a source: allows it")
     lit: float = Field(500.0, gt=0, description="electrons above the background that no crosstalk makes")
     condition: float = Field(1e4, gt=1, description="condition number from which on sources cannot be told apart")
@@ -116,16 +110,23 @@ def significant(chi2: np.ndarray, freedom: np.ndarray, within: np.ndarray, confi
     return chance <= (order[passed[-1]] if len(passed) else -1.0)
 
 
-@dataclass
-class _Sums:
-    """What one target amplifier has gathered."""
+@dataclass(frozen=True)
+class _Target:
+    """A target amplifier that can be measured."""
 
     amplifier: Amplifier
     channel: Channel
-    place: int  # along the sources
-    normal: Normal = field(default_factory=dict)
-    nulls: list[tuple[float, float]] = field(default_factory=list)
-    rough: int = 0  # patches refused
+    source: int  # its place along the sources
+    stored: int  # along the amplifiers of the frames
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What the targets of a CCD have gathered."""
+
+    targets: list[_Target]
+    normal: Normal
+    nulls: list[np.ndarray]  # (target, 2), of each patch: see `add_patch`
 
 
 def crosstalk_amplifiers(
@@ -148,38 +149,47 @@ def crosstalk_amplifiers(
         No amplifier of the camera has a spot that can be used.
     """
     spots = _lit(products["spots"], camera)
-    own = {name: product for name, product in products.items() if name != "spots"}
-    names, remarks = source_names(camera), {}
-    targets = []
-    for amplifier in detector.amplifiers:
-        try:
-            ours = channel(amplifier, own)
-            targets.append(_Sums(amplifier, ours, names.tolist().index(f"{detector.name}/{amplifier.name}")))
-        except InsufficientInputs as error:
-            remarks[amplifier.name] = str(error)
-    counts = raw["counts"].variable
-    stored = [str(name) for name in raw["amplifier"].values]
-    bright = _levels(spots)
+    names = source_names(camera)
+    within = np.array([name.rpartition("/")[0] == detector.name for name in names])
+    faintest, brightest, repeats = _levels(spots)
+    curved = (brightest > config.ratio * faintest) & _may_curve(config.quadratic, within)
+    sums, remarks = _targets(raw, detector, names, products)
     for i in np.flatnonzero(raw["present"].values & of_masks(raw, config.masks)):
         stamps = _stamps(spots, str(raw["exposure"].values[i]))
-        lying = patches(stamps, camera.raw_shape)
-        for target in targets if lying else []:
-            one = counts[i, stored.index(target.amplifier.name)].values
-            _gather(target, one, stamps, lying, (config, bright[2]))
-    curved = (bright[1] > config.ratio * bright[0]) & config.quadratic
-    within = np.array([name.rpartition("/")[0] == detector.name for name in names])
-    for amplifier in detector.amplifiers:
-        own_sums = next((t for t in targets if t.amplifier is amplifier), None)
-        solution = solve(own_sums.normal if own_sums else {}, len(names), curved, config.condition)
-        solution, factor = enlarged(solution, own_sums.nulls if own_sums else [])
-        result = _dataset(solution, within, config)
-        result.attrs["remarks"] = _remarks(solution, own_sums, names) if own_sums else [remarks[amplifier.name]]
-        if factor > 1:
-            result.attrs["remarks"].append(
-                f"sources that were not there scatter {factor:.2f} times their errors: errors enlarged by that"
-            )
-        result.attrs["summary"] |= _quality(solution, own_sums) if own_sums else {}
-        yield amplifier.name, result
+        if stamps and sums.targets:
+            seen = _seen(raw["counts"].variable[i].values, sums.targets, stamps, config)
+            for patch in patches(stamps, camera.raw_shape, curved):
+                sums.nulls.append(add_patch(sums.normal, patch, seen, int(repeats[patch.index].max())))
+    nulls = np.stack(sums.nulls) if sums.nulls else np.zeros((0, len(sums.targets), 2))
+    for t, target in enumerate(sums.targets):
+        solution = solve(sums.normal, len(names), curved, config.condition, t)
+        yield target.amplifier.name, _result(solution, (target, nulls[:, t]), names, within, config)
+    for name, remark in remarks.items():
+        result = _dataset(solve({}, len(names), curved, config.condition), within, config)
+        result.attrs["remarks"] = [remark]
+        yield name, result
+
+
+def _targets(
+    raw: xr.Dataset, detector: Detector, names: np.ndarray, products: dict[str, xr.Dataset]
+) -> tuple[_Sums, dict[str, str]]:
+    """Nothing gathered yet by the targets of a CCD; by name, why an amplifier can be none."""
+    own = {name: product for name, product in products.items() if name != "spots"}
+    stored = [str(name) for name in raw["amplifier"].values]
+    places, found, remarks = names.tolist(), [], {}
+    for one in detector.amplifiers:
+        try:
+            ours = channel(one, own)
+        except InsufficientInputs as error:
+            remarks[one.name] = str(error)
+        else:
+            found.append(_Target(one, ours, places.index(f"{detector.name}/{one.name}"), stored.index(one.name)))
+    return _Sums(found, {}, []), remarks
+
+
+def _may_curve(quadratic: bool | str, within: np.ndarray) -> np.ndarray:
+    """(source,) bool: a quadratic term is asked for."""
+    return within if quadratic == "within" else np.full(within.shape, bool(quadratic))
 
 
 @dataclass(frozen=True)
@@ -190,25 +200,28 @@ class _Spots:
     names: np.ndarray  # (source,)
     numbers: dict[str, np.ndarray]  # spot_y, spot_x, spot_level, spot_used: NaN or False where there is none
     stamps: xr.Variable  # (exposure, detector, amplifier, y, x)
-    places: list[tuple[int, int] | None]  # detector and amplifier of a source along `stamps`
+    detector: np.ndarray  # (source,) along `stamps`; -1: not there
+    amplifier: np.ndarray  # (source,) along `stamps`
 
 
 def _lit(spots: xr.Dataset, camera: Camera) -> _Spots:
     """What ``spots`` holds, by source; raises InsufficientInputs if it is nothing."""
     there = [[str(name) for name in spots[dim].values] for dim in ("detector", "amplifier")]
-    places = [(there[0].index(d), there[1].index(a)) if d in there[0] else None for d, a in _sources(camera)]
+    at = [{name: i for i, name in enumerate(own)} for own in there]
+    detector, amplifier = np.array(
+        [[own.get(name, -1) for own, name in zip(at, key, strict=True)] for key in _sources(camera)]
+    ).T
     numbers = {}
     for name in ("spot_y", "spot_x", "spot_level", "spot_used"):
-        values = spots[name].values
-        empty = np.zeros(len(values), bool) if values.dtype == bool else np.full(len(values), np.nan)
-        numbers[name] = np.stack([empty if p is None else values[:, p[0], p[1]] for p in places], 1)
+        values = spots[name].values[:, detector, amplifier]
+        numbers[name] = np.where(detector < 0, False if values.dtype == bool else np.nan, values)
     if not numbers["spot_used"].any():
         raise InsufficientInputs(
             f"crosstalk: no spots found in {spots.sizes['exposure']} exposures: were they taken with the laser on? "
             f"See the remarks of 'spots'"
         )
     exposures = [str(name) for name in spots["exposure"].values]
-    return _Spots(exposures, source_names(camera), numbers, spots["spot"].variable, places)
+    return _Spots(exposures, source_names(camera), numbers, spots["spot"].variable, detector, amplifier)
 
 
 def _stamps(spots: _Spots, exposure: str) -> list[Stamp]:
@@ -217,17 +230,28 @@ def _stamps(spots: _Spots, exposure: str) -> list[Stamp]:
         return []
     i, found = spots.exposures.index(exposure), []
     y, x, level, used = (spots.numbers[name][i] for name in ("spot_y", "spot_x", "spot_level", "spot_used"))
-    for source in np.flatnonzero(np.isfinite(level)).tolist():
-        values = spots.stamps[(i, *spots.places[source])].values  # type: ignore[misc]
-        inside = np.isfinite(values)
-        if not inside.any():
-            raise CalibrationError(
-                f"spots of {spots.names[source]}, exposure {exposure}: the stamp is missing: build spots again"
-            )
-        ny, nx = (int(np.flatnonzero(inside.any(axis=axis))[-1]) + 1 for axis in (1, 0))
-        cut = values[:ny, :nx]
-        found.append(Stamp(source, int(y[source]), int(x[source]), cut, float(level[source]), bool(used[source])))
+    lit = np.isfinite(level)
+    each = int(np.prod(spots.stamps.shape[2:])) * spots.stamps.dtype.itemsize
+    step = max(1, _READ // each)
+    for first in range(0, spots.stamps.shape[1], step):
+        sources = np.flatnonzero(lit & (spots.detector >= first) & (spots.detector < first + step))
+        whole = spots.stamps[i, first : first + step].values[spots.detector[sources] - first, spots.amplifier[sources]]
+        inside = np.isfinite(whole)
+        height, width = (_extent(inside.any(axis=axis)) for axis in (2, 1))
+        for k, source in enumerate(sources.tolist()):
+            if not height[k]:
+                raise CalibrationError(
+                    f"spots of {spots.names[source]}, exposure {exposure}: the stamp is missing: build spots again"
+                )
+            at, cut = (int(y[source]), int(x[source])), whole[k, : height[k], : width[k]]
+            found.append(Stamp(source, *at, cut, float(level[source]), bool(used[source])))
     return found
+
+
+def _extent(filled: np.ndarray) -> list[int]:
+    """Number of pixels up to the last of each row (n, pixel) that is filled."""
+    size = filled.shape[1]
+    return np.where(filled.any(axis=1), size - filled[:, ::-1].argmax(axis=1), 0).tolist()
 
 
 def _levels(spots: _Spots) -> np.ndarray:
@@ -238,47 +262,56 @@ def _levels(spots: _Spots) -> np.ndarray:
     return np.stack([faintest, np.where(used, level, 0.0).max(0), used.sum(0)])
 
 
-def _gather(
-    target: _Sums,
-    counts: np.ndarray,
-    stamps: list[Stamp],
-    lying: list[Patch],
-    context: tuple[CrosstalkConfig, np.ndarray],
-) -> None:
-    """Add one exposure of one target."""
-    config, repeats = context
-    seen = signal(counts, target.channel, config.overscan)
-    box = target.amplifier.data
-    usable = np.isfinite(seen.electrons)
-    if target.channel.bad is not None:
-        usable &= ~target.channel.bad
-    own = next((s for s in stamps if s.source == target.place), None)
-    if own is not None:
-        hidden = np.zeros(target.amplifier.raw_shape, bool)
-        hidden[own.box] = np.isfinite(own.values)
-        usable &= ~binary_dilation(hidden, iterations=_GUARD)[box.slices]
-    lit = usable & (seen.electrons > np.median(seen.electrons[::3, ::3]) + config.lit)
-    if lit.any():
-        usable &= ~binary_dilation(lit, iterations=_WIDE)
-    one = Target(
-        target.place,
-        seen.electrons,
-        box.y0,
-        box.x0,
-        usable,
-        seen.noise,
-        seen.row_variance,
-        target.channel.plane_variance,
-        None if own is None else own.centre,
-    )
-    for patch in lying:
-        null = add_patch(target.normal, patch, one, int(max(repeats[list(patch.sources)])))
-        if null is None:
-            continue
-        if np.isnan(null[0]):
-            target.rough += 1
-        else:
-            target.nulls.append(null)
+def _seen(counts: np.ndarray, targets: list[_Target], stamps: list[Stamp], config: CrosstalkConfig) -> Targets:
+    """The targets in one exposure, ``counts`` (amplifier, y, x)."""
+    lit = {stamp.source: stamp for stamp in stamps}
+    electrons = np.zeros((len(targets), *counts.shape[1:]), np.float32)
+    usable, numbers = np.zeros(electrons.shape, bool), []
+    for t, target in enumerate(targets):
+        box, own = target.amplifier.data, lit.get(target.source)
+        seen = signal(counts[target.stored], target.channel, config.overscan)
+        electrons[(t, *box.slices)] = seen.electrons
+        good = np.isfinite(seen.electrons)
+        if target.channel.bad is not None:
+            good &= ~target.channel.bad
+        usable[(t, *box.slices)] = good
+        if own is not None:
+            usable[(t, *box.slices)] &= ~_round(own, counts.shape[1:])[box.slices]
+        bright = usable[t] & (electrons[t] > np.median(seen.electrons[::3, ::3]) + config.lit)
+        if bright.any():
+            usable[t] &= ~binary_dilation(bright, iterations=_WIDE)
+        centre = (np.nan, np.nan) if own is None else own.centre
+        numbers.append((target.source, seen.noise, seen.row_variance, target.channel.plane_variance, *centre))
+    source, noise, rows, common, y, x = np.array(numbers).T
+    return Targets(source.astype(int), electrons, usable, noise, rows, common, np.stack([y, x], 1))
+
+
+def _round(own: Stamp, shape: tuple[int, ...]) -> np.ndarray:
+    """(y, x) bool: a spot and a few pixels round it."""
+    hidden = np.zeros(shape, bool)
+    hidden[own.box] = np.isfinite(own.values)
+    return binary_dilation(hidden, iterations=_GUARD)
+
+
+def _result(
+    solution: Solution,
+    seen: tuple[_Target, np.ndarray],
+    names: np.ndarray,
+    within: np.ndarray,
+    config: CrosstalkConfig,
+) -> xr.Dataset:
+    """The product of one target, and what it says of itself; its nulls (patch, 2) are those of `add_patch`."""
+    target, nulls = seen
+    rough, nulls = int(np.isnan(nulls[:, 0]).sum()), nulls[np.isfinite(nulls[:, 1])]
+    solution, factor = enlarged(solution, nulls)
+    result = _dataset(solution, within, config)
+    result.attrs["remarks"] = _remarks(solution, target, names, (rough, len(nulls)))
+    if factor > 1:
+        result.attrs["remarks"].append(
+            f"sources that were not there scatter {factor:.2f} times their errors: errors enlarged by that"
+        )
+    result.attrs["summary"] |= _quality(solution, nulls)
+    return result
 
 
 def _dataset(solution: Solution, within: np.ndarray, config: CrosstalkConfig) -> xr.Dataset:
@@ -298,34 +331,32 @@ def _dataset(solution: Solution, within: np.ndarray, config: CrosstalkConfig) ->
     return xr.Dataset(variables, attrs={"remarks": [], "summary": summary})
 
 
-def _quality(solution: Solution, target: _Sums) -> dict[str, Any]:
+def _quality(solution: Solution, nulls: np.ndarray) -> dict[str, Any]:
     """Numbers for the record: condition, and scatter over error of sources that were not there."""
-    pulls = np.array([value / error for value, error in target.nulls])
-    scatter = float(np.sqrt(np.mean(pulls**2))) if len(pulls) else None
+    scatter = float(np.sqrt(np.mean((nulls[:, 0] / nulls[:, 1]) ** 2))) if len(nulls) else None
     condition = solution.condition if np.isfinite(solution.condition) else None
-    return {"condition": condition, "null_pulls": scatter, "nulls": len(pulls)}
+    return {"condition": condition, "null_pulls": scatter, "nulls": len(nulls)}
 
 
-def _remarks(solution: Solution, target: _Sums, names: np.ndarray) -> list[str]:
-    others = np.arange(len(names)) != target.place
+def _remarks(solution: Solution, target: _Target, names: np.ndarray, patches_seen: tuple[int, int]) -> list[str]:
+    others = np.arange(len(names)) != target.source
     lost = others & ~np.isfinite(solution.linear)
     found = []
-    seen = {source for key in target.normal for source in key}
-    if not seen:
+    if not solution.seen.any():
         return ["no source was lit while this amplifier was dark: nothing measured"]
-    together = [i for i in np.flatnonzero(lost) if i in seen]
+    together = np.flatnonzero(lost & solution.seen)
     dark = int(lost.sum()) - len(together)
     if dark:
         found.append(f"note: {dark} sources were never lit while this amplifier was dark: unmeasured")
-    if together:
+    if len(together):
         error = DegenerateSolution(
             f"{len(together)} sources ({names[together[0]]} ...) are lit together in every exposure: unmeasured: "
             f"light them apart (single mask, or the pattern moved by CCDs)"
         )
         found.append(str(error))
-    patches_seen = target.rough + len(target.nulls)
-    if target.rough > 0.1 * patches_seen:
-        found.append(f"{target.rough} of {patches_seen} patches left out: the background is not smooth there")
+    rough, fitted = patches_seen
+    if rough > 0.1 * (rough + fitted):
+        found.append(f"{rough} of {rough + fitted} patches left out: the background is not smooth there")
     return found
 
 

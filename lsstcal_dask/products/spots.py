@@ -207,7 +207,11 @@ def _empty(exposures: int, side: int) -> xr.Dataset:
 
 
 def find_spots(
-    raw: xr.Dataset, camera: Camera, products: dict[str, xr.Dataset], config: SpotConfig = SpotConfig()
+    raw: xr.Dataset,
+    camera: Camera,
+    products: dict[str, xr.Dataset],
+    config: SpotConfig = SpotConfig(),
+    side: int | None = None,
 ) -> xr.Dataset:
     """Find the spots of exposures of the projector, lazily: one task per detector.
 
@@ -216,6 +220,7 @@ def find_spots(
     raw : ``counts`` (exposure, detector, amplifier, y, x), adu; ``present``; ``mask_id`` if it is known.
     camera : its camera.
     products : ``gain``, and ``bias`` and others if there are, with a detector dim.
+    side : of a stamp, pixels; None: `stamp_size`.
 
     Returns
     -------
@@ -227,7 +232,7 @@ def find_spots(
         See `check_spots`.
     """
     check_spots(raw, config)
-    side = stamp_size(camera)
+    side = side or stamp_size(camera)
 
     def arguments(name: str) -> tuple:
         return camera.detector(name), side, config, {k: p.sel(detector=name) for k, p in products.items()}

@@ -21,7 +21,8 @@ from lsstcal_dask.products.crosstalk import (
     source_names,
 )
 from lsstcal_dask.products.crosstalk_check import crosstalk_slope
-from lsstcal_dask.products.crosstalk_fit import Stamp, Target, add_patch, enlarged, merge, patches, solve
+from lsstcal_dask.products.crosstalk_fit import Targets, add_patch, enlarged, merge, solve
+from lsstcal_dask.products.crosstalk_patches import Stamp, patches
 from lsstcal_dask.products.spots import SpotConfig, find_spot, find_spots, spot_amplifiers, stamp_size
 from lsstcal_dask.simulate import Observatory, Settings
 from lsstcal_dask.simulate.crosstalk import Crosstalk
@@ -45,8 +46,11 @@ def _full(stamp):
     return out
 
 
-def _target(image, noise=5.0, **more):
-    return Target(99, image.astype(np.float32), 0, 0, np.ones(image.shape, bool), noise, 0.0, **more)
+def _target(image, noise=5.0, row_variance=0.0, common=0.0):
+    """One dark target."""
+    numbers = (np.array([value]) for value in (noise, row_variance, common))
+    image = image.astype(np.float32)[None]
+    return Targets(np.array([99]), image, np.ones(image.shape, bool), *numbers, np.full((1, 2), np.nan))
 
 
 def _solved(stamps, image, number=4, quadratic=None, **more):
@@ -102,7 +106,7 @@ def test_rows_that_jitter_are_weighed_and_pixels_that_were_hit_left_out():
         one = []
         for of_rows in (64.0, 0.0):
             normal = {}
-            add_patch(normal, patch, replace(_target(image), row_variance=of_rows))
+            add_patch(normal, patch, _target(image, row_variance=of_rows))
             found = solve(normal, 2, np.zeros(2, bool), 1e4)
             one.append((found.linear[1] - 2e-4) / found.linear_error[1])
         pulls.append(one)
@@ -203,7 +207,7 @@ def test_sources_that_were_not_there_scatter_by_their_errors():
     stamp = _stamp(1, 30, 28)
     (patch,) = patches([stamp], SHAPE)
     nulls = [add_patch({}, patch, _target(1e-3 * _full(stamp) + random.normal(0, 5, SHAPE))) for _ in range(200)]
-    pulls = np.array([value / error for value, error in nulls])
+    pulls = np.array([value / error for ((value, error),) in nulls])
     assert abs(pulls.mean()) < 0.3  # 4 / sqrt(200)
     assert 0.8 < pulls.std() < 1.2  # 4 / sqrt(400)
 
@@ -399,10 +403,10 @@ def test_a_streak_across_the_patch_is_refused_not_fitted():
     (patch,) = patches([stamp], SHAPE)
     image = random.normal(0, 5, SHAPE)
     normal = {}
-    assert np.isfinite(add_patch(normal, patch, _target(image))[0])
+    assert np.isfinite(add_patch(normal, patch, _target(image))).all()
     for i in range(60):
         image[i, max(i - 6, 0) : i + 2] += 60 + 20 * np.sin(i)
-    assert np.isnan(add_patch(normal, patch, _target(image))[0])
+    assert np.isnan(add_patch(normal, patch, _target(image))).all()
     assert len(normal) == 1
     assert np.isfinite(solve(normal, 2, np.zeros(2, bool), 1e4).linear[1])
 
@@ -411,12 +415,12 @@ def test_errors_that_sources_not_there_disprove_are_enlarged():
     """Forty pulls of 2 and -1 in turn have a mean square of 2.5: errors grow by its root."""
     stamp = _stamp(1, 30, 28)
     solution = _solved([stamp], 1e-3 * _full(stamp) + np.random.default_rng(11).normal(0, 5, SHAPE))
-    wide, factor = enlarged(solution, [(2e-6, 1e-6), (-1e-6, 1e-6)] * 20)
+    wide, factor = enlarged(solution, np.array([(2e-6, 1e-6), (-1e-6, 1e-6)] * 20))
     assert factor == pytest.approx(np.sqrt(2.5))
     assert wide.linear_error[1] == pytest.approx(solution.linear_error[1] * factor)
     assert wide.chi2[1] == pytest.approx(solution.chi2[1] / 2.5)
     assert wide.linear[1] == solution.linear[1]
-    for nulls in ([], [(1e-6, 1e-6), (-1e-6, 1e-6)] * 20):
+    for nulls in (np.zeros((0, 2)), np.array([(1e-6, 1e-6), (-1e-6, 1e-6)] * 20)):
         same, factor = enlarged(solution, nulls)
         assert factor == 1
         assert same is solution

@@ -1,0 +1,314 @@
+"""Closed loop of the crosstalk matrix of a whole camera: every amplifier of LSSTCam on every other (Sec. 2.6, ¶10f).
+
+The 189 science CCDs of LSSTCam where they are, with their rafts, boards, makers and flips; only their amplifiers are
+small, for what counts is which sources are read at the same time: 98 x 98 pixels, 49 cells of 14 pixels. A mask puts
+one spot on each amplifier, and no two of a board in one cell, so that every exposure tells 48 combinations of sources
+for each target: 3024 of them need 63 exposures at least. Were all 63 boards lit every time, it would be the same 48
+in each exposure. So in each 8 of them are lit, as lines of the affine plane of order 8 go through its 64 points:
+72 exposures, each board lit in 9, any two of them together in one. That tells each source of a cell from the
+62 others, with the worth of 8 exposures of it alone, and also where the target's own spot hides the cell whenever its
+board is lit, which half of the boards lit at a time, the shortest plan otherwise, would not. Every third bundle of
+parallel lines is taken with fainter spots: they tell the quadratic terms, of pairs of a CCD.
+
+Spots have 1/400 of the area that those of LSSTCam have. The read noise is a quarter of its own, so that an exposure
+tells a coefficient five times worse, not twenty. Frames are simulated when they are read and kept for a few CCDs
+only: memory is that of the spots, of the frames of these CCDs, and of their normal equations.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from resource import RUSAGE_SELF, getrusage
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from lsstcal_dask.instrument import Camera, load_camera
+from lsstcal_dask.instrument.camera import Amplifier, Box, Detector
+from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.pipeline.closed.discs import disc, true_matrix
+from lsstcal_dask.pipeline.closed.raw import place, true_gains
+from lsstcal_dask.pipeline.closed.target import Target, pulls
+from lsstcal_dask.products.crosstalk import CrosstalkConfig, crosstalk_amplifiers, measure_crosstalk
+from lsstcal_dask.products.spots import SpotConfig, find_spots
+from lsstcal_dask.simulate import Observatory, Settings
+from lsstcal_dask.simulate.boards import board, boards
+from lsstcal_dask.simulate.crosstalk import Crosstalk, coupled
+from lsstcal_dask.simulate.electronics import channel, read_out
+
+__all__ = ["SEEDS", "measure"]
+
+SEEDS = 1
+EFFECTS: Final = ["gain", "read_noise", "crosstalk", "digitisation", "overscan_drift"]
+_LEVELS: Final = 1.1e5, 5e4  # electron
+_FIELDS: Final = {1: 0b11, 2: 0b111, 3: 0b1011}  # polynomials without factors, by degree
+_QUIET: Final = 4  # times less read noise
+_CELL: Final = 14  # px
+_CELLS: Final = 7  # in a row
+_RADIUS, _BLUR, _JITTER = 4.0, 0.5, 0.1  # px, of a spot
+_SIDE: Final = 15  # px, of a stamp
+_PRESCAN, _OVERSCAN = 4, 54  # px; LSSTCam's are 3 or 10, and 54 or 64
+
+
+def small_camera(rafts: int) -> Camera:
+    """LSSTCam's science CCDs, or those of its first rafts, with small amplifiers."""
+    whole = load_camera("lsstcam")
+    science = [d for d in whole.detectors if d.type in ("e2v", "itl")]
+    names = list(dict.fromkeys(d.name[:3] for d in science))[:rafts]
+    n = _CELL * _CELLS
+    detectors = tuple(
+        replace(d, amplifiers=tuple(map(_small, d.amplifiers)), shape=(2 * n, 8 * n))
+        for d in science
+        if d.name[:3] in names
+    )
+    shape = detectors[0].amplifiers[0].raw_shape
+    return replace(whole, name="small", detectors=detectors, raw_shape=shape, image_shape=(n, n))
+
+
+def _small(amplifier: Amplifier) -> Amplifier:
+    n, (ny, nx) = _CELL * _CELLS, amplifier.data.shape
+    x, y = amplifier.position
+    return replace(
+        amplifier,
+        raw_shape=(n + 4, _PRESCAN + n + _OVERSCAN),
+        data=Box(_PRESCAN, _PRESCAN + n, 0, n),
+        overscan=Box(_PRESCAN + n, _PRESCAN + n + _OVERSCAN, 0, n),
+        parallel_overscan=Box(_PRESCAN, _PRESCAN + n, n, n + 4),
+        position=(x // nx * n, y // ny * n),
+        read_noise=amplifier.read_noise / _QUIET,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which boards are lit in each exposure, and the level of their spots."""
+
+    lit: np.ndarray  # (exposure, board) bool
+    level: np.ndarray  # (exposure,) electron
+    board: dict[str, int]  # by CCD
+
+
+def plan(camera: Camera, *, coded: bool = True) -> Plan:
+    """Boards are points of an affine plane, exposures its lines, one bundle of parallel ones after the other.
+
+    Not ``coded``: all boards are lit in all of them.
+    """
+    names = list(boards(camera))
+    size = next(m for m in _FIELDS if 4**m >= len(names))
+    x, y = np.divmod(np.arange(len(names)), 2**size)
+    field = range(2**size)
+    bundles = [np.array([_product(slope, int(one), size) for one in x]) ^ y for slope in field] + [x]
+    lit = np.concatenate([[bundle == line for line in field] for bundle in bundles])
+    level = np.repeat([_LEVELS[number % 3 == 2] for number in range(len(bundles))], len(field))
+    return Plan(lit | (not coded), level, {d.name: names.index(board(d)) for d in camera.detectors})
+
+
+def _product(a: int, b: int, size: int) -> int:
+    """In the field of 2**size elements: polynomials over two, modulo one that has no factors."""
+    total = 0
+    for bit in range(size):
+        if b >> bit & 1:
+            total ^= a << bit
+    for bit in range(2 * size, size - 1, -1):
+        if total >> bit & 1:
+            total ^= _FIELDS[size] << bit - size
+    return total
+
+
+def cell(camera: Camera, detector: Detector, amplifier: int) -> tuple[float, float]:
+    """Raw y and x of the middle of the cell that an amplifier has for itself on its board."""
+    slot = [d.name for d in boards(camera)[board(detector)]].index(detector.name)
+    row, column = divmod(slot * len(detector.amplifiers) + amplifier, _CELLS)
+    return (row + 0.5) * _CELL - 0.5, _PRESCAN + (column + 0.5) * _CELL - 0.5
+
+
+def spot(site: Observatory, detector: Detector, amplifier: int, exposure: int) -> tuple[float, float]:
+    """Raw y and x of its centre: the mask is not quite what it should be, and the pointing differs."""
+    random = np.random.default_rng([site.seed, 1, exposure, detector.id, amplifier])
+    y, x = cell(site.camera, detector, amplifier) + random.normal(0, _JITTER, 2)
+    return float(y), float(x)
+
+
+def light(site: Observatory, how: Plan, detector: Detector, exposure: int) -> np.ndarray:
+    """Charge (amplifier, y, x) of a CCD, electrons, in readout orientation."""
+    charge = np.zeros((len(site.camera.amplifier_names), *site.camera.raw_shape), np.float32)
+    if not how.lit[exposure, how.board[detector.name]]:
+        return charge
+    random = np.random.default_rng([site.seed, 2, exposure, detector.id])
+    for i, a in enumerate(detector.amplifiers):
+        y, x = spot(site, detector, i, exposure)
+        y0, x0 = (max(0, round(centre) - _SIDE // 2) for centre in (y, x))
+        part = charge[place(site, a.name), y0 : y0 + _SIDE, x0 : x0 + _SIDE]
+        mean = how.level[exposure] * disc((_SIDE, _SIDE), y - y0, x - x0, _RADIUS, _BLUR)
+        part[...] = random.poisson(mean)[: part.shape[0], : part.shape[1]]
+    return charge
+
+
+class Frames(BackendArray):
+    """Counts (exposure, detector, amplifier, y, x), simulated when they are indexed; of the last few CCDs they stay."""
+
+    def __init__(self, site: Observatory, how: Plan, kept: int) -> None:
+        self.site, self.how = site, how
+        camera = site.camera
+        self.shape = (len(how.level), len(camera.detectors), len(camera.amplifier_names), *camera.raw_shape)
+        self.dtype = np.dtype(camera.dtype)
+        self.of_ccd = lru_cache(maxsize=kept)(self._simulated)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        if isinstance(key[1], int | np.integer):
+            return self.of_ccd(int(key[1]))[key[0], *key[2:]]
+        ccds = [self.of_ccd(i) for i in range(*key[1].indices(self.shape[1]))]
+        return np.stack(ccds, 1)[key[0], :, *key[2:]]
+
+    def _simulated(self, number: int) -> np.ndarray:
+        camera, electronics = self.site.camera, self.site.settings.electronics
+        detector, out = camera.detectors[number], []
+        sources = [camera.detector(n) for n in coupled(self.site.seed, electronics.crosstalk, camera, detector)]
+        for k in range(len(self.how.level)):
+            charge = {d.name: light(self.site, self.how, d, k) for d in (detector, *sources)}
+            out.append(read_out(self.site.seed, electronics, camera, detector, k, charge[detector.name], charge))
+        return np.stack(out)
+
+
+def raw_frames(site: Observatory, how: Plan, kept: int) -> xr.Dataset:
+    """The exposures as the pipeline reads them."""
+    n, names = len(how.level), [d.name for d in site.camera.detectors]
+    lazy = xr.Variable(
+        ("exposure", "detector", "amplifier", "y", "x"), indexing.LazilyIndexedArray(Frames(site, how, kept))
+    )
+    return xr.Dataset(
+        {"counts": lazy, "present": (("exposure", "detector"), np.ones((n, len(names)), bool))},
+        coords={
+            "exposure": [f"e{i}" for i in range(n)],
+            "detector": names,
+            "amplifier": list(site.camera.amplifier_names),
+            "exposure_type": ("exposure", np.array(["cbp"] * n, object)),
+            "mask_id": ("exposure", np.array([f"sparse/{i}" for i in range(n)], object)),
+        },
+    )
+
+
+def matrix(site: Observatory, how: Plan, workers: int) -> tuple[xr.Dataset, float]:
+    """The product of the whole camera, measured with so many threads, and the worst condition of one CCD."""
+    names = [d.name for d in site.camera.detectors]
+    # each row is levelled by its own pixels: the smooth level would cost more than all that follows
+    raw, gain, rows = raw_frames(site, how, workers), true_gains(site, names), OverscanConfig(method="row")
+    run = {"scheduler": "threads" if workers > 1 else "sync", "num_workers": workers}
+    found = find_spots(raw, site.camera, {"gain": gain}, SpotConfig(overscan=rows), _SIDE).compute(**run)
+    config = CrosstalkConfig(quadratic="within", overscan=rows)
+    first, products = site.camera.detectors[0], {"gain": gain.isel(detector=0), "spots": found}
+    one = crosstalk_amplifiers(raw.isel(detector=0), first, site.camera, config, products)
+    worst = max(result.attrs["summary"]["condition"] or np.inf for _, result in one)
+    return measure_crosstalk(raw, site.camera, {"gain": gain, "spots": found}, config).compute(**run), float(worst)
+
+
+def bound(site: Observatory, how: Plan, target: tuple[Detector, int], other: tuple[int, int]) -> np.ndarray:
+    """Cramer-Rao bounds (board,) of the linear coefficients of the sources in one cell; NaN of the target itself.
+
+    Per exposure a polynomial of order 2 over the cell and half a spot round it is unknown, the noise of rows is known.
+
+    Parameters
+    ----------
+    other : slot and amplifier of the sources on their boards.
+    """
+    (detector, own), (slot, k) = target, other
+    true = channel(site.seed, site.settings.electronics, site.camera, detector, own)
+    variance = true.read_noise**2 + true.gain**2 / 12
+    members = [group[slot] for group in boards(site.camera).values()]
+    there = np.array([d is not detector or k != own for d in members])
+    curved = np.array([d is detector for d in members]) & there
+    side, n = _CELL + 8, len(members)
+    common = true.row_noise**2 / (variance + side * true.row_noise**2)
+    v, u = np.meshgrid(*[np.linspace(-1, 1, side)] * 2, indexing="ij")
+    smooth = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], -1)
+    first = np.array(cell(site.camera, members[0], k)) - (side - 1) / 2
+    m = n + int(curved.sum())
+    total = np.zeros((m, m))
+    for e, level in enumerate(how.level):
+        q = np.zeros((side, side, n))
+        for i in np.flatnonzero(how.lit[e] & there):
+            y, x = np.subtract(spot(site, members[i], k, e), first)
+            q[..., i] = level / 1e5 * disc((side, side), y, x, _RADIUS, _BLUR)
+        a = np.concatenate([q, q[..., curved] ** 2, smooth], -1)
+        sums, flat = a.sum(1), a.reshape(side * side, -1)
+        f = (flat.T @ flat - common * sums.T @ sums) / variance
+        total += f[:m, :m] - f[:m, m:] @ np.linalg.solve(f[m:, m:], f[m:, :m])
+    known = np.diag(total) > 0
+    out = np.full(m, np.nan)
+    out[known] = np.sqrt(np.diag(np.linalg.inv(total[np.ix_(known, known)]))) / 1e5
+    return out[:n]
+
+
+def measure(seeds: int, rafts: int = 21, workers: int = 2, *, coded: bool = True) -> list[Target]:
+    """Targets of the matrix of the camera, or of its first rafts."""
+    runs = [_run(seed, rafts, workers, coded=coded) for seed in range(1, seeds + 1)]
+    c, e, c2, e2, true, true2, other, eta = (np.stack(v) for v in zip(*(run.values for run in runs), strict=True))
+    measured, found = np.isfinite(c), np.isfinite(c) & (c != 0)
+    strong, off = measured & (np.abs(true) >= 8 * e), ~np.eye(c.shape[1], dtype=bool)
+    pairs = int(off.sum()) * seeds
+    certain = found & strong
+
+    def row(name: str, high: float, value: float, error: float = 0.0, unit: str = "") -> Target:
+        low = -np.inf if high in (1.15, np.inf) else 0.0
+        return Target("2.6", f"camera: {name}", unit, low, high, value, error, seeds)
+
+    return [
+        row("eta: error over Cramer-Rao bound, median of pairs", 1.15, float(np.nanmedian(eta)), _scatter(eta)),
+        *pulls("2.6", "camera: c of 8 sigma", np.where(certain, (c - true) / e, np.nan)),
+        *pulls("2.6", "camera: c2 of the same CCD", np.where(certain & ~other, (c2 - true2) / e2, np.nan)),
+        row(f"pairs unmeasured of {pairs}", 0.0, float((~measured & off).sum())),
+        row(f"entries missed of {int(strong.sum())} of 8 sigma", 0.0, float((strong & ~found).sum())),
+        row(f"of these between CCDs, {int((strong & other).sum())}", 0.0, float((strong & ~found & other).sum())),
+        row(f"false entries among {int(measured.sum())} pairs", 1.0, float((found & (true == 0) & (true2 == 0)).sum())),
+        row("worst condition number of sources lit together", np.inf, max(run.condition for run in runs)),
+        row("error of a pair of two CCDs, median", np.inf, float(np.nanmedian(e[other])), unit="electron/electron"),
+        row("time", np.inf, sum(run.seconds for run in runs), unit="s"),
+        row("peak memory of the process", np.inf, getrusage(RUSAGE_SELF).ru_maxrss / 1e6, unit="GB"),
+    ]
+
+
+def _scatter(values: np.ndarray) -> float:
+    """Error of a median."""
+    return float(1.25 * np.nanstd(values) / np.sqrt(np.isfinite(values).sum()))
+
+
+@dataclass(frozen=True)
+class _Run:
+    values: tuple[np.ndarray, ...]  # c, e, c2, e2, c and c2 that are true, pair of two CCDs (target, source); eta
+    condition: float
+    seconds: float
+
+
+def _run(seed: int, rafts: int, workers: int, *, coded: bool) -> _Run:
+    camera = small_camera(rafts)
+    effect = Crosstalk(nearest=1e-4, decay=0.1, decay_itl=0.1)
+    site = Observatory(seed, camera, Settings().only(EFFECTS).model_copy(update={"crosstalk": effect}))
+    how, names, start = plan(camera, coded=coded), [d.name for d in camera.detectors], perf_counter()
+    found, condition = matrix(site, how, workers)
+    seconds = perf_counter() - start
+    n = len(names) * len(camera.amplifier_names)
+    values = [found[v].values.reshape(n, n) for v in found.data_vars]
+    true = np.concatenate([true_matrix(site, name, names) for name in names], 1).astype(np.float32)
+    ccd = np.repeat(np.arange(len(names)), len(camera.amplifier_names))
+    return _Run((*values, *true, ccd[:, None] != ccd, _eta(site, how, values[1])), condition, seconds)
+
+
+def _eta(site: Observatory, how: Plan, error: np.ndarray, number: int = 6) -> np.ndarray:
+    """Errors over bounds (some cells, board) of some targets."""
+    camera, found = site.camera, []
+    random = np.random.default_rng([site.seed, 3])
+    groups, n = list(boards(camera).values()), len(camera.amplifier_names)
+    row = {d.name: i * n for i, d in enumerate(camera.detectors)}
+    for _ in range(number):
+        detector = camera.detectors[random.integers(len(camera.detectors))]
+        own, slot, k = random.integers(n), random.integers(3), random.integers(n)
+        sources = [row[g[slot].name] + place(site, g[slot].amplifiers[k].name) for g in groups]
+        target = row[detector.name] + place(site, detector.amplifiers[own].name)
+        found.append(error[target, sources] / bound(site, how, (detector, int(own)), (int(slot), int(k))))
+    return np.array(found)
