@@ -105,7 +105,13 @@ def calibrate(
     memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Correct exposures: image in electrons, variance, mask."""
+    """Correct exposures: image in electrons, variance, mask.
+
+    Settings are the table [calibrate] of --config. parallel_overscan = true takes off what changed along the rows since
+    the bias was taken, as the rows read after the last one show it. It adds their noise: switch it on where the sky or
+    a dark shows bands of columns that its bias does not have. An amplifier is left alone, with a remark, where bleeding
+    stars flood more than half of its columns.
+    """
     from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
 
     def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
