@@ -105,7 +105,13 @@ def calibrate(
     memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Correct exposures: image in electrons, variance, mask."""
+    """Correct exposures: image in electrons, variance, mask.
+
+    Settings are the table [calibrate] of --config. parallel_overscan = true takes off what changed along the rows since
+    the bias was taken, as the rows read after the last one show it. It adds their noise: switch it on where the sky or
+    a dark shows bands of columns that its bias does not have. An amplifier is left alone, with a remark, where bleeding
+    stars flood more than half of its columns.
+    """
     from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
 
     def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
@@ -155,8 +161,9 @@ def verify(
 ) -> None:
     """Judge products by acceptance metrics, each with limits and their source.
 
-    The newest product of each name, and the newest corrected frame. Exit status 1 if a metric fails; what is not in the
-    store is not measured, which is no failure.
+    The newest product of each name, and the newest corrected frame; linearity also with the stars of up to twelve visits
+    of one filter and with up to sixteen flats. Exit status 1 if a metric fails; what is not in the store is not
+    measured, which is no failure.
 
     A closed loop measures the targets of a product or a correction on the virtual observatory, against its truth. Its
     rows are kept in the store and shown with the metrics from then on; a target that is missed is a failure.

@@ -83,7 +83,9 @@ class IsrConfig(BaseModel):
 
     order: Literal["lupton2016", "physical", "rubin"] = "lupton2016"
     overscan: OverscanConfig = OverscanConfig()
-    parallel_overscan: bool = Field(False, description="follow changes of the columns since the bias")
+    parallel_overscan: bool = Field(
+        False, description="follow what changed along the rows since the bias, from the rows read after the last"
+    )
     edge: int = Field(5, ge=0, description="outer pixels of a sensor that are flagged EDGE")
     find_cosmics: bool = Field(False, description="look for cosmic rays in the frame by itself")
     cosmics: CosmicConfig = CosmicConfig()

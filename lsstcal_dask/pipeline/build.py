@@ -41,7 +41,10 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Built", "Validity", "build", "failures", "image_template", "run_version", "unusable"]
+__all__ = ["UNLIT", "Built", "Validity", "build", "failures", "image_template", "run_version", "unusable"]
+
+UNLIT = "vignetted: no light"
+"""What is said of an amplifier that lies in the dark: a detector of nothing else is left out, and did not fail."""
 
 
 @dataclass(frozen=True)
@@ -322,9 +325,14 @@ def run_version(
         remedy = f"run the same command to resume; if it fails again, 'lsstcal ls {url} --check' finds what is damaged"
         return Built(None, errors=[*errors, f"{pointer.name}: not published; {remedy}"])
     for det in [det for det, marker in done.items() if not marker["usable"]]:
-        failed[det] = unusable(done.pop(det)["remarks"])
+        remarks = done.pop(det)["remarks"]
+        if remarks and all(remark.endswith(UNLIT) for remark in remarks):
+            pointer = replace(pointer, remarks=[*pointer.remarks, f"{NOTE}{det}: {UNLIT}"])
+        else:
+            failed[det] = unusable(remarks)
     if not done:
-        return Built(None, errors=failures(pointer.name, failed), empty=True)
+        dark = [remark.removeprefix(NOTE) for remark in pointer.remarks if remark.endswith(UNLIT)]
+        return Built(None, errors=failures(pointer.name, failed), note="; ".join(dark), empty=True)
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
 
 

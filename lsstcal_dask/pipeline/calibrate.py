@@ -12,6 +12,7 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, OutsideValidity, StoreFailure
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.isr.crosstalk import Entries, coupled
+from lsstcal_dask.isr.edges import position_flags
 from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.neighbours import Seen, Source, seen
 from lsstcal_dask.isr.sequence import (
@@ -27,7 +28,7 @@ from lsstcal_dask.isr.sequence import (
     source,
 )
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.pipeline.build import Built, failures, run_version
+from lsstcal_dask.pipeline.build import UNLIT, Built, failures, run_version
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.readout import readout
 from lsstcal_dask.pipeline.store import Store
@@ -36,7 +37,7 @@ from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.products import Pointer, Template, list_products, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.storage.raw import open_raw
-from lsstcal_dask.variables import NOTE
+from lsstcal_dask.variables import MASK_BITS, NOTE
 
 __all__ = [
     "Sensor",
@@ -266,10 +267,23 @@ def _results(
     for i, amplifier in enumerate(detector.amplifiers):
         result = _dataset(frame, i)
         result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
-        if result.attrs["summary"]["median"] is None and (reasons := _reasons(products, amplifier.name)):
-            result.attrs["remarks"][0] += f": {' and '.join(reasons)}"
+        if result.attrs["summary"]["median"] is None:
+            result.attrs["remarks"].insert(0, _why_unusable(frame, i, site, config, products))
         result.attrs["remarks"] += lost if i == 0 else []
         yield amplifier.name, result
+
+
+def _why_unusable(frame: Frame, i: int, site: Site, config: IsrConfig, products: Mapping[str, xr.Dataset]) -> str:
+    """Why an amplifier has no usable pixel: a note where it lies in the dark, which is no fault of anything."""
+    amplifier = frame.detector.amplifiers[i]
+    ny, nx = amplifier.data.shape
+    flags = position_flags(frame.detector, site.shape, config.edge, site.vignetting_mm)[i, :ny, :nx]
+    if (flags & MASK_BITS["NO_DATA"] > 0).all():
+        return f"{NOTE}{UNLIT}"
+    if (flags & (MASK_BITS["NO_DATA"] | MASK_BITS["VIGNETTED"]) > 0).all():
+        return f"{NOTE}vignetted all over: less light"
+    reasons = _reasons(products, amplifier.name)
+    return f"no usable pixel{': ' if reasons else ''}{' and '.join(reasons)}"
 
 
 def _reasons(products: Mapping[str, xr.Dataset], amplifier: str) -> list[str]:
@@ -331,7 +345,7 @@ def _dataset(frame: Frame, i: int) -> xr.Dataset:
             "mask": (("y", "x"), frame.mask[i]),
         },
         attrs={
-            "remarks": [] if good.size else ["no usable pixel"],
+            "remarks": [],
             "summary": {"median": float(np.median(good)) if good.size else None},
         },
     )

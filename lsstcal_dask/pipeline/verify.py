@@ -5,19 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.closed import from_json, kept, print_targets
+from lsstcal_dask.pipeline.linearity_checks import Checks, Numbers, choose_checks, flat_numbers, star_numbers
 from lsstcal_dask.pipeline.orders import order_differences
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.storage.products import Pointer, finished, open_product
 from lsstcal_dask.storage.provenance import software
 from lsstcal_dask.verify.acceptance import METRICS, Acceptance, Product, judge, measure
-from lsstcal_dask.verify.metric import Case, Found, Result, number, span
+from lsstcal_dask.verify.metric import Case, Found, Result, limits_of, number, with_error
 from lsstcal_dask.verify.report import report
 
 __all__ = ["print_acceptance", "verify", "write_report"]
@@ -52,7 +54,8 @@ def verify(store: Store, compute: Compute, *, product: str = "", progress: bool 
         step = f"lsstcal calibrate {store.url}" if product == "calibrated" else f"lsstcal build {store.url}"
         raise CalibrationError(f"{what} to verify: make some with '{step}'")
     detectors = [d for d in store.camera.detectors if any(d.name in pointer.detectors for pointer in newest.values())]
-    measured = _measure_all(store, newest, detectors, names, compute, progress)
+    checks = choose_checks(store, upstream, newest.get("linearity"))
+    measured = _measure_all(store, newest, detectors, names, compute, (progress, checks))
     amplifiers = {detector.name: [a.name for a in detector.amplifiers] for detector in detectors}
     results, without = judge(measured, amplifiers, names)
     return Acceptance(
@@ -84,11 +87,13 @@ def _measure_all(
     detectors: list[Detector],
     names: list[str],
     compute: Compute,
-    progress: bool,
+    extra: tuple[bool, Checks],
 ) -> dict[str, dict[str, Found]]:
-    """What `measure` finds, by detector, one task for each."""
+    """What `measure` finds, by detector, one task for each; ``extra`` is whether progress is shown, and the checks."""
+    progress, checks = extra
     needed = {need for metric in METRICS if metric.product in names for need in (metric.product, *metric.needs)}
     needed |= {"gain"}  # which turns adu into electrons wherever it is there
+    needed |= {"bias"} if "linearity" in names else set()  # for the flats that check the curves
     read = {name: pointer for name, pointer in newest.items() if name in needed}
     summary = {name: _summaries(store.url, pointer) for name, pointer in read.items()}
     task = dask.delayed(_measure_one, pure=False)
@@ -98,7 +103,7 @@ def _measure_all(
         noted = {name: summary[name].get(detector.name, {}) for name in here}
         again = newest["calibrated"] if "calibrated" in here and detector.type not in types else None
         types |= {detector.type} if again else set()
-        tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names, Opaque(again)))
+        tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names, Opaque((again, checks))))
     labels = [detector.name for detector in detectors]
     found: dict[str, dict[str, Found]] = {}
     for label, result in compute.run(tasks, labels=labels, describe="verify", progress=progress):
@@ -115,21 +120,44 @@ def _summaries(url: str, pointer: Pointer) -> dict[str, dict[str, dict[str, Any]
 
 
 def _measure_one(
-    url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str], again: Opaque
+    url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str], more: Opaque
 ) -> dict[str, Found]:
-    """What a worker does for one detector; ``again`` is a calibrated frame to correct in every order, or None."""
+    """What a worker does for one detector; ``more``: a calibrated frame to correct in every order, or None; checks."""
     one: Detector = detector.value
+    again, checks = more.value
     amplifiers = [a.name for a in one.amplifiers]
     products = {
         name: open_product(url, name, version, chunked=False).sel(detector=one.name, amplifier=amplifiers)
         for name, version in versions.items()
     }
     summary = noted.value
-    if again.value is not None and "calibrated" in names:
+    if again is not None and "calibrated" in names:
         own = summary.get("calibrated", {})
-        orders = order_differences(url, again.value, one)
+        orders = order_differences(url, again, one)
         summary = summary | {"calibrated": {a: own.get(a, {}) | values for a, values in orders.items()}}
-    return measure(Case(one, products, summary), names)
+    reasons: dict[str, str] = {}
+    if "calibrated" in names and "calibrated" in products:
+        numbers, why = star_numbers(url, one, checks.visits)
+        summary, reasons = _with(summary, "calibrated", amplifiers, numbers), reasons | why
+    if "linearity" in names and "linearity" in products:
+        used = {name: product for name, product in products.items() if name in ("bias", "linearity")}
+        numbers, why = flat_numbers(url, one, checks, used, Case(one, products, {}).gains())
+        summary, reasons = _with(summary, "linearity", amplifiers, numbers), reasons | why
+    return measure(Case(one, products, summary, reasons=reasons), names)
+
+
+def _with(summary: dict[str, Any], product: str, amplifiers: list[str], numbers: Numbers) -> dict[str, Any]:
+    """Summaries with further numbers of a product, each with its error."""
+    own = summary.get(product, {})
+    found = {
+        name: {key: float(values[i]) for key, pair in numbers.items() for key, values in _pair(key, pair)}
+        for i, name in enumerate(amplifiers)
+    }
+    return summary | {product: {name: own.get(name, {}) | values for name, values in found.items()}}
+
+
+def _pair(key: str, pair: tuple[np.ndarray, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    return [(key, pair[0]), (f"{key}_error", pair[1])]
 
 
 def _product(pointer: Pointer, upstream: Upstream) -> Product:
@@ -160,7 +188,7 @@ def print_acceptance(found: Acceptance) -> None:
     from rich.table import Column, Table  # noqa: PLC0415
 
     console = Console()
-    console = Console(width=max(console.width, 130))
+    console = Console(width=max(console.width, 150))
     counts = ", ".join(f"{found.count(v)} {v}" for v in ("FAIL", "WARN", "PASS"))
     console.print(f"{found.store}  camera {found.camera}: {found.verdict} ({counts})", soft_wrap=True, highlight=False)
     names = ("verdict", "product", "metric", "median", "worst", "limits", "out", "where")
@@ -193,9 +221,9 @@ def _cells(result: Result) -> list[str]:
         result.verdict,
         metric.product,
         f"{metric.name}{f' [{metric.unit}]' if metric.unit else ''}",
-        number(result.median),
+        with_error(result),
         number(value),
-        span(metric.limits if result.failing else metric.aim) or span(metric.limits),
+        limits_of(metric, metric.limits if result.failing else metric.aim) or limits_of(metric, metric.limits),
         str(result.off_aim or ""),
         where,
     ]

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from lsstcal_dask.verify import amplifiers, frames, stacks
-from lsstcal_dask.verify.metric import VERDICTS, Absent, Case, Found, Metric, Result, each, worst_of
+from lsstcal_dask.verify import amplifiers, frames, slopes, stacks
+from lsstcal_dask.verify.metric import VERDICTS, Absent, Case, Found, Measure, Metric, Result, each, worst_of
 
 __all__ = ["METRICS", "Acceptance", "Product", "as_json", "judge", "measure"]
 
-METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *frames.METRICS)
+METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *frames.METRICS, *slopes.METRICS)
 """Every metric; a product's stand together."""
 
 
@@ -76,13 +76,20 @@ def measure(case: Case, products: Sequence[str]) -> dict[str, Found]:
             if metric.product not in case.kept:
                 case.kept.clear()  # pixels of one product at a time
             if metric.product in products and {metric.product, *metric.needs} <= set(case.products):
-                found[metric.key] = _values(metric, case)
+                found[metric.key] = _values(metric.measure, case)
+                if metric.error:
+                    found[_error_of(metric)] = _values(metric.error, case)
     return found
 
 
-def _values(metric: Metric, case: Case) -> Found:
+def _error_of(metric: Metric) -> str:
+    """Key of the errors of a metric."""
+    return f"{metric.key}, error"
+
+
+def _values(measure: Measure, case: Case) -> Found:
     try:
-        values = metric.measure(case)
+        values = measure(case)
     except Absent as reason:
         return str(reason)
     return None if values is None else [float(value) for value in values]
@@ -112,7 +119,8 @@ def judge(
             without[metric.product] = "not in the store"
             continue
         values = {det: found[metric.key] for det, found in measured.items() if metric.key in found}
-        result = each(metric, values, names)
+        errors = {det: found[_error_of(metric)] for det, found in measured.items() if _error_of(metric) in found}
+        result = each(metric, values, names, errors)
         if result is not None:
             results.append(result)
         elif reasons := [found for found in values.values() if isinstance(found, str)]:
@@ -160,8 +168,11 @@ def _product(product: Product) -> dict[str, Any]:
 def _result(result: Result) -> dict[str, Any]:
     metric, values = result.metric, result.measured
     by_detector: dict[str, dict[str, float | None]] = {}
-    for (detector, amplifier), value in zip(result.places, result.values, strict=True):
-        by_detector.setdefault(detector, {})[amplifier] = _finite(value)
+    errors: dict[str, dict[str, float | None]] = {}
+    for i, (detector, amplifier) in enumerate(result.places):
+        by_detector.setdefault(detector, {})[amplifier] = _finite(result.values[i])
+        if result.errors is not None:
+            errors.setdefault(detector, {})[amplifier] = _finite(result.errors[i])
     return {
         "product": metric.product,
         "metric": metric.name,
@@ -170,6 +181,7 @@ def _result(result: Result) -> dict[str, Any]:
         "unit": metric.unit,
         "limits": [_finite(value) for value in metric.limits],
         "aim": [_finite(value) for value in metric.aim],
+        "limits_in": "errors" if metric.in_errors else "values",
         "source": metric.source,
         "median": _finite(result.median),
         "minimum": _finite(values.min()) if values.size else None,
@@ -179,6 +191,7 @@ def _result(result: Result) -> dict[str, Any]:
         "unmeasured": result.unmeasured,
         "worst": [{"where": where, "value": _finite(value)} for where, value in result.worst()],
         "values": by_detector,
+        "errors": errors,
     }
 
 

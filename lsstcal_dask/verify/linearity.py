@@ -1,32 +1,39 @@
-"""Checks of linearity on data that did not make the curves: three slopes, each with its error (Lupton 2016, Sec. 2.3).
+"""Checks of linearity on data that did not make the curves: slopes, each with its error (Lupton 2016, Sec. 2.3).
 
-- flux of objects as a function of the background;
-- residual of the PSF's size as a function of brightness and background;
-- offset between neighbouring amplifiers in flats of different levels.
+- flux of the same stars as a function of the background on which they stand;
+- size of stars as a function of their brightness, and how that changes with the background;
+- levels of neighbouring amplifiers in flats of different levels.
 
-If the curves are right each slope is zero; one that is not by more than 4 sigma fails.
+If the curves are right each slope is zero; one that is not by more than 4 sigma fails. Only the size against brightness
+is not zero before brighter-fatter is corrected.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
-from lsstcal_dask.errors import InsufficientInputs
+from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
+from lsstcal_dask.products.continuity import Edge, solve_steps
 from lsstcal_dask.statistics import robust_sigma
 
-__all__ = ["Slope", "amplifier_offsets", "flux_against_background", "remark", "size_against_light"]
+__all__ = ["LIMIT", "Seen", "Slope", "amplifier_offsets", "flux_against_background", "size_against_light"]
 
 LIMIT: Final = 4.0
 """Sigma beyond which a slope is a failure."""
 
 _CLIP: Final = 4.0
 _LEAST: Final = 10  # measurements
+_EXPOSURES: Final = 4  # whose scatter about a line says something
+_RANGE: Final = 0.2  # by which the backgrounds must differ, of the highest
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Relative change per adu or electron of what it is taken against."""
+    """Change per unit of what it is taken against."""
 
     what: str
     value: float
@@ -44,111 +51,220 @@ class Slope:
         return bool(self.sigma > LIMIT)
 
 
-def flux_against_background(flux: Any, error: Any, background: Any, star: Any) -> Slope:
-    """Relative change of the flux of the same objects with the background on which they stand.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Stars as some exposures show them, (n,) each."""
+
+    star: np.ndarray  # number of the star, the same in every exposure
+    exposure: np.ndarray  # number of the exposure
+    amplifier: np.ndarray  # number of the amplifier
+    flux: np.ndarray  # per time, any unit
+    error: np.ndarray
+    background: np.ndarray  # of its exposure, any unit
+
+
+def flux_against_background(seen: Seen, amplifiers: int) -> tuple[Slope, np.ndarray, np.ndarray]:
+    """Relative change of the flux of the same stars with the background: of the CCD, and of its amplifiers against it.
+
+    ``flux / F_star = 1 + z_exposure + s_amplifier (background - mean)``: a zero point of each exposure takes up its
+    air, and what it and the background have in common is the slope of the CCD, whose error is the scatter of the zero
+    points about it. Clouds that come with the moon cannot be told from it. The slopes of amplifiers, of mean zero, know
+    nothing of the air.
 
     Parameters
     ----------
-    flux, error : (n,) any unit, of an object in one exposure.
-    background : (n,) per pixel.
-    star : (n,) which object; its own flux is fitted, so it must have been seen on several backgrounds.
+    amplifiers : number of them.
+
+    Returns
+    -------
+    Slope of the CCD; slopes and errors (amplifier,), NaN for one with fewer than ten measurements.
 
     Raises
     ------
     InsufficientInputs
-        Fewer than ten measurements, or no object on two backgrounds.
+        Fewer than four exposures, their backgrounds are alike, or too few stars are in several of them.
     """
-    flux, error, background = (np.asarray(v, np.float64) for v in (flux, error, background))
-    number = np.unique(np.asarray(star), return_inverse=True)[1]
-    weight = (flux / error) ** 2
-    mean = np.bincount(number, weight * flux) / np.bincount(number, weight)
-    return _slope("flux against background", flux / mean[number] - 1, 1 / np.sqrt(weight), [background], number)
+    what = "flux of stars against background"
+    level, place = _levels(what, seen)
+    number = np.unique(seen.star, return_inverse=True)[1]
+    weight = (seen.flux / seen.error) ** 2
+    mean = np.bincount(number, weight * seen.flux) / np.bincount(number, weight)
+    lit = np.flatnonzero(np.bincount(seen.amplifier, minlength=amplifiers) >= _LEAST)
+    use = np.isin(seen.amplifier, lit)
+    exposure, own = place[:, None] == np.arange(len(level)), seen.amplifier[:, None] == lit
+    away = level - level.mean()
+    design = np.hstack([exposure, own * away[place][:, None]])
+    change = seen.flux / mean[number] - 1
+    found, covariance = _fit(what, change[use], 1 / np.sqrt(weight[use]), design[use], number[use])
+    turn = _to_common(away, len(lit))
+    found, spread = turn @ found, np.sqrt(np.maximum(np.diag(turn @ covariance @ turn.T), 1e-30))
+    value, error = np.full((2, amplifiers), np.nan)
+    value[lit], error[lit] = found[len(level) :], spread[len(level) :]
+    return _line(what, level, found[: len(level)], spread[: len(level)]), value, error
 
 
-def size_against_light(size: Any, error: Any, flux: Any, background: Any) -> tuple[Slope, Slope]:
-    """Change of the relative residual of the PSF's size with brightness, and with background.
+def _to_common(away: np.ndarray, count: int) -> np.ndarray:
+    """Matrix that gives zero points what slopes of ``count`` amplifiers share, which a fit cannot tell from them."""
+    turn = np.eye(len(away) + count)
+    turn[: len(away), len(away) :] = away[:, None] / count
+    turn[len(away) :, len(away) :] -= 1 / count
+    return turn
+
+
+def _levels(what: str, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    """Background of each exposure, and which exposure (n,) each row is of."""
+    number = np.unique(seen.exposure, return_inverse=True)[1]
+    level = np.bincount(number, seen.background) / np.maximum(np.bincount(number), 1)
+    if len(level) < _EXPOSURES:
+        raise InsufficientInputs(f"{what}: {len(level)} exposures of the same stars, at least {_EXPOSURES} are needed")
+    if np.ptp(level) < _RANGE * level.max():
+        raise InsufficientInputs(f"{what}: backgrounds of {level.min():.0f} to {level.max():.0f} are alike")
+    return level, number
+
+
+def _line(what: str, level: np.ndarray, value: np.ndarray, error: np.ndarray) -> Slope:
+    """Slope through a few points, whose scatter says how sure it is where that is more than their errors.
+
+    A scatter of few points is itself unsure: the error is as much larger as Student's t of four sigma is than four.
+    """
+    design = np.stack([level - level.mean(), np.ones_like(level)], axis=1) / error[:, None]
+    inverse = np.linalg.inv(design.T @ design)
+    found = inverse @ (design.T @ (value / error))
+    freedom = len(level) - 2
+    misfit = float(np.sum((value / error - design @ found) ** 2)) / freedom
+    unsure = float(student.isf(normal.sf(LIMIT), freedom)) / LIMIT
+    error_of = np.sqrt(inverse[0, 0] * max(1.0, misfit * unsure**2))
+    return Slope(what, float(found[0]), float(error_of), len(level))
+
+
+def size_against_light(
+    size: Any, error: Any, peak: Any, exposure: Any, background: Any, place: Any = ()
+) -> tuple[Slope, Slope | None]:
+    """Change of the size of stars with their brightness; and of that change with the background.
+
+    The size common to the stars of an exposure, a plane over the CCD, is the seeing, and is fitted.
 
     Parameters
     ----------
-    size, error : (n,) measured over modelled size, less one, and its error.
-    flux, background : (n,) of the stars; both slopes are fitted together.
+    size, error : (n,) any unit; what is common to an exposure does not matter.
+    peak : (n,) brightness, any unit.
+    exposure : (n,) number of the exposure.
+    background : (n,) of the exposure.
+    place : (n, 2) on the CCD, or nothing.
+
+    Returns
+    -------
+    The slope, per unit of the peak, at the mean background; its change per unit of both, or None where the backgrounds
+    are alike.
 
     Raises
     ------
     InsufficientInputs
-        Fewer than ten stars, or all are equally bright or on the same background.
+        Fewer than ten stars, or all are equally bright.
     """
-    size, error = np.asarray(size, np.float64), np.asarray(error, np.float64)
-    columns = [np.asarray(flux, np.float64), np.asarray(background, np.float64)]
-    one = np.zeros(len(size), int)
-    first = _slope("PSF size against brightness", size, error, columns, one)
-    return first, _slope("PSF size against background", size, error, columns[::-1], one)
+    size, error, peak, background = (np.asarray(v, np.float64) for v in (size, error, peak, background))
+    group = np.unique(np.asarray(exposure), return_inverse=True)[1]
+    columns = [peak]
+    several = len(background) and np.ptp(background) >= _RANGE * background.max()
+    if several:
+        columns.append(peak * (background - background.mean()))
+    first = _PLANE if len(place) else 0
+    design = np.column_stack([*columns, *(_slopes_over(np.asarray(place, float), group) if first else ())])
+    what = "size of stars against brightness"
+    found, covariance = _fit(what, size, error, design, group)
+    slopes = [
+        Slope(name, float(found[i]), float(np.sqrt(covariance[i, i])), len(size))
+        for i, name in enumerate((what, f"{what}, change with background")[: len(columns)])
+    ]
+    return slopes[0], slopes[1] if several else None
 
 
-def amplifier_offsets(level: Any, error: Any) -> list[Slope]:
-    """Change of the ratio of neighbouring amplifiers in flats with their level, for each pair of neighbours.
+_PLANE: Final = 2
+
+
+def _slopes_over(place: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
+    """Columns of a plane of each group."""
+    scaled = (place - place.mean(axis=0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
+    return [np.where(group == g, scaled[:, axis], 0.0) for g in np.unique(group) for axis in range(_PLANE)]
+
+
+def amplifier_offsets(
+    step: np.ndarray, error: np.ndarray, level: np.ndarray, edges: Sequence[Edge], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Change of the level of each amplifier against its CCD's in flats, with their level.
 
     Parameters
     ----------
-    level, error : (exposure, amplifier) linearised signal beside the boundaries, and its error; amplifiers in the
-        order in which they lie side by side.
+    step, error : (flat, edge) logarithm of the step at a boundary, higher over lower side, and its error; NaN where
+        there is none.
+    level : (flat, edge) mean signal of both sides.
+    edges : the boundaries.
+    count : amplifiers.
+
+    Returns
+    -------
+    Slopes of the logarithm, of mean zero, and errors (amplifier,); NaN for one to which no boundary leads.
 
     Raises
     ------
     InsufficientInputs
-        Fewer than ten exposures, or all have one level.
+        No boundary has ten flats of different levels.
     """
-    level, error = np.asarray(level, np.float64), np.asarray(error, np.float64)
-    found = []
-    for i in range(level.shape[1] - 1):
-        ratio, mean = level[:, i + 1] / level[:, i], level[:, i : i + 2].mean(axis=1)
-        relative = np.hypot(error[:, i + 1] / level[:, i + 1], error[:, i] / level[:, i])
-        middle = np.average(ratio, weights=relative**-2.0)
-        name = f"amplifier {i + 1} over amplifier {i} against level"
-        found.append(_slope(name, ratio / middle - 1, relative, [mean], np.zeros(len(ratio), int)))
-    return found
+    slope = np.full((len(edges), 2), np.nan)
+    why = "no boundary between amplifiers"
+    for i in range(len(edges)):
+        one = np.ones(len(step), int)
+        try:
+            found, covariance = _fit("levels of amplifiers", step[:, i], error[:, i], level[:, i : i + 1], one)
+        except InsufficientInputs as reason:
+            why = str(reason)
+            continue
+        slope[i] = found[0], np.sqrt(covariance[0, 0])
+    try:
+        return solve_steps(count, list(edges), -slope[:, 0], slope[:, 1])
+    except DegenerateSolution:
+        raise InsufficientInputs(why) from None
 
 
-def remark(slope: Slope, who: str) -> str | None:
-    """One line on a slope that is not zero; None for one that may be.
+def _fit(
+    what: str, values: np.ndarray, error: np.ndarray, columns: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of columns (n, k) and their covariance, with a constant for each group; outliers are clipped.
 
-    Examples
-    --------
-    >>> remark(Slope("flux against background", 3e-7, 5e-8, 100), "R22_S11")
-    'FAIL: R22_S11: flux against background: slope +3.0e-07 +- 5.0e-08 (6.0 sigma): build linearity again'
+    Errors are those given, or of the scatter where that is larger. Of directions that nothing tells, zero is taken.
     """
-    if not slope.fails:
-        return None
-    return (
-        f"FAIL: {who}: {slope.what}: slope {slope.value:+.1e} +- {slope.error:.1e} ({slope.sigma:.1f} sigma): "
-        f"build linearity again"
-    )
-
-
-def _slope(what: str, values: np.ndarray, error: np.ndarray, columns: list[np.ndarray], group: np.ndarray) -> Slope:
-    """First of the slopes against ``columns``, with a constant for each group; outliers are clipped once.
-
-    The error is that of the given errors, or of the scatter where that is larger.
-    """
-    use = np.isfinite(values) & np.isfinite(error) & (error > 0)
-    if use.sum() < _LEAST:
-        raise InsufficientInputs(f"{what}: {use.sum()} measurements, at least {_LEAST} are needed")
-    design = np.column_stack([*columns, group[:, None] == np.arange(group.max() + 1)])
-    for _ in range(2):
-        rows, scale = design[use] / error[use, None], np.abs(design[use]).max(axis=0)
+    use = np.isfinite(values) & np.isfinite(error) & (error > 0) & np.isfinite(columns).all(axis=1)
+    for _ in range(3):
+        if use.sum() < _LEAST:
+            raise InsufficientInputs(f"{what}: {use.sum()} measurements, at least {_LEAST} are needed")
+        target, rows = _within(values[use], columns[use], error[use], group[use])
+        scale = np.abs(rows).max(axis=0)
+        if scale[0] <= _NOTHING * np.abs(columns[use, 0] / error[use]).max():
+            raise InsufficientInputs(f"{what}: all measurements have the same level")
         scale = np.where(scale > 0, scale, 1.0)
-        parameters, _, rank, _ = np.linalg.lstsq(rows / scale, values[use] / error[use])
-        present = np.abs(design[use]).max(axis=0) > 0
-        if rank < present.sum():
-            raise InsufficientInputs(f"{what}: all measurements have the same level or background: take others")
-        pull = (values - design @ (parameters / scale)) / error
-        kept = use & (np.abs(pull) < _CLIP * max(float(robust_sigma(pull[use])), 1.0))
-        done, use = bool((kept == use).all()), kept
-        if done:
+        inverse = np.linalg.pinv((rows / scale).T @ (rows / scale), rcond=1e-10, hermitian=True)
+        found = inverse @ ((rows / scale).T @ target)
+        residual = target - rows / scale @ found
+        wild = np.abs(residual) > _CLIP * max(float(robust_sigma(residual)), 1.0)
+        if not wild.any():
             break
-    covariance = np.linalg.pinv((rows / scale).T @ (rows / scale))
-    freedom = max(len(rows) - int(present.sum()), 1)
-    excess = max(1.0, float(np.sqrt(np.sum((pull[use]) ** 2) / freedom)))
-    return Slope(
-        what, float(parameters[0] / scale[0]), float(np.sqrt(covariance[0, 0]) / scale[0]) * excess, int(use.sum())
-    )
+        use[np.flatnonzero(use)[wild]] = False
+    freedom = int(use.sum()) - np.linalg.matrix_rank(rows / scale) - len(np.unique(group[use]))
+    excess = max(1.0, float(np.sum(residual[~wild] ** 2)) / max(freedom, 1))
+    return found / scale, inverse * excess / np.outer(scale, scale)
+
+
+_NOTHING: Final = 1e-9
+
+
+def _within(
+    values: np.ndarray, columns: np.ndarray, error: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and columns less their weighted mean in each group, over the error: no constant of a group is left."""
+    number = np.unique(group, return_inverse=True)[1]
+    weight = error**-2.0
+    total = np.bincount(number, weight)
+    both = np.column_stack([values, columns])
+    means = np.stack([np.bincount(number, weight * column) / total for column in both.T], axis=1)
+    left = (both - means[number]) / error[:, None]
+    return left[:, 0], left[:, 1:]

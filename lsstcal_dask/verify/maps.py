@@ -58,7 +58,7 @@ def _draw_map(axes: "Axes", beside: "Axes", result: Result, camera: Camera) -> N
     from matplotlib.collections import PolyCollection  # noqa: PLC0415
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
-    values = dict(zip(result.places, result.values, strict=True))
+    values = dict(zip(result.places, result.judged, strict=True))
     shapes, colours, edges, widths = [], [], [], []
     for detector in camera.detectors:
         for amplifier in detector.amplifiers:
@@ -77,7 +77,7 @@ def _draw_map(axes: "Axes", beside: "Axes", result: Result, camera: Camera) -> N
         cmap="viridis",
     )
     patches.cmap = patches.cmap.with_extremes(bad=_MISSING)
-    patches.set_clim(*robust_limits(result.values))
+    patches.set_clim(*robust_limits(result.judged))
     axes.add_collection(patches)
     axes.autoscale_view()
     axes.set_aspect("equal")
@@ -104,7 +104,7 @@ def _outline(value: float, metric: Metric) -> str:
 
 def _draw_histogram(axes: "Axes", result: Result) -> None:
     """Histogram over everything that was measured; limits that nothing comes near are said and not drawn."""
-    values = result.measured
+    values = result.judged[np.isfinite(result.judged)]
     if values.size:
         low, high = float(values.min()), float(values.max())
         margin = 0.25 * (high - low) or max(abs(low) * 0.1, 1e-12)
@@ -136,4 +136,6 @@ def _draw_histogram(axes: "Axes", result: Result) -> None:
 
 
 def _label(metric: Metric) -> str:
+    if metric.in_errors:
+        return f"{metric.name}, over its error"
     return f"{metric.name} [{metric.unit}]" if metric.unit else metric.name

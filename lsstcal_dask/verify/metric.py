@@ -6,6 +6,7 @@ so does an amplifier without a value that should have one: a dead amplifier does
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -24,8 +25,10 @@ __all__ = [
     "Metric",
     "Result",
     "each",
+    "limits_of",
     "number",
     "span",
+    "with_error",
     "worst_of",
 ]
 
@@ -51,6 +54,7 @@ class Case:
     products: Mapping[str, xr.Dataset]  # by name, with the amplifiers of the detector in its own order
     summary: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by product and amplifier
     kept: dict[str, Any] = field(default_factory=dict)  # pixels that several metrics look at
+    reasons: Mapping[str, str] = field(default_factory=dict)  # why a number was not noted, by its key
 
     def values(self, product: str, variable: str) -> np.ndarray:
         """(amplifier, ...) of a variable, float64; Absent where the product has none."""
@@ -62,7 +66,7 @@ class Case:
         """(amplifier,) of a number in the summaries, NaN where there is none; Absent where nothing was noted."""
         found = self.summary.get(product, {})
         if not any(key in found.get(a.name, {}) for a in self.detector.amplifiers):
-            raise Absent(f"{product} has no record of {key}")
+            raise Absent(self.reasons.get(key, f"{product} has no record of {key}"))
         given = [found.get(a.name, {}).get(key) for a in self.detector.amplifiers]
         return np.array([np.nan if value is None else value for value in given], np.float64)
 
@@ -93,6 +97,8 @@ class Metric:
     unit: str = ""
     needs: tuple[str, ...] = ()  # products besides its own
     sparse: bool = False  # that an amplifier has no value is nothing to warn of
+    error: Measure | None = None  # (amplifier,) standard errors of the values
+    in_errors: bool = False  # limits and aim are multiples of the error
 
     @property
     def key(self) -> str:
@@ -107,6 +113,21 @@ class Result:
     metric: Metric
     places: tuple[tuple[str, str], ...]  # detector and amplifier
     values: np.ndarray  # (place,), NaN where unmeasured
+    errors: np.ndarray | None = None  # (place,), where the metric has them
+
+    @property
+    def judged(self) -> np.ndarray:
+        """What limits and aim are held against: the values (place,), over their errors where the metric says so."""
+        if not self.metric.in_errors or self.errors is None:
+            return self.values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.values / self.errors)
+
+    @property
+    def error(self) -> float:
+        """Median of the errors; NaN of none."""
+        errors = np.empty(0) if self.errors is None else self.errors[np.isfinite(self.errors)]
+        return float(np.median(errors)) if errors.size else float("nan")
 
     @property
     def measured(self) -> np.ndarray:
@@ -128,12 +149,12 @@ class Result:
     @property
     def failing(self) -> int:
         """Number of amplifiers outside the limits."""
-        return int((_beyond(self.measured, self.metric.limits) > 0).sum())
+        return int((_beyond(self.judged, self.metric.limits) > 0).sum())
 
     @property
     def off_aim(self) -> int:
         """Number of amplifiers outside the aim or the limits."""
-        return int((self._excess(self.measured) > 0).sum())
+        return int((self._excess() > 0).sum())
 
     @property
     def verdict(self) -> str:
@@ -144,12 +165,13 @@ class Result:
 
     def worst(self, most: int = 3) -> list[tuple[str, float]]:
         """Amplifiers outside limits or aim, farthest first: where and how much."""
-        excess = self._excess(np.where(np.isfinite(self.values), self.values, np.nan))
+        excess = self._excess()
         order = [i for i in np.argsort(-np.nan_to_num(excess), kind="stable") if excess[i] > 0]
         return [(" ".join(self.places[i]), float(self.values[i])) for i in order[:most]]
 
-    def _excess(self, values: np.ndarray) -> np.ndarray:
-        return np.fmax(_beyond(values, self.metric.limits), _beyond(values, self.metric.aim))
+    def _excess(self) -> np.ndarray:
+        judged = np.where(np.isfinite(self.judged), self.judged, np.nan)
+        return np.fmax(_beyond(judged, self.metric.limits), _beyond(judged, self.metric.aim))
 
 
 def _beyond(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
@@ -169,20 +191,29 @@ def worst_of(verdicts: list[str]) -> str:
     return next((verdict for verdict in VERDICTS if verdict in verdicts), "PASS")
 
 
-def each(metric: Metric, measured: Mapping[str, Found], names: Mapping[str, list[str]]) -> Result | None:
+def each(
+    metric: Metric,
+    measured: Mapping[str, Found],
+    names: Mapping[str, list[str]],
+    errors: Mapping[str, Found] = MappingProxyType({}),
+) -> Result | None:
     """Judge what was measured, by detector; None where it applies to none, or a sparse one has no value.
 
     Parameters
     ----------
     measured : by detector, one value for each of its amplifiers, or none.
     names : by detector, names of its amplifiers.
+    errors : of the values, of a metric that has them.
     """
-    places, values = [], []
+    places, values, doubts = [], [], []
     for detector, found in measured.items():
         if found is not None and not isinstance(found, str):
             places += [(detector, amplifier) for amplifier in names[detector]]
             values += list(found)
-    result = Result(metric, tuple(places), np.array(values, np.float64))
+            own = errors.get(detector)
+            doubts += list(own) if isinstance(own, list) else [np.nan] * len(found)
+    unsure = np.array(doubts, np.float64) if metric.error else None
+    result = Result(metric, tuple(places), np.array(values, np.float64), unsure)
     return None if not places or (metric.sparse and not result.measured.size) else result
 
 
@@ -195,6 +226,17 @@ def number(value: float) -> str:
     ('0.0123', '-1.23e+05', '', '')
     """
     return f"{value:.3g}" if np.isfinite(value) else ""
+
+
+def with_error(result: Result) -> str:
+    """Median of a result with that of its errors, where it has any."""
+    return f"{number(result.median)} ± {result.error:.2g}" if number(result.error) else number(result.median)
+
+
+def limits_of(metric: Metric, limits: tuple[float, float]) -> str:
+    """Limits of a metric as a person reads them."""
+    text = span(limits)
+    return f"{text} sigma" if text and metric.in_errors else text
 
 
 def span(limits: tuple[float, float]) -> str:

@@ -8,7 +8,7 @@ from lsstcal_dask.instrument import Camera
 from lsstcal_dask.variables import NOTE
 from lsstcal_dask.verify.acceptance import Acceptance, Product
 from lsstcal_dask.verify.maps import draw, png
-from lsstcal_dask.verify.metric import VERDICTS, Metric, Result, number, span
+from lsstcal_dask.verify.metric import VERDICTS, Metric, Result, limits_of, number, with_error
 
 __all__ = ["report"]
 
@@ -95,14 +95,16 @@ def _overview(found: Acceptance) -> str:
     rows = [_row([_cell(c) for c in head], "th")]
     for result in found.results:
         metric, values = result.metric, result.measured
-        limits = [number(result.median), *(number(float(f(values))) if values.size else "" for f in (min, max))]
+        middle = with_error(result)
+        limits = [middle, *(number(float(f(values))) if values.size else "" for f in (min, max))]
         link = f'<a href="#{_anchor(metric)}">{escape(metric.name)}</a>'
         unit = f" <small>{escape(metric.unit)}</small>" if metric.unit else ""
         rows.append(
             "<tr>"
             + f"<td>{_badge(result.verdict)}</td><td>{escape(metric.product)}</td><td>{link}{unit}</td>"
             + "".join(f'<td class="n">{escape(text)}</td>' for text in limits)
-            + f'<td class="n">{escape(span(metric.limits))}</td><td class="n">{escape(span(metric.aim))}</td>'
+            + f'<td class="n">{escape(limits_of(metric, metric.limits))}</td>'
+            + f'<td class="n">{escape(limits_of(metric, metric.aim))}</td>'
             + f'<td class="n">{result.off_aim or ""}</td><td>{escape(_where(result, 3))}</td>'
             + f"<td><small>{escape(metric.source)}</small></td></tr>"
         )
@@ -147,9 +149,9 @@ def _section(result: Result, camera: Camera) -> str:
     opened = "" if result.verdict == "PASS" else " open"
     unit = f", {metric.unit}" if metric.unit else ""
     limits = "".join(
-        f"<li>{word}: {escape(span(pair))}</li>"
+        f"<li>{word}: {escape(limits_of(metric, pair))}</li>"
         for word, pair in (("fails outside", metric.limits), ("warns outside", metric.aim))
-        if span(pair)
+        if limits_of(metric, pair)
     )
     where = _where(result, 20)
     return (

@@ -119,6 +119,7 @@ def test_json_keeps_its_shape(store, found):
             "unit",
             "limits",
             "aim",
+            "limits_in",
             "source",
             "median",
             "minimum",
@@ -128,6 +129,7 @@ def test_json_keeps_its_shape(store, found):
             "unmeasured",
             "worst",
             "values",
+            "errors",
         ]
         assert metric["verdict"] in ("PASS", "WARN", "FAIL")
         assert len(metric["limits"]) == len(metric["aim"]) == 2
