@@ -1,4 +1,4 @@
-"""Commands of flat cubes and of the flats that are made from them: cube, fringes, synthesize, contamination."""
+"""Commands of flat cubes and of flats made from them: cube, compress, fringes, synthesize, contamination."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -68,6 +68,43 @@ def cube(
 
 
 @app.command()
+def compress(
+    store: StoreArgument,
+    cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a cube to few maps of each CCD, with their largest error; its slices stay as they are.
+
+    'synthesize --compressed' makes flats of the maps, and tells by how much they may differ from those of the slices.
+    When slices are added to the cube it is to be compressed again. How far maps may be off is said in the table
+    [compress] of the file of --config.
+    """
+    from lsstcal_dask.pipeline.compressed import compress_cube  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config).compress, open_store(store)
+    with compute_with(scheduler, workers, memory) as compute:
+        made = compress_cube(opened, cube, settings, compute, progress=shows_progress())
+    result: dict[str, Any] = {"store": opened.url, "cube": cube, "made": made.made}
+    if (found := made.pointer) is not None:
+        size = sum(one["nbytes"] for one in found.detectors.values())
+        say(
+            f"cube {cube}, publication {found.number}, compressed as {found.version}: {len(found.detectors)} CCDs, "
+            f"{found.rank} maps at most, {size / 1e6:.3g} MB, values within {found.error:.1e} of the response"
+        )
+        for why in found.failed.values():
+            say(f"not compressed: {why}")
+        result |= {"version": found.version, "number": found.number, "rank": found.rank, "error": found.error}
+        result |= {"detectors": found.detectors, "failed": found.failed}
+    finish(result, made.errors, as_json)
+
+
+@app.command()
 def fringes(
     store: StoreArgument,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
@@ -112,6 +149,9 @@ def synthesize(
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the cube's first.")] = "",
     valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
+    compressed: Annotated[
+        bool, typer.Option("--compressed", help="Make it of the maps of 'compress', and tell by how much they differ.")
+    ] = False,
     clean: Annotated[bool, typer.Option("--clean", help="Leave out the dust that 'contamination' found.")] = False,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
@@ -146,7 +186,7 @@ def synthesize(
         sources = [sky_of(opened, band, one, stale) for one in visit] if visit else None
         lamp = spectrum or FLAT_FNU
         for source, validity in sources or [(source_of(opened, band, lamp, atmosphere, unit), given)]:
-            wanted = Wanted(kind, band, source, cube, dust=not clean)
+            wanted = Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)
             yield name, make_flat(opened, wanted, settings, compute, validity, shows_progress())
 
     with compute_with(scheduler, workers, memory) as compute:

@@ -41,7 +41,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Built", "Validity", "build", "failures", "image_template", "run_version", "unusable"]
+__all__ = ["Built", "Validity", "build", "failures", "image_template", "once", "run_version", "unusable"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.
 
 
 def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
-    raw, repeated = _once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
+    raw, repeated = once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
     recipe.check(raw, settings)
@@ -142,7 +142,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
         valid_from=start,
         valid_until=run.validity.valid_until,
         failed=failed,
-        remarks=remarks + repeated + warm_remarks(raw),
+        remarks=remarks + [f"exposure {name} left out: {why}" for name, why in repeated.items()] + warm_remarks(raw),
         inputs={**_inputs(raw, upstream), **ways},
         configuration=settings.model_dump(mode="json"),
         software=software(),
@@ -155,8 +155,8 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     return run_version(run.store.url, pointer, template, raw, work, run.compute, run.progress)
 
 
-def _once(raw: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
-    """Each frame once, whatever the names under which it was ingested, and remarks that name the others.
+def once(raw: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
+    """Each frame once, whatever the names under which it was ingested, and why others are left out, by exposure.
 
     Two frames with the same pixels are one measurement: to count both would halve a variance that did not change.
     """
@@ -170,9 +170,9 @@ def _once(raw: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
                 present[i, j] = False
                 same[int(i)] = k
     if not same:
-        return raw, []
+        return raw, {}
     raw = raw.assign(present=raw["present"].copy(data=present)).isel(exposure=np.flatnonzero(present.any(axis=1)))
-    return raw, [f"exposure {names[i]} left out: its pixels are those of {names[k]}" for i, k in same.items()]
+    return raw, {names[i]: f"its pixels are those of {names[k]}" for i, k in same.items()}
 
 
 def _start(recipe: Recipe, raw: xr.Dataset, validity: Validity) -> str:

@@ -19,6 +19,7 @@ from lsstcal_dask.products.deferred import DeferredConfig
 from lsstcal_dask.products.etalon_slices import EtalonConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
+from lsstcal_dask.products.lowrank import LowRankConfig
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.muons import MuonConfig
 from lsstcal_dask.products.saturation import SaturationConfig
@@ -30,7 +31,7 @@ from lsstcal_dask.products.transfer import TransferConfig
 __all__ = ["Config", "read_config", "read_settings"]
 
 
-_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes")
+_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes", "compress")
 
 
 class Config(BaseModel):
@@ -56,6 +57,7 @@ class Config(BaseModel):
     synthesis: SynthesisConfig = SynthesisConfig()
     contamination: ContaminationConfig = ContaminationConfig()
     fringes: EtalonConfig = EtalonConfig()
+    compress: LowRankConfig = LowRankConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ import dask
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.build import once
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubework import make_block
@@ -70,9 +71,10 @@ def make_cube(
     CalibrationError
         The cube has another form, nothing can be used, or a product is missing.
     """
-    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
+    raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
     groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)
+    left_out |= repeated
     detectors = tuple(d.name for d in store.camera.detectors)
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))

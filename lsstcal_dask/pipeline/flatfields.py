@@ -1,21 +1,21 @@
 """Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import xarray as xr
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
-from lsstcal_dask.mapping import AmplifierResults
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
-from lsstcal_dask.pipeline.fringes import FRINGES, Fringed, fringes_for, noon_before
+from lsstcal_dask.pipeline.compressed import compressed_of
+from lsstcal_dask.pipeline.flatwork import flat_of
+from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.passbands import store_passband
 from lsstcal_dask.pipeline.sky import sky_of_visit
@@ -24,10 +24,11 @@ from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream, usable
 from lsstcal_dask.products.sky import SkySettings
 from lsstcal_dask.products.sky_time import SkyVariation
-from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
+from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task
 from lsstcal_dask.products.weights import make_weights
+from lsstcal_dask.storage.compressed import CompressedPointer
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, open_product
+from lsstcal_dask.storage.products import Pointer
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import input_names
@@ -50,6 +51,7 @@ class Wanted:
     source: Source
     cube: str = "flats"
     dust: bool = True  # with that of the time at which it begins to be valid, where it is known
+    compressed: bool = False  # of the maps of the compressed cube, where a CCD has them
 
 
 def product_of(kind: str, band: str) -> str:
@@ -149,6 +151,10 @@ def make_flat(
         made_of["upstream"]["fringes"] = {FRINGES: f"{fringed.version}/"}
     opener = CubeOpener(store.url, wanted.cube, cube.pointer.number)
     task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config)
+    short = compressed_of(store, cube) if wanted.compressed else None
+    if short:
+        task = replace(task, maps=short[1])
+        remarks.append(_of_maps(short[0]))
     detectors = _measured(cube)
     pointer = Pointer(
         name=name,
@@ -162,6 +168,7 @@ def make_flat(
             "contamination": f"{dust.name}/{dust.version}" if dust else "",
             **made_of,
             "fringes": fringed.version if fringed else "",
+            **({"compressed": short[0].version} if short else {}),
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
@@ -172,40 +179,19 @@ def make_flat(
     attrs = {"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band}
     template, places = image_template(store.camera, detectors, outputs, attrs)
     found = (store.url, dust.name, dust.version) if dust else None
-    work = dict.fromkeys(detectors, (_flat_of, (task, found, fringed)))
+    work = dict.fromkeys(detectors, (flat_of, (task, found, fringed)))
     return run_version(store.url, pointer, template, places, work, compute, progress)
 
 
-def _flat_of(
-    source: xr.Dataset, task: Task, dust: tuple[str, str, str] | None, fringed: Fringed | None
-) -> AmplifierResults:
-    """What a worker does for one CCD."""
-    detector = task.camera.detector(str(source["detector"].values))
-    factor = None
-    if dust is not None:
-        product = open_product(*dust, chunked=False)
-        known = detector.name in product["detector"].values
-        factor = product["image"].sel(detector=detector.name) if known else None
-    slices = task.open_slices(detector.name)
-    fringes = fringed.open(detector, np.isfinite(slices.scale)) if fringed else None
-    remarks = [f"{NOTE}fringes are those of the slices: its layers are not known"] if fringed and not fringes else []
-    for amplifier, flat in synthesis_amplifiers(slices, detector, task):
-        one = flat.isel(spectrum=0, drop=True)
-        if factor is not None:
-            one = _times(one, factor.sel(amplifier=amplifier).values)
-        if fringes is not None:
-            one = _times(one, fringes.factor(amplifier))
-        yield amplifier, one.assign_attrs(remarks=remarks + flat.attrs.get("remarks", []), summary={})
-        remarks = []
-
-
-def _times(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
-    """A flat with the dust of now, one factor for all wavelengths, for it is gray (2.8.2), or with other fringes."""
-    share = np.where(np.isfinite(factor), factor, 1).astype(np.float32)
-    more = {"image": flat["image"] * share}
-    if "variance" in flat:
-        more["variance"] = flat["variance"] * share**2
-    return flat.assign(more)
+def _of_maps(pointer: CompressedPointer) -> str:
+    """What a flat of a compressed cube is made of."""
+    told = (
+        f"of the compressed form {pointer.version} of cube {pointer.cube}/{pointer.number}: {pointer.rank} maps at "
+        f"most, values of slices within {pointer.error:.1e} of the response"
+    )
+    if pointer.failed:
+        return f"{NOTE}{told}; {', '.join(sorted(pointer.failed))} are not compressed and made of their slices"
+    return NOTE + told
 
 
 def _contamination(wanted: Wanted, cube: str, start: str, upstream: Upstream) -> tuple[Pointer | None, list[str]]:

@@ -7,6 +7,7 @@ import numpy as np
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.monochromatic import gaps
+from lsstcal_dask.storage.compressed import CompressedPointer, list_compressed
 from lsstcal_dask.storage.cubelayout import list_cubes, list_pointers, load_layout
 from lsstcal_dask.storage.cubes import check_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
@@ -82,16 +83,25 @@ def _cube_row(store: Store, name: str) -> dict[str, Any]:
     wavelengths = [one.wavelength for one in slots]
     told = [f"{one.wavelength:.1f} nm: {remark}" for one in slots for remark in one.remarks]
     told += [f"{one.wavelength:.1f} nm: {det}: {why}" for one in slots for det, why in one.missing.items()]
+    number = pointers[-1].number if pointers else 0
     return {
         "cube": name,
         "form": form,
-        "number": pointers[-1].number if pointers else 0,
+        "number": number,
+        "compressed": [_compressed_row(one, number) for one in list_compressed(store.url, name)],
         "wavelengths": wavelengths,
         "gaps": gaps(wavelengths),
         "warnings": sum(one.verdict != "PASS" for one in slots),
         "created": pointers[-1].created if pointers else "",
         "remarks": [*(pointers[-1].remarks if pointers else []), *told],
     }
+
+
+def _compressed_row(pointer: CompressedPointer, number: int) -> dict[str, Any]:
+    """What is published of the compressed form of a cube; it serves the publication it was made of."""
+    gone = "" if pointer.number == number else f"made of publication {pointer.number}, before slices came or went"
+    own = {key: getattr(pointer, key) for key in ("version", "number", "rank", "error", "failed", "created")}
+    return {**own, "detectors": len(pointer.detectors), "outdated": gone}
 
 
 def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
@@ -140,6 +150,13 @@ def _print_cubes(console: Any, cubes: list[dict[str, Any]], remarks: bool) -> No
     if cubes:
         console.print()
         console.print(table)
+    for row in cubes:
+        for one in row["compressed"][-1:]:
+            state = "OUTDATED, " + one["outdated"] if one["outdated"] else f"values within {one['error']:.1e}"
+            line = (
+                f"cube {row['cube']} compressed {one['version']}: {one['detectors']} CCDs, {one['rank']} maps, {state}"
+            )
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     for row in cubes if remarks else ():
         for remark in row["remarks"]:
             console.print(f"cube {row['cube']}: {remark}", highlight=False, soft_wrap=True)

@@ -16,14 +16,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, map_detectors
+from lsstcal_dask.products.lowrank import LowRank, sum_maps
 from lsstcal_dask.products.sums import Exceptions, Slices, exceptions_of, sum_slices
 from lsstcal_dask.products.weights import Local, Weights, WeightsConfig, local_weights, without
 from lsstcal_dask.variables import MASK_BITS, attributes
 
-__all__ = ["OUTPUTS", "SynthesisConfig", "Task", "synthesis_amplifiers", "synthesize"]
+__all__ = ["COMPRESSION", "OUTPUTS", "SynthesisConfig", "Task", "synthesis_amplifiers", "synthesize"]
 
 OUTPUTS: Final = {"image": Output("float32", "1"), "variance": Output("float32", "1"), "mask": Output("uint16")}
 """Variables of synthetic flats, each with the dim ``spectrum``."""
+
+
+COMPRESSION: Final = ("compression_error", "compression_rms")
+"""Attributes (spectrum) of flats made of maps: largest and typical difference to those of the slices."""
+
+
+_NAMED: Final = 6  # wavelengths that a remark names
 
 
 class SynthesisConfig(BaseModel):
@@ -47,6 +55,7 @@ class Task:
     amplifiers: tuple[str, ...]  # of the cube, in its order
     open_slices: Callable[[str], Slices]
     config: SynthesisConfig
+    maps: Callable[[str, int], LowRank | None] = lambda detector, amplifier: None  # in place of codes, where there are
 
     def __call__(self, source: xr.Dataset) -> AmplifierResults:
         """Flats of the amplifiers of one CCD, one after the other."""
@@ -111,12 +120,14 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
     Yields
     ------
     Name and Dataset ``image``, ``variance``, ``mask`` (spectrum, y, x) of an amplifier; NaN with a remark where slices
-    that matter are missing.
+    that matter are missing, and a remark where others stand for some. Flats made of maps have attrs `COMPRESSION`.
     """
     usual = slices.mask()
     padding = [np.flatnonzero(bits & MASK_BITS["NO_DATA"]) for bits in usual]
     if slices.scale.shape != (task.weights[0].values.shape[1], len(task.amplifiers)):
         raise InconsistentGeometry(f"{detector.name}: weights and cube do not belong together: make them for this cube")
+    lacking = np.isnan(slices.scale).all(axis=1)
+    of_ccd = _absent("the CCD", task.weights, lacking)
     for amplifier in detector.amplifiers:
         a = task.amplifiers.index(amplifier.name)
         try:
@@ -126,14 +137,18 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
             continue
         used = np.flatnonzero(plan.vectors.any(axis=0)).tolist()
         own = {k: exceptions_of(slices, k, a) for k in used}
-        totals = sum_slices(slices, a, plan.vectors, own)
+        low = task.maps(detector.name, a)
+        totals = sum_slices(slices, a, plan.vectors, own) if low is None else sum_maps(low, plan.vectors, unknown=False)
         image, variance = _flats(totals, plan, amplifier, slices.shape)
         _few_repeats(variance, plan, own, slices.repeats[:, a])
         mask = _masks(plan, own, usual[a])
         _without_unusable(image, variance, mask, _losses(plan, own), task.config.lost)
         for values in (image, variance):
             values[:, padding[a]] = np.nan
-        yield amplifier.name, _dataset({"image": image, "variance": variance, "mask": mask}, slices.shape)
+        found = _dataset({"image": image, "variance": variance, "mask": mask}, slices.shape)
+        own_gaps = _absent("the amplifier", task.weights, np.isnan(slices.scale[:, a]) & ~lacking)
+        found, of_ccd = found.assign_attrs(remarks=[text for text in (of_ccd, own_gaps) if text]), ""
+        yield amplifier.name, found if low is None else found.assign_attrs(_compression(low, plan))
 
 
 def _plan(slices: Slices, a: int, place: tuple[Detector, Amplifier], task: Task) -> _Plan:
@@ -208,6 +223,28 @@ def _without_unusable(
     for values in (image, variance):
         for own, part in zip(values, share, strict=False):
             own[at[part > most]] = np.nan
+
+
+def _absent(what: str, weights: Sequence[Weights], absent: np.ndarray) -> str:
+    """A remark on slices that are not there and whose light counts; empty where none is missing."""
+    matter = absent & np.any([(one.values != 0).any(axis=0) for one in weights], axis=0)
+    if not matter.any():
+        return ""
+    light = [np.abs(one.at(0.0, 0.0) * one.response) for one in weights]
+    share = max(float(own[matter].sum() / own.sum()) for own in light)
+    nm = ", ".join(f"{at:.1f}" for at in weights[0].wavelength[matter][:_NAMED])
+    more = f" and {matter.sum() - _NAMED} more" if matter.sum() > _NAMED else ""
+    return (
+        f"{what} has no slices at {nm}{more} nm, where {share:.1%} of the light is: those nearby stand "
+        f"for them: take these flats again"
+    )
+
+
+def _compression(low: LowRank, plan: _Plan) -> dict[str, list[float]]:
+    """Largest and typical error of the flats that maps make; a weight is at most the sum of the sizes of its terms."""
+    most = np.stack([np.abs(one.values).sum(axis=0) for one in plan.local])
+    bound, typical = low.error_bound(most), low.typical_error(plan.middle)
+    return dict(zip(COMPRESSION, (bound.tolist(), typical.tolist()), strict=True))
 
 
 def _dataset(found: dict[str, np.ndarray], shape: tuple[int, int]) -> xr.Dataset:

@@ -26,7 +26,8 @@ from lsstcal_dask.products.slices import Group
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.truth import amplifiers
 from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
-from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.storage.manifests import publish_frames, read_records
+from lsstcal_dask.storage.raw import open_raw, write_frame
 from lsstcal_dask.storage.tables import read_input, write_table
 from lsstcal_dask.variables import MASK_BITS
 
@@ -229,6 +230,25 @@ def test_a_wavelength_taken_again_replaces_the_old_one(store, taken, tmp_path, t
     np.testing.assert_array_equal(
         CubeReader(old, CCD).values(1, 0), CubeReader(read_cube(mine.url, "c"), CCD).values(1, 0)
     )
+
+
+def test_a_frame_that_was_ingested_twice_counts_once(store, cubes, taken, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    raw = open_raw(mine.url, mine.camera, chunked=False)
+    records, records_of = [], {r.exposure: r for r in read_records(mine.url).values()}
+    for one in taken[:EACH]:
+        counts = raw["counts"].sel(exposure=one.name, detector=CCD).values
+        again = replace(records_of[one.name], exposure=f"{one.name}-copy", file="again", file_hash="again")
+        records.append(write_frame(mine.url, again, counts, {}))
+    publish_frames(mine.url, records)
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.left_out == {r.exposure: f"its pixels are those of {r.exposure.removesuffix('-copy')}" for r in records}
+    assert made.pointer.slots[0].exposures == [one.name for one in taken[:EACH]]
+    assert any("-copy left out: its pixels are those of" in remark for remark in made.pointer.remarks)
+    whole, here = (CubeReader(cube, CCD) for cube in (cubes["i2"], read_cube(mine.url, "c")))
+    np.testing.assert_array_equal(here.repeats, whole.repeats)  # 2, not 4
+    np.testing.assert_array_equal(here.variance_slope, whole.variance_slope)
+    np.testing.assert_array_equal(here.values(0, 0), whole.values(0, 0))
 
 
 def test_another_product_makes_the_slices_again(store, tmp_path, threads):

@@ -230,6 +230,15 @@ def test_a_missing_slice_is_worked_round_and_a_missing_ccd_is_nan(tmp_path, whol
     bend, rounding = 0.3 / 0.8 * (10 / 300) ** 2, np.sqrt(SLOPE / 0.8) / 8
     for name, one in found.items():
         assert 0 < np.nanmax(np.abs(one["image"] / truth[name]["image"] - 1)) < 0.11 * (bend + 2 * rounding)
+    told = [one.attrs.get("remarks", []) for one in found.values()]  # of the CCD, once
+    assert told == [
+        [
+            "the CCD has no slices at 650.0 nm, where 10.5% of the light is: those nearby stand for them: take these "
+            "flats again"
+        ],
+        *[[]] * (len(told) - 1),
+    ]
+    assert not any(one.attrs.get("remarks") for one in truth.values())
     bad = store.camera.amplifier_names[3]
     third = amplifiers_of(task, 2)
     assert np.isnan(third[bad]["image"]).all()
