@@ -16,7 +16,7 @@ from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_ver
 from lsstcal_dask.pipeline.compressed import compressed_of
 from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
-from lsstcal_dask.pipeline.lineage import cube_inputs
+from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.passbands import store_passband
 from lsstcal_dask.pipeline.sky import sky_of_visit
 from lsstcal_dask.pipeline.store import Store
@@ -142,9 +142,11 @@ def make_flat(
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
     made_of, start = cube_inputs(cube, upstream), validity.valid_from or noon_before(cube)
+    remarks = _of_old_slices(cube, upstream)
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
-    dust, remarks = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
+    dust, of_dust = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
+    remarks += of_dust
     if dust:
         made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
     if fringed:
@@ -181,6 +183,16 @@ def make_flat(
     found = (store.url, dust.name, dust.version) if dust else None
     work = dict.fromkeys(detectors, (flat_of, (task, found, fringed)))
     return run_version(store.url, pointer, template, places, work, compute, progress)
+
+
+def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
+    """A warning of slices that were made from what has changed since: a flat of them is outdated from the start."""
+    old = outdated_slices(cube.url, cube.name, cube.pointer.slots, upstream)
+    if not old:
+        return []
+    slot = next(one for one in cube.pointer.slots if one.slot in old)
+    told = f"{len(old)} slices of cube {cube.name} are outdated, that of {slot.wavelength:.1f} nm was {old[slot.slot]}"
+    return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
 
 
 def _of_maps(pointer: CompressedPointer) -> str:

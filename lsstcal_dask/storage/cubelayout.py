@@ -2,7 +2,8 @@
 
     cubes/NAME/cube.json                 form, camera: `CubeLayout`
     cubes/NAME/arrays.json               the arrays of data/ are all there
-    cubes/NAME/slots/SLOT.json           what determines the bits of a slice; SLOT is its place along the stored axis
+    cubes/NAME/slots/SLOT.json           what a slice is made from: headers, products of each CCD, settings, software;
+                                         SLOT is its place along the stored axis
     cubes/NAME/data/                     Zarr group that any Zarr library opens
         codes      (detector, amplifier, wavelength, y, x)   see `coding`; a shard is one CCD of one wavelength
         reference  of the same dims, float32, form i1 only: few slices have one
@@ -48,6 +49,7 @@ __all__ = [
     "list_cubes",
     "list_pointers",
     "load_layout",
+    "read_claim",
     "read_cube",
     "read_exceptions",
     "read_mask",
@@ -178,6 +180,15 @@ def list_pointers(url: str, name: str) -> list[CubePointer]:
     folder = f"{base(name)}/published"
     found = [one for one in objects.list_names(url, folder) if one.endswith(".json")]
     return [_read_pointer(url, f"{folder}/{one}") for one in found]
+
+
+@lru_cache(maxsize=2048)
+def read_claim(url: str, name: str, slot: int) -> dict[str, Any]:
+    """What a slot was claimed for, and what its slice was made from, which never changes; empty where it is lost."""
+    try:
+        return dict(objects.read_json(url, f"{base(name)}/slots/{slot:05d}.json"))
+    except FileNotFoundError:
+        return {}
 
 
 @lru_cache(maxsize=64)
