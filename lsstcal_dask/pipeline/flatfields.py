@@ -22,10 +22,11 @@ from lsstcal_dask.pipeline.sky import sky_of_visit
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream, usable
+from lsstcal_dask.products.scales import scale_errors
 from lsstcal_dask.products.sky import SkySettings
 from lsstcal_dask.products.sky_time import SkyVariation
-from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task
-from lsstcal_dask.products.weights import make_weights
+from lsstcal_dask.products.synthesis import SynthesisConfig, Task, outputs_of
+from lsstcal_dask.products.weights import Scan, Weights, make_weights
 from lsstcal_dask.storage.compressed import CompressedPointer
 from lsstcal_dask.storage.cubes import Cube, read_cube
 from lsstcal_dask.storage.products import Pointer
@@ -152,7 +153,7 @@ def make_flat(
     if fringed:
         made_of["upstream"]["fringes"] = {FRINGES: f"{fringed.version}/"}
     opener = CubeOpener(store.url, wanted.cube, cube.pointer.number)
-    task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config)
+    task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config, scan.common)
     short = compressed_of(store, cube) if wanted.compressed else None
     if short:
         task = replace(task, maps=short[1])
@@ -177,9 +178,8 @@ def make_flat(
         failed={},
         remarks=[told] * bool(told) + remarks,
     )
-    outputs = {var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance}
-    attrs = {"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band}
-    template, places = image_template(store.camera, detectors, outputs, attrs)
+    attrs = {"product": name, "uncovered": weights.uncovered, "filter": wanted.band, **_scale(weights, scan)}
+    template, places = image_template(store.camera, detectors, outputs_of(config), attrs)
     found = (store.url, dust.name, dust.version) if dust else None
     work = dict.fromkeys(detectors, (flat_of, (task, found, fringed)))
     return run_version(store.url, pointer, template, places, work, compute, progress)
@@ -193,6 +193,13 @@ def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
     slot = next(one for one in cube.pointer.slots if one.slot in old)
     told = f"{len(old)} slices of cube {cube.name} are outdated, that of {slot.wavelength:.1f} nm was {old[slot.slot]}"
     return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
+
+
+def _scale(weights: Weights, scan: Scan) -> dict[str, Any]:
+    """Scale of a flat before its mean was brought to 1, with what ratios of scales need to know their error."""
+    common, error = scale_errors(weights, scan)
+    own = {"scale": weights.scale, "scale_error": weights.scale * error, "scale_common": weights.scale * common}
+    return {**own, "light": weights.light.tolist()}
 
 
 def _of_maps(pointer: CompressedPointer) -> str:

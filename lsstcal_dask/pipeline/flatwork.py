@@ -50,4 +50,6 @@ def _times(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
     more = {"image": flat["image"] * share}
     if "variance" in flat:
         more["variance"] = flat["variance"] * share**2
+    if "common_mode" in flat:
+        more["common_mode"] = flat["common_mode"] * share
     return flat.assign(more)

@@ -12,6 +12,8 @@
         total, pixels (detector, amplifier, wavelength)      sum of the values of the good pixels, their number
         reference_slot (detector, wavelength)                slot of the reference of a slice; -1 without one
         wavelength, wavelength_error, bandwidth, response, response_error (wavelength,)
+        response_common, response_single, response_photon (wavelength,): the covariance of response over its squares is
+            common common', and on the diagonal single**2 + photon**2 too
     cubes/NAME/exceptions/SLOT/DET.npy   the pixels that are not as codes and mask say, of `coding.EXCEPTION`
     cubes/NAME/done/SLOT/DET.json        marker: this CCD of this slice is whole
     cubes/NAME/published/N.json          the pointer: which slots are in the cube; N counts
@@ -58,7 +60,16 @@ __all__ = [
 
 _CHECKSUM: Final = 4  # bytes
 
-SLOT_COORDS: Final = ("wavelength", "wavelength_error", "bandwidth", "response", "response_error")
+SLOT_COORDS: Final = (
+    "wavelength",
+    "wavelength_error",
+    "bandwidth",
+    "response",
+    "response_error",
+    "response_common",
+    "response_single",
+    "response_photon",
+)
 """Numbers of a slice."""
 
 SUMS: Final = ("total", "pixels")
@@ -113,6 +124,9 @@ class Slot:
     hash: str = ""
     remarks: list[str] = field(default_factory=list)
     verdict: str = "PASS"
+    response_common: float = float("nan")  # relative error of r that all wavelengths share
+    response_single: float = float("nan")  # the same, of the photodiode in these exposures
+    response_photon: float = float("nan")  # the same, of their electrons
 
 
 @dataclass(frozen=True)

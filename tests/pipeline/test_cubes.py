@@ -128,6 +128,11 @@ def test_the_mean_response_is_the_true_one_within_its_error(store, cubes, taken)
         truth = np.nanmean(light[:, 5:-5, 5:-5]) / photons
         assert abs(slot.response - truth) < 4 * slot.response_error
         assert 2e-4 < slot.response_error / slot.response < 2e-3
+        parts = slot.response_common, slot.response_single, slot.response_photon
+        assert np.linalg.norm(parts) == pytest.approx(slot.response_error / slot.response)
+        assert slot.response_single == pytest.approx(2e-4 / np.sqrt(EACH), rel=1e-3)
+        # 150 electrons of noise in 16,384 pixels of 22,500, twice
+        assert slot.response_photon == pytest.approx(1 / np.sqrt(2 * 16384 * 22500), rel=0.4)
         centre = np.mean([laser_centre(11, site.settings.laser, one) for one in own])
         assert abs(slot.wavelength - centre) < 4 * slot.wavelength_error
         assert slot.wavelength_error == pytest.approx(0.01 / np.sqrt(EACH), rel=0.05)
