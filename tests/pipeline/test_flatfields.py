@@ -37,6 +37,7 @@ from lsstcal_dask.pipeline.flatfields import (
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.pipeline.verify import print_acceptance, verify
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.illumination import lamp_spectrum
@@ -46,6 +47,8 @@ from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, lookup, open_product, outdated
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import write_table
+from lsstcal_dask.verify.acceptance import as_json
+from lsstcal_dask.verify.report import report
 
 CONFIG = Config.model_validate({"synthesis": {"weights": {"uncovered": 0.01}}})  # the wings of r reach beyond the cube
 LAMP = np.arange(300.0, 1150.5)
@@ -333,3 +336,34 @@ def test_a_night_without_flats_is_named(store, compute):
 
 def test_a_beam_without_a_filter_has_many_names(store):
     assert [read_passband(store, name) for name in ("none", "Clear", "empty", "")] == [None] * 4
+
+
+def test_cube_and_flats_are_judged_in_table_json_and_page(store, compute, capsys):
+    made = make_flat(store, wanted(store, "photometric_flat"), CONFIG.synthesis, compute, Validity())
+    assert not made.errors
+    found = verify(store, compute)
+    by_key = {result.metric.key: result for result in found.results}
+    assert by_key["cube flats: slices missing"].verdict == "PASS"
+    assert by_key["cube flats: wavelength off nominal"].verdict == "PASS"
+    chi2 = by_key["cube flats: chi2 of repeats"]
+    assert chi2.verdict == "PASS"
+    assert abs(chi2.median - 1) < 4 * np.sqrt(2 / (140 * 24))  # of 1 of 29 pixels, in 24 slices
+    scatter = by_key["cube flats: photodiode scatter"].median
+    assert 1e-5 < scatter < 1e-3  # of photodiode and 22,500 electrons in 140 pixels, whose median it is
+    # two flats of 22,500 electrons; less in the blue, where the cube is faint
+    assert 100 < by_key["cube flats: signal to noise"].median < 220
+    assert by_key["cube flats: signal to noise"].verdict == "WARN"
+    assert by_key["photometric_flat-r: mean"].median == pytest.approx(1, abs=0.01)
+    assert 0 < by_key["photometric_flat-r: scale error"].median < 2e-3
+    assert by_key["photometric_flat-r: noise"].verdict == "PASS"
+    names = [product.name for product in found.products]
+    assert "cube flats" in names
+    print_acceptance(found)
+    assert "signal to noise" in capsys.readouterr().out
+    metrics = as_json(found)["metrics"]
+    (one,) = [row for row in metrics if row["metric"] == "signal to noise"]
+    assert one["aim"] == [1000, 3000]
+    assert "Lupton Sec. 2.8" in one["source"]
+    page = report(found, store.camera)
+    assert "cube flats: signal to noise" in page
+    assert {r.metric.product for r in verify(store, compute, product="cube flats").results} == {"cube flats"}
