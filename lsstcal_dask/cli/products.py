@@ -99,6 +99,12 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Leave out a correction, as dark or crosstalk; may be repeated."),
     ] = None,
+    undo_flattening: Annotated[
+        bool,
+        typer.Option(
+            "--undo-flattening", help="Take the flat field out of frames that are corrected already: 'unflattened'."
+        ),
+    ] = False,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -107,9 +113,15 @@ def calibrate(
 ) -> None:
     """Correct exposures: image in electrons, variance, mask."""
     from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
+    from lsstcal_dask.pipeline.unflatten import undo_flattening as undo  # noqa: PLC0415
+
+    if undo_flattening and (skip or config):
+        raise typer.BadParameter("--undo-flattening takes frames as they are: leave --skip and --config out")
 
     def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
         chosen = exposures or []
+        if undo_flattening:
+            return undo(opened, chosen, compute, progress=shows_progress())
         return run(opened, chosen, settings.calibrate, compute, skip=skip or [], progress=shows_progress())
 
     _make(make, store, config, (scheduler, workers, memory), as_json)

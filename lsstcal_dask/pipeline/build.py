@@ -41,7 +41,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["Built", "Validity", "build", "failures", "image_template", "once", "run_version", "unusable"]
+__all__ = ["Built", "Validity", "build", "failures", "image_template", "once", "run_version", "unusable", "version_of"]
 
 
 @dataclass(frozen=True)
@@ -292,14 +292,7 @@ def run_version(
     work : by detector, a function that returns its `AmplifierResults` in the worker from
         ``source.sel(detector=det)`` and the arguments that stand beside it.
     """
-    identity = {
-        "name": pointer.name,
-        "inputs": pointer.inputs,
-        "configuration": pointer.configuration,
-        "software": pointer.software,
-        "valid": [pointer.valid_from, pointer.valid_until],
-    }
-    pointer = replace(pointer, version=digest(identity))
+    pointer = replace(pointer, version=version_of(pointer))
     if known := [p for p in list_products(url, pointer.name) if p.version == pointer.version]:
         return Built(_choose_again(url, known[0]))
     create_template(url, pointer.name, pointer.version, template)
@@ -326,6 +319,18 @@ def run_version(
     if not done:
         return Built(None, errors=failures(pointer.name, failed), empty=True)
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
+
+
+def version_of(pointer: Pointer) -> str:
+    """Version of a product: a hash of everything that determines its bits."""
+    identity = {
+        "name": pointer.name,
+        "inputs": pointer.inputs,
+        "configuration": pointer.configuration,
+        "software": pointer.software,
+        "valid": [pointer.valid_from, pointer.valid_until],
+    }
+    return digest(identity)
 
 
 def unusable(remarks: Sequence[str]) -> str:

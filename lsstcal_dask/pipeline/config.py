@@ -23,6 +23,7 @@ from lsstcal_dask.products.lowrank import LowRankConfig
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.muons import MuonConfig
 from lsstcal_dask.products.saturation import SaturationConfig
+from lsstcal_dask.products.sky_time import SkyConfig
 from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
 from lsstcal_dask.products.synthesis import SynthesisConfig
@@ -31,7 +32,7 @@ from lsstcal_dask.products.transfer import TransferConfig
 __all__ = ["Config", "read_config", "read_settings"]
 
 
-_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes", "compress")
+_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes", "compress", "sky")
 
 
 class Config(BaseModel):
@@ -58,6 +59,7 @@ class Config(BaseModel):
     contamination: ContaminationConfig = ContaminationConfig()
     fringes: EtalonConfig = EtalonConfig()
     compress: LowRankConfig = LowRankConfig()
+    sky: SkyConfig = SkyConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -18,13 +18,11 @@ from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.passbands import store_passband
-from lsstcal_dask.pipeline.sky import sky_of_visit
+from lsstcal_dask.pipeline.sky import Skies
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream, usable
 from lsstcal_dask.products.scales import scale_errors
-from lsstcal_dask.products.sky import SkySettings
-from lsstcal_dask.products.sky_time import SkyVariation
 from lsstcal_dask.products.synthesis import SynthesisConfig, Task, outputs_of
 from lsstcal_dask.products.weights import Scan, Weights, make_weights
 from lsstcal_dask.storage.compressed import CompressedPointer
@@ -88,8 +86,13 @@ def read_passband(store: Store, band: str) -> Nearby | None:
     return Nearby(store_passband(store, band))
 
 
-def read_lamp(given: str | Path, unit: tuple[str, str] | None = None) -> Spectrum:
-    """Spectrum in a file, or `FLAT_FNU`; ``unit`` of wavelength and flux where the file does not say them.
+def read_lamp(given: str | Path, unit: tuple[str, str] | None = None, medium: str | None = None) -> Spectrum:
+    """Spectrum in a file, or `FLAT_FNU`.
+
+    Parameters
+    ----------
+    unit : of wavelength and flux where the file does not say them.
+    medium : of its wavelengths, air or vacuum, where the file does not say it.
 
     Raises
     ------
@@ -97,7 +100,7 @@ def read_lamp(given: str | Path, unit: tuple[str, str] | None = None) -> Spectru
         As `physics.spectrum_files.read_spectrum`.
     """
     if str(given) != FLAT_FNU:
-        return read_spectrum(given, unit=unit)
+        return read_spectrum(given, unit=unit, medium=medium)
     wavelength = np.arange(_WHOLE_NM[0], _WHOLE_NM[1] + 0.5)
     return from_photons(wavelength, _WHOLE_NM[0] / wavelength, FLAT_FNU)
 
@@ -108,23 +111,28 @@ def source_of(
     spectrum: str | Path,
     atmosphere: str | Path | None = None,
     unit: tuple[str, str] | None = None,
+    medium: str | None = None,
 ) -> Source:
-    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
-    air = None if atmosphere is None else read_curve(atmosphere)
-    return Source(read_lamp(spectrum, unit), read_passband(store, band), air)
+    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file.
+
+    ``unit`` and ``medium`` as for `read_lamp`; the medium is that of the atmosphere's file too.
+    """
+    air = None if atmosphere is None else read_curve(atmosphere, medium=medium)
+    return Source(read_lamp(spectrum, unit, medium), read_passband(store, band), air)
 
 
-def sky_of(store: Store, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
+def sky_of(skies: Skies, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
     """Light of the sky that a visit saw, and the time for which it counts: that of the visit.
 
     The spectra of the calibration telescope are of light that has passed the air. ``stale`` allows those of any time
     of its night.
     """
-    variation = SkyVariation(stale=np.inf) if stale else SkyVariation()
-    spectrum, _ = sky_of_visit(store, visit, settings=(SkySettings(), variation))
+    store = skies.store
+    spectrum, fits = skies.of_visit(visit, stale)
     start = open_raw(store.url, store.camera, exposures=[visit], chunked=False)["time"].values[0]
     first, last = (str(np.datetime_as_string(at, unit="s")) for at in (start, start + np.timedelta64(1, "s")))
-    return Source(spectrum, read_passband(store, band)), Validity(first, last)
+    source = Source(spectrum, read_passband(store, band), about=skies.about(visit, fits))
+    return source, Validity(first, last)
 
 
 def make_flat(
@@ -178,7 +186,7 @@ def make_flat(
         failed={},
         remarks=[told] * bool(told) + remarks,
     )
-    attrs = {"product": name, "uncovered": weights.uncovered, "filter": wanted.band, **_scale(weights, scan)}
+    attrs = _attributes(name, wanted, weights, scan)
     template, places = image_template(store.camera, detectors, outputs_of(config), attrs)
     found = (store.url, dust.name, dust.version) if dust else None
     work = dict.fromkeys(detectors, (flat_of, (task, found, fringed)))
@@ -195,11 +203,12 @@ def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
     return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
 
 
-def _scale(weights: Weights, scan: Scan) -> dict[str, Any]:
-    """Scale of a flat before its mean was brought to 1, with what ratios of scales need to know their error."""
+def _attributes(name: str, wanted: Wanted, weights: Weights, scan: Scan) -> dict[str, Any]:
+    """Numbers of a flat: its scale before its mean was brought to 1, and what errors of ratios of scales need."""
     common, error = scale_errors(weights, scan)
-    own = {"scale": weights.scale, "scale_error": weights.scale * error, "scale_common": weights.scale * common}
-    return {**own, "light": weights.light.tolist()}
+    scale = {"scale": weights.scale, "scale_error": weights.scale * error, "scale_common": weights.scale * common}
+    about = {"product": name, "uncovered": weights.uncovered, "filter": wanted.band, "light": weights.light.tolist()}
+    return {**about, **scale, **wanted.source.about}
 
 
 def _of_maps(pointer: CompressedPointer) -> str:

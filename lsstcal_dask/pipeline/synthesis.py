@@ -1,7 +1,7 @@
 """Synthetic flats of a store's cube, lazily: the storage of the cube joined to the synthesis (Secs. 2.8.1, 2.8.3)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,7 @@ class Source:
     spectrum: Spectrum
     passband: Surface | Nearby | Curve | None = None
     atmosphere: Curve | None = None
+    about: Mapping[str, float] = field(default_factory=dict)  # numbers that are kept with a flat of it
 
 
 @dataclass(frozen=True)

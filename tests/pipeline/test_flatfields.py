@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.table import Table
+from making import run_command as run
 from making_cubes import flats, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
@@ -36,6 +37,7 @@ from lsstcal_dask.pipeline.flatfields import (
 )
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.pictures import show_picture
+from lsstcal_dask.pipeline.unflatten import undo_flattening
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.pipeline.verify import print_acceptance, verify
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
@@ -151,6 +153,46 @@ def test_calibrate_applies_the_flats_of_the_filter(store, compute):
     np.testing.assert_allclose(flattened[0][good], (plain[0] / flat)[good], rtol=1e-6)
     assert any("sky_flat-r" in remark for remark in after.pointer.remarks)
     assert find_calibrated(store, frame).version == after.pointer.version
+
+
+def test_flattening_is_undone_to_the_rounding_and_can_be_done_again(store, compute, capsys):
+    """I S / P, and I again; of a photometric flat alone, of both flats, and of none."""
+    (one,) = broadband(1)
+    own, valid = Config().calibrate, Validity("2026-07-01T12:00:00")
+    sky = make_flat(store, wanted(store, "sky_flat", spectrum=lamp()), CONFIG.synthesis, compute, valid)
+    standard = make_flat(store, wanted(store), CONFIG.synthesis, compute, valid)
+    both = ["sky_flat", "photometric_flat"]
+    for skip, flat in (([], standard), (["photometric_flat"], sky)):
+        flattened = frame_of(store, dict(calibrate(store, [one.name], own, compute, skip=skip))[one.name])
+        plain = frame_of(store, dict(calibrate(store, [one.name], own, compute, skip=both))[one.name])
+        dict(calibrate(store, [one.name], own, compute, skip=skip))  # the last one counts
+        made = dict(undo_flattening(store, [one.name], compute))[one.name]
+        assert not made.errors
+        undone = frame_of(store, made)
+        for variable in ("image", "variance", "row_variance"):
+            good = np.isfinite(undone[variable])
+            assert good.mean() > 0.9
+            np.testing.assert_allclose(undone[variable][good], plain[variable][good], rtol=1e-6)
+        response = image(store, flat)
+        good = np.isfinite(flattened["image"])
+        np.testing.assert_allclose((undone["image"] / response)[good], flattened["image"][good], rtol=1e-6)
+        assert np.std((flattened["image"] / plain["image"])[good]) > 0.01  # a flat does something
+        assert made.pointer.inputs["upstream"]["R22_S11"]["calibrated"].startswith(flattened.attrs["version"])
+        assert "taken out of" in made.pointer.remarks[0]
+    dict(calibrate(store, [one.name], own, compute, skip=both))
+    (told,) = dict(undo_flattening(store, [one.name], compute))[one.name].errors
+    assert f"exposure {one.name}" in told
+    assert "was not divided by a flat" in told
+    status, said = run(capsys, "calibrate", store.url, "--undo-flattening", "--skip", "dark")
+    assert status == 2
+    status, said = run(capsys, "calibrate", store.url, "--undo-flattening")
+    assert status == 1
+    assert "no corrected science exposure" in said.err
+
+
+def frame_of(store, built):
+    product = open_product(store.url, built.pointer.name, built.pointer.version, chunked=False)
+    return product.isel(detector=0).load()
 
 
 def test_dust_that_settled_is_found_and_goes_into_what_is_synthesised(store, compute, tmp_path):
