@@ -148,6 +148,18 @@ VARIABLES: Final[dict[str, Variable]] = {
     "bandwidth": Variable(("wavelength",), "f", ("nm",), "full width at half maximum of a monochromatic source (¶9)"),
     "response": Variable(("wavelength",), "f", ("electron/photon",), "mean of `flat` over the focal plane: r"),
     "response_error": Variable(("wavelength",), "f", ("electron/photon",), "standard error of `response`"),
+    "response_common": Variable(
+        ("wavelength",), "f", ("1",), "relative error of `response` that all wavelengths share: the photodiode's table"
+    ),
+    "response_single": Variable(
+        ("wavelength",), "f", ("1",), "relative error of `response` by the photodiode in the exposures of a wavelength"
+    ),
+    "response_photon": Variable(
+        ("wavelength",), "f", ("1",), "relative error of `response` by the electrons of its exposures"
+    ),
+    "common_mode": Variable(
+        ("spectrum", "detector", *_PIXELS), "f", ("1",), "what one sigma of `response_common` does to a synthetic flat"
+    ),
     # Layers that make fringes (Sec. 2.9)
     "silicon_thickness": Variable(("detector", *_PIXELS), "f", ("um",), "thickness of the silicon"),
     "glue_thickness": Variable(("detector", *_PIXELS), "f", ("um",), "thickness of the glue below the silicon"),

@@ -1,4 +1,4 @@
-"""Commands of flat cubes and of the flats that are made from them: cube, fringes, synthesize, contamination."""
+"""Commands of flat cubes and of flats made from them: cube, compress, fringes, synthesize, contamination."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -22,6 +22,11 @@ from lsstcal_dask.cli.app import (
 )
 
 __all__: list[str] = []
+
+MediumOption = Annotated[
+    Literal["air", "vacuum"] | None,
+    typer.Option(help="Of the wavelengths of spectra that do not say it themselves; vacuum by default."),
+]
 
 
 @app.command()
@@ -68,6 +73,43 @@ def cube(
 
 
 @app.command()
+def compress(
+    store: StoreArgument,
+    cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
+    config: ConfigOption = None,
+    scheduler: SchedulerOption = "threads",
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a cube to few maps of each CCD, with their largest error; its slices stay as they are.
+
+    'synthesize --compressed' makes flats of the maps, and tells by how much they may differ from those of the slices.
+    When slices are added to the cube it is to be compressed again. How far maps may be off is said in the table
+    [compress] of the file of --config.
+    """
+    from lsstcal_dask.pipeline.compressed import compress_cube  # noqa: PLC0415
+    from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+
+    settings, opened = read_config(config).compress, open_store(store)
+    with compute_with(scheduler, workers, memory) as compute:
+        made = compress_cube(opened, cube, settings, compute, progress=shows_progress())
+    result: dict[str, Any] = {"store": opened.url, "cube": cube, "made": made.made}
+    if (found := made.pointer) is not None:
+        size = sum(one["nbytes"] for one in found.detectors.values())
+        say(
+            f"cube {cube}, publication {found.number}, compressed as {found.version}: {len(found.detectors)} CCDs, "
+            f"{found.rank} maps at most, {size / 1e6:.3g} MB, values within {found.error:.1e} of the response"
+        )
+        for why in found.failed.values():
+            say(f"not compressed: {why}")
+        result |= {"version": found.version, "number": found.number, "rank": found.rank, "error": found.error}
+        result |= {"detectors": found.detectors, "failed": found.failed}
+    finish(result, made.errors, as_json)
+
+
+@app.command()
 def fringes(
     store: StoreArgument,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
@@ -108,10 +150,20 @@ def synthesize(
         list[str] | None, typer.Option(help="Exposure whose sky is the source, for that exposure; may be repeated.")
     ] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Use spectra of the sky that are far from the visit.")] = False,
+    sky: Annotated[
+        Literal["interpolated", "nearest"] | None,
+        typer.Option(
+            help="Sky of a visit: of all spectra of its night, or of the nearest alone; [sky] mode by default."
+        ),
+    ] = None,
+    medium: MediumOption = None,
     atmosphere: Annotated[str | None, typer.Option(help="File of the air's transmission; none by default.")] = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the cube's first.")] = "",
     valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
+    compressed: Annotated[
+        bool, typer.Option("--compressed", help="Make it of the maps of 'compress', and tell by how much they differ.")
+    ] = False,
     clean: Annotated[bool, typer.Option("--clean", help="Leave out the dust that 'contamination' found.")] = False,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
@@ -133,20 +185,23 @@ def synthesize(
         sky_of,
         source_of,
     )
+    from lsstcal_dask.pipeline.sky import Skies  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     said = {"--spectrum": spectrum, "--wavelength-unit": wavelength_unit, "--flux-unit": flux_unit}
     said |= {"--atmosphere": atmosphere, "--valid-from": valid_from, "--valid-until": valid_until}
     unit = _both(wavelength_unit, flux_unit)
-    _only_one_source(visit, stale, said)
-    settings, opened = read_config(config).synthesis, open_store(store)
+    _only_one_source(visit, {"--stale": stale, "--sky": sky}, said)
+    every, opened = read_config(config), open_store(store)
+    settings = every.synthesis
+    skies = Skies(opened, every.sky.model_copy(update=_given(mode=sky, medium=medium)))
     name, given = product_of(kind, band), Validity(iso(valid_from), iso(valid_until))
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
-        sources = [sky_of(opened, band, one, stale) for one in visit] if visit else None
+        sources = [sky_of(skies, band, one, stale) for one in visit] if visit else None
         lamp = spectrum or FLAT_FNU
-        for source, validity in sources or [(source_of(opened, band, lamp, atmosphere, unit), given)]:
-            wanted = Wanted(kind, band, source, cube, dust=not clean)
+        for source, validity in sources or [(source_of(opened, band, lamp, atmosphere, unit, medium), given)]:
+            wanted = Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)
             yield name, make_flat(opened, wanted, settings, compute, validity, shows_progress())
 
     with compute_with(scheduler, workers, memory) as compute:
@@ -160,12 +215,17 @@ def _both(wavelength: str | None, flux: str | None) -> tuple[str, str] | None:
     return None if wavelength is None or flux is None else (wavelength, flux)
 
 
-def _only_one_source(visit: list[str] | None, stale: bool, said: dict[str, str | None]) -> None:
+def _given(**options: Any) -> dict[str, Any]:
+    """Those options that are said."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _only_one_source(visit: list[str] | None, of_sky: dict[str, Any], said: dict[str, str | None]) -> None:
     """Refuse what the sky of a visit would silently overrule."""
     if visit and (other := [name for name, value in said.items() if value]):
         raise typer.BadParameter(f"{other[0]} cannot be with --visit, whose sky and time count: leave one of them out")
-    if stale and not visit:
-        raise typer.BadParameter("--stale needs --visit")
+    if not visit and (alone := [name for name, value in of_sky.items() if value]):
+        raise typer.BadParameter(f"{alone[0]} needs --visit")
 
 
 @app.command()
@@ -173,6 +233,7 @@ def contamination(
     store: StoreArgument,
     band: Annotated[list[str], typer.Option("--filter", help="Filter; two or more tell what dust is gray.")],
     lamp: Annotated[str, typer.Option(help="File of the broadband lamp's spectrum (FITS, ECSV).")],
+    medium: MediumOption = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     night: Annotated[str, typer.Option(help="Night of the flats, as 2026-07-01; the last of each filter.")] = "",
     reference: Annotated[
@@ -196,7 +257,7 @@ def contamination(
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     check_bands(band)
-    settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp)
+    settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp, medium=medium)
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         there = True

@@ -99,6 +99,12 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Leave out a correction, as dark or crosstalk; may be repeated."),
     ] = None,
+    undo_flattening: Annotated[
+        bool,
+        typer.Option(
+            "--undo-flattening", help="Take the flat field out of frames that are corrected already: 'unflattened'."
+        ),
+    ] = False,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -113,9 +119,15 @@ def calibrate(
     stars flood more than half of its columns.
     """
     from lsstcal_dask.pipeline.calibrate import calibrate as run  # noqa: PLC0415
+    from lsstcal_dask.pipeline.unflatten import undo_flattening as undo  # noqa: PLC0415
+
+    if undo_flattening and (skip or config):
+        raise typer.BadParameter("--undo-flattening takes frames as they are: leave --skip and --config out")
 
     def make(opened: Any, settings: Any, compute: Any) -> Iterator[tuple[str, Any]]:
         chosen = exposures or []
+        if undo_flattening:
+            return undo(opened, chosen, compute, progress=shows_progress())
         return run(opened, chosen, settings.calibrate, compute, skip=skip or [], progress=shows_progress())
 
     _make(make, store, config, (scheduler, workers, memory), as_json)
@@ -225,16 +237,23 @@ def show(
 @app.command()
 def history(
     store: StoreArgument,
-    product: Annotated[str, typer.Option(help="gain, ptc or continuity; muons alone.")] = "gain",
+    product: Annotated[str, typer.Option(help="gain, ptc or continuity; muons alone; or a cube.")] = "gain",
     sigma: Annotated[float, typer.Option(help="Significance from which a change is told.")] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how gains changed from epoch to epoch: jumps and drifts of amplifiers, and what muons say of each CCD."""
+    """Tell how gains changed from epoch to epoch: jumps and drifts of amplifiers, and what muons say of each CCD.
+
+    Of a cube, what came with each publication, what its slices were made from, and why some are outdated.
+    """
     from lsstcal_dask.errors import InsufficientInputs  # noqa: PLC0415
     from lsstcal_dask.pipeline.history import gain_history, muon_history  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
+    from lsstcal_dask.storage.cubelayout import list_cubes  # noqa: PLC0415
 
     opened, alone = open_store(store), product == "muons"
+    if product in list_cubes(opened.url):
+        _history_of_cube(opened, product, as_json)
+        return
     found = [] if alone else gain_history(opened, product=product, threshold=sigma)
     for one in found:
         say(
@@ -257,3 +276,17 @@ def history(
         )
     muons = [vars(c) | {"changes": [vars(o) for o in c.changes], "verdict": c.verdict} for c in checks]
     finish({"changes": [vars(one) | {"sigma": one.sigma} for one in found], "muons": muons}, [], as_json)
+
+
+def _history_of_cube(opened: Any, name: str, as_json: bool) -> None:
+    """Tell how a cube grew, and what its slices were made from."""
+    from lsstcal_dask.pipeline.cubehistory import cube_history, lines_of_slice  # noqa: PLC0415
+
+    found = cube_history(opened, name)
+    for one in found:
+        what = ", ".join(f"{len(one[key])} {key}" for key in ("added", "replaced", "removed") if one[key])
+        say(f"cube {name}, publication {one['number']} of {one['created'][:19]}: {one['wavelengths']} slices, {what}")
+        for row in one["slices"]:
+            for line in lines_of_slice(row):
+                say(f"  {line}")
+    finish({"cube": name, "publications": found}, [], as_json)

@@ -15,7 +15,7 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.isr.sequence import IsrConfig
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.pipeline.build import Built, image_template, run_version
+from lsstcal_dask.pipeline.build import Built, image_template, once, run_version
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan
 from lsstcal_dask.pipeline.cubework import Bench
@@ -104,7 +104,7 @@ def make_broadband(
     InsufficientInputs
         There are none, or none that can be used.
     """
-    raw = choose_flats(open_raw(store.url, store.camera, chunked=False), band, night)
+    raw, repeated = once(choose_flats(open_raw(store.url, store.camera, chunked=False), band, night))
     plan = Plan(store, BROADBAND, config, raw, read_upstream(store.url))
     names = [str(name) for name in raw["exposure"].values]
     charge = raw["photodiode"].values.astype(float)
@@ -130,7 +130,7 @@ def make_broadband(
         configuration={"cube": settings.model_dump(mode="json"), "calibrate": plan.isr.model_dump(mode="json")},
         software=software(),
         failed=dict(failed),
-        remarks=plan.remarks,
+        remarks=plan.remarks + [f"exposure {name} left out: {why}" for name, why in repeated.items()],
     )
     attrs = {"product": pointer.name, "filter": band}
     template, source = image_template(store.camera, list(sensors), _OUTPUTS, attrs)

@@ -41,7 +41,18 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE, nights
 
-__all__ = ["UNLIT", "Built", "Validity", "build", "failures", "image_template", "run_version", "unusable"]
+__all__ = [
+    "UNLIT",
+    "Built",
+    "Validity",
+    "build",
+    "failures",
+    "image_template",
+    "once",
+    "run_version",
+    "unusable",
+    "version_of",
+]
 
 UNLIT = "vignetted: no light"
 """What is said of an amplifier that lies in the dark: a detector of nothing else is left out, and did not fail."""
@@ -134,7 +145,7 @@ def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.
 
 
 def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
-    raw, repeated = _once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
+    raw, repeated = once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
     settings = getattr(run.config, recipe.name)
     start = _start(recipe, raw, run.validity)
     recipe.check(raw, settings)
@@ -145,7 +156,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
         valid_from=start,
         valid_until=run.validity.valid_until,
         failed=failed,
-        remarks=remarks + repeated + warm_remarks(raw),
+        remarks=remarks + [f"exposure {name} left out: {why}" for name, why in repeated.items()] + warm_remarks(raw),
         inputs={**_inputs(raw, upstream), **ways},
         configuration=settings.model_dump(mode="json"),
         software=software(),
@@ -158,8 +169,8 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     return run_version(run.store.url, pointer, template, raw, work, run.compute, run.progress)
 
 
-def _once(raw: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
-    """Each frame once, whatever the names under which it was ingested, and remarks that name the others.
+def once(raw: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
+    """Each frame once, whatever the names under which it was ingested, and why others are left out, by exposure.
 
     Two frames with the same pixels are one measurement: to count both would halve a variance that did not change.
     """
@@ -173,9 +184,9 @@ def _once(raw: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
                 present[i, j] = False
                 same[int(i)] = k
     if not same:
-        return raw, []
+        return raw, {}
     raw = raw.assign(present=raw["present"].copy(data=present)).isel(exposure=np.flatnonzero(present.any(axis=1)))
-    return raw, [f"exposure {names[i]} left out: its pixels are those of {names[k]}" for i, k in same.items()]
+    return raw, {names[i]: f"its pixels are those of {names[k]}" for i, k in same.items()}
 
 
 def _start(recipe: Recipe, raw: xr.Dataset, validity: Validity) -> str:
@@ -295,14 +306,7 @@ def run_version(
     work : by detector, a function that returns its `AmplifierResults` in the worker from
         ``source.sel(detector=det)`` and the arguments that stand beside it.
     """
-    identity = {
-        "name": pointer.name,
-        "inputs": pointer.inputs,
-        "configuration": pointer.configuration,
-        "software": pointer.software,
-        "valid": [pointer.valid_from, pointer.valid_until],
-    }
-    pointer = replace(pointer, version=digest(identity))
+    pointer = replace(pointer, version=version_of(pointer))
     if known := [p for p in list_products(url, pointer.name) if p.version == pointer.version]:
         return Built(_choose_again(url, known[0]))
     create_template(url, pointer.name, pointer.version, template)
@@ -334,6 +338,18 @@ def run_version(
         dark = [remark.removeprefix(NOTE) for remark in pointer.remarks if remark.endswith(UNLIT)]
         return Built(None, errors=failures(pointer.name, failed), note="; ".join(dark), empty=True)
     return _publish(url, pointer, {det: done[det] for det in order if det in done}, failed)
+
+
+def version_of(pointer: Pointer) -> str:
+    """Version of a product: a hash of everything that determines its bits."""
+    identity = {
+        "name": pointer.name,
+        "inputs": pointer.inputs,
+        "configuration": pointer.configuration,
+        "software": pointer.software,
+        "valid": [pointer.valid_from, pointer.valid_until],
+    }
+    return digest(identity)
 
 
 def unusable(remarks: Sequence[str]) -> str:

@@ -45,6 +45,7 @@ __all__ = [
     "couplings",
     "find_calibrated",
     "find_neighbours",
+    "frame_dataset",
     "product_names",
     "read_frame",
     "seen_of_neighbours",
@@ -265,7 +266,7 @@ def _results(
     others, lost = _seen_of_some(url, site, config, detector, neighbours)
     frame = correct(read_frame(raw, detector), site, products, config, others)
     for i, amplifier in enumerate(detector.amplifiers):
-        result = _dataset(frame, i)
+        result = frame_dataset(frame, i)
         result.attrs["remarks"] += [text for name, text in frame.remarks if name == amplifier.name]
         if result.attrs["summary"]["median"] is None:
             result.attrs["remarks"].insert(0, _why_unusable(frame, i, site, config, products))
@@ -334,7 +335,7 @@ def _source_of(url: str, site: Site, config: IsrConfig, one: Neighbour) -> tuple
     return own, part, replace(one.entries, sources=np.searchsorted(lit, one.entries.sources))
 
 
-def _dataset(frame: Frame, i: int) -> xr.Dataset:
+def frame_dataset(frame: Frame, i: int) -> xr.Dataset:
     """One amplifier of a frame."""
     good = frame.image[i][frame.mask[i] == 0]
     return xr.Dataset(

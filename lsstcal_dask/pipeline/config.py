@@ -19,9 +19,11 @@ from lsstcal_dask.products.deferred import DeferredConfig
 from lsstcal_dask.products.etalon_slices import EtalonConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
+from lsstcal_dask.products.lowrank import LowRankConfig
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.muons import MuonConfig
 from lsstcal_dask.products.saturation import SaturationConfig
+from lsstcal_dask.products.sky_time import SkyConfig
 from lsstcal_dask.products.spots import SpotConfig
 from lsstcal_dask.products.stack import StackConfig
 from lsstcal_dask.products.synthesis import SynthesisConfig
@@ -30,7 +32,7 @@ from lsstcal_dask.products.transfer import TransferConfig
 __all__ = ["Config", "read_config", "read_settings"]
 
 
-_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes")
+_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes", "compress", "sky")
 
 
 class Config(BaseModel):
@@ -56,6 +58,8 @@ class Config(BaseModel):
     synthesis: SynthesisConfig = SynthesisConfig()
     contamination: ContaminationConfig = ContaminationConfig()
     fringes: EtalonConfig = EtalonConfig()
+    compress: LowRankConfig = LowRankConfig()
+    sky: SkyConfig = SkyConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -5,9 +5,10 @@ were in it too. Without one it is the flat of the cube, which has no light that 
 ghosts is left in the ratio, and a drift is relative to the filter's curve as it was measured.
 
 Two passes over the CCDs: in the first each gives the means of its cells, from which lamp and drift are fitted over the
-focal plane; in the second dust is sought in every pixel, and the bands are compared.
+focal plane; in the second dust is sought in every pixel, and the bands are compared, all of them at once.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,14 +19,14 @@ import xarray as xr
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs, WrongUse
-from lsstcal_dask.instrument import Detector
+from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.instrument.assembly import assemble, split
 from lsstcal_dask.instrument.geometry import ccd_to_focal
 from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.broadband import BROADBAND, night_of, start_of
-from lsstcal_dask.pipeline.build import Built, image_template, run_version
+from lsstcal_dask.pipeline.build import Built, image_template, run_version, version_of
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
 from lsstcal_dask.pipeline.lineage import cube_inputs
@@ -46,7 +47,7 @@ from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amp
 from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.statistics.starlet import bin_weighted, spread
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, open_product
+from lsstcal_dask.storage.products import Pointer, finished, list_products, open_product
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
@@ -269,35 +270,59 @@ def _publish(
     compute: Compute,
     progress: bool,
 ) -> dict[str, Built]:
-    """Seek dust in every CCD, and publish the factor of each band; one after the other, from the same comparison."""
+    """Seek dust in every CCD, in all bands at once, and publish the factor of each."""
     lamps, drifts = fitted
-    flats = [(f"{one.band} {what}", getattr(one, what)) for one in compared for what in ("measured", "reference")]
-    others = {what: f"{flat.version}/{flat.hash}" for what, flat in flats if flat is not None}
+    pointers = [_pointer(one, compared, fitted, drift, config) for one, drift in zip(compared, drifts, strict=True)]
+    shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
+    lacking = _lacking(store.url, pointers, detectors)
+    task, given = dask.delayed(_dust_of, pure=False), dask.delayed(shared, pure=False)
+    tasks = [task(given, det) for det in lacking]
+    seen = dict(compute.run(tasks, labels=lacking, describe="dust", progress=progress))
     made = {}
-    for i, (one, drift) in enumerate(zip(compared, drifts, strict=True)):
-        name = product_of(CONTAMINATION, one.band)
-        opener = one.task.open_slices
-        cube = f"{opener.name}/{opener.number}" if isinstance(opener, CubeOpener) else ""
-        pointer = Pointer(
-            name=name,
-            valid_from=one.measured.valid_from,
-            inputs={
-                "headers": one.made_of["headers"] | one.measured.inputs["headers"],
-                "upstream": {**one.made_of["upstream"], "broadband": others},
-                "cube": cube,
-                "lamp": digest([[*lamp.coefficients.tolist(), lamp.drift] for lamp in lamps]),
-            },
-            configuration=config.contamination.model_dump(mode="json"),
-            software=software(),
-            failed={},
-            remarks=[_told(drift, config.contamination)],
-        )
-        attrs = {"product": name, "filter": one.band, "drift_nm": drift.shift, "drift_error_nm": drift.error}
+    for i, (pointer, drift) in enumerate(zip(pointers, drifts, strict=True)):
+        band = compared[i].band
+        attrs = {"product": pointer.name, "filter": band, "drift_nm": drift.shift, "drift_error_nm": drift.error}
         template, source = image_template(store.camera, detectors, _OUTPUTS, attrs)
-        shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
-        work = dict.fromkeys(detectors, (_dust_of, (shared, i)))
-        made[name] = run_version(store.url, pointer, template, source, work, compute, progress)
+        work = {det: (_factor_of, (store.camera, Opaque(_of_band(seen.get(det), i)))) for det in detectors}
+        made[pointer.name] = run_version(store.url, pointer, template, source, work, compute, progress)
     return made
+
+
+def _pointer(
+    one: _Band,
+    compared: Sequence[_Band],
+    fitted: tuple[Sequence[Lamp], Sequence[Drift]],
+    drift: Drift,
+    config: Config,
+) -> Pointer:
+    """What is published of the factor of a band, which the flats of all bands determine."""
+    flats = [(f"{other.band} {what}", getattr(other, what)) for other in compared for what in ("measured", "reference")]
+    others = {what: f"{flat.version}/{flat.hash}" for what, flat in flats if flat is not None}
+    opener = one.task.open_slices
+    return Pointer(
+        name=product_of(CONTAMINATION, one.band),
+        valid_from=one.measured.valid_from,
+        inputs={
+            "headers": one.made_of["headers"] | one.measured.inputs["headers"],
+            "upstream": {**one.made_of["upstream"], "broadband": others},
+            "cube": f"{opener.name}/{opener.number}" if isinstance(opener, CubeOpener) else "",
+            "lamp": digest([[*lamp.coefficients.tolist(), lamp.drift] for lamp in fitted[0]]),
+        },
+        configuration=config.contamination.model_dump(mode="json"),
+        software=software(),
+        failed={},
+        remarks=[_told(drift, config.contamination)],
+    )
+
+
+def _lacking(url: str, pointers: Sequence[Pointer], detectors: Sequence[str]) -> list[str]:
+    """CCDs that a version of some band, published or begun, does not have yet."""
+    wanted: set[str] = set()
+    for pointer in pointers:
+        version = version_of(pointer)
+        if not any(p.version == version for p in list_products(url, pointer.name)):
+            wanted |= set(detectors) - set(finished(url, pointer.name, version))
+    return [det for det in detectors if det in wanted]
 
 
 def _told(drift: Drift, config: ContaminationConfig) -> str:
@@ -311,10 +336,19 @@ def _told(drift: Drift, config: ContaminationConfig) -> str:
     return f"{NOTE}{text}"
 
 
-def _dust_of(source: xr.Dataset, shared: Opaque, which: int) -> AmplifierResults:
-    """What a worker does in the second pass, for one CCD and band."""
+@dataclass(frozen=True)
+class _Dust:
+    """Dust of a CCD in one band."""
+
+    packed: bytes  # its factor (amplifier, y, x) float32, by zlib: 1 nearly everywhere
+    remarks: list[str]
+
+
+def _dust_of(shared: Opaque, det: str) -> list[_Dust]:
+    """What a worker does in the second pass, for one CCD: every band is compared once, for all of them."""
     url, compared, lamps, config = shared.value
-    detector = compared[0].task.camera.detector(str(source["detector"].values))
+    camera = compared[0].task.camera
+    detector = camera.detector(det)
     found, changes, variances = [], [], []
     for one, lamp in zip(compared, lamps, strict=True):
         ratio, variance, drift = _ratio(url, one, detector)
@@ -324,13 +358,28 @@ def _dust_of(source: xr.Dataset, shared: Opaque, which: int) -> AmplifierResults
         changes.append(ratio * factor - 1)
         variances.append(variance * factor**2)
     factors, motes = compare_bands(np.array(changes), np.array(variances), np.array(found), config)
-    camera = compared[0].task.camera
-    planes = np.asarray(split(factors[which], detector, camera))
-    remarks = _remarks(motes, [one.band for one in compared], which)
+    bands = [one.band for one in compared]
+    planes = [np.asarray(split(factor, detector, camera), np.float32) for factor in factors]
+    return [_Dust(zlib.compress(own.tobytes(), 1), _remarks(motes, bands, i)) for i, own in enumerate(planes)]
+
+
+def _of_band(found: Any, which: int) -> _Dust | Exception | None:
+    """Of what became of a CCD what concerns one band."""
+    return found[which] if isinstance(found, list) else found
+
+
+def _factor_of(source: xr.Dataset, camera: Camera, found: Opaque) -> AmplifierResults:
+    """The factor of a CCD as it is stored; raises what kept it from being found."""
+    dust = found.value
+    if isinstance(dust, Exception):
+        raise dust
+    detector = camera.detector(str(source["detector"].values))
+    planes = np.frombuffer(zlib.decompress(dust.packed), np.float32)
+    planes = planes.reshape(len(camera.amplifier_names), *camera.image_shape)
     for i, amplifier in enumerate(detector.amplifiers):
         image = planes[camera.amplifier_names.index(amplifier.name)]
         result = xr.Dataset({"image": (("y", "x"), image)})
-        yield amplifier.name, result.assign_attrs(remarks=remarks if i == 0 else [], summary={})
+        yield amplifier.name, result.assign_attrs(remarks=dust.remarks if i == 0 else [], summary={})
 
 
 def _expected(lamp: Lamp, drift: np.ndarray, detector: Detector, cell: int) -> np.ndarray:

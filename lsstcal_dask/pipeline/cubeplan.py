@@ -23,7 +23,7 @@ from lsstcal_dask.products.slices import Group, Line
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.cubelayout import Slot, base, list_pointers
 from lsstcal_dask.storage.cubewriting import claim_slot, read_markers
-from lsstcal_dask.storage.manifests import header_digests
+from lsstcal_dask.storage.manifests import header_entries
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import NOTE
@@ -130,7 +130,7 @@ class Plan:
         pointers = list_pointers(store.url, name)
         self.slots = {} if not pointers else {one.slot: one for one in pointers[-1].slots}
         self.claims = _claims(store.url, name)
-        self.headers = header_digests(raw)
+        self.headers = header_entries(raw)
         self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
         self._changes = sorted({t for p in upstream.pointers for t in (p.valid_from, p.valid_until)})
         self._known: dict[tuple[str, int, Readout], Sensor | str] = {}
@@ -169,7 +169,7 @@ class Plan:
             str(d): [h.decode() for h in own["pixels"].values[:, j]] for j, d in enumerate(own["detector"].values)
         }
         identity = {
-            "headers": {e: self.headers[e] for e in group.exposures},
+            "headers": {e: digest(self.headers[e]) for e in group.exposures},
             "pixels": digest(pixels),
             "group": {k: v for k, v in asdict(group).items() if k not in ("compared", "compared_photons")},
             "upstream": {det: dict(one.versions) for det, one in sensors.items()},
@@ -177,7 +177,13 @@ class Plan:
         }
         compared = {"compared": group.compared, "compared_photons": group.compared_photons}
         about = {"wavelength": group.wavelength, "exposures": group.exposures, "software": self.software}
-        return {"identity": digest(identity), **about, **compared}
+        made_of = {
+            "headers": {e: self.headers[e] for e in group.exposures},
+            "products": _products(sensors),
+            "group": identity["group"],
+            "configuration": identity["configuration"],
+        }
+        return {"identity": digest(identity), **about, **compared, "made_of": made_of}
 
     def sensors(self, own: xr.Dataset) -> tuple[Mapping[str, Sensor], dict[str, str]]:
         """Products of each CCD that has frames, and why some cannot be used."""
@@ -210,6 +216,15 @@ class Plan:
                 sensor = str(error)
             self._known[det, epoch, way] = sensor
         return self._known[det, epoch, way]
+
+
+def _products(sensors: Mapping[str, Sensor]) -> list[dict[str, Any]]:
+    """Products by correction, with the CCDs that have the same: ``detectors`` and ``versions``."""
+    found: dict[str, dict[str, Any]] = {}
+    for det, one in sensors.items():
+        versions = {step: list(own) for step, own in one.versions.items()}
+        found.setdefault(digest(versions), {"detectors": [], "versions": versions})["detectors"].append(det)
+    return list(found.values())
 
 
 def _claims(url: str, name: str) -> dict[int, dict[str, Any]]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import dask
+import numpy as np
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.mapping import Opaque
+from lsstcal_dask.pipeline.build import once
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubework import make_block
@@ -70,9 +72,10 @@ def make_cube(
     CalibrationError
         The cube has another form, nothing can be used, or a product is missing.
     """
-    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
+    raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
     groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)
+    left_out |= repeated
     detectors = tuple(d.name for d in store.camera.detectors)
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))
@@ -199,6 +202,7 @@ def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:
     group = job.group
     remarks = [*group.remarks, *(text for det in sorted(markers) for text in markers[det]["remarks"])]
+    photon = photon_error(markers)
     return Slot(
         slot=job.slot,
         wavelength=group.wavelength,
@@ -206,14 +210,33 @@ def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Sl
         bandwidth=group.bandwidth,
         time=group.time,
         response=1.0,
-        response_error=group.photon_error,
+        response_error=float(np.hypot(group.photon_error, photon)),
         nominal=group.nominal,
         exposures=group.exposures,
         missing=dict(sorted(failed.items())),
         hash=digest({det: marker["hash"] for det, marker in markers.items()}),
         remarks=remarks,
         verdict=_verdict(failed, remarks),
+        response_common=group.common_error,
+        response_single=group.single_error,
+        response_photon=photon,
     )
+
+
+def photon_error(markers: Mapping[str, Any]) -> float:
+    """Relative error of the mean response of a slice by its electrons: sqrt(sum of variances) over the sum of values.
+
+    Parameters
+    ----------
+    markers : of its CCDs, by name.
+    """
+    variance, total = 0.0, 0.0
+    for marker in markers.values():
+        slope, floor = (marker["numbers"][key] for key in ("variance_slope", "variance_floor"))
+        for value, count, a, b in zip(marker["total"], marker["pixels"], slope, floor, strict=True):
+            if a is not None and b is not None:
+                variance, total = variance + a * value + b * count, total + value
+    return float(np.sqrt(max(variance, 0.0)) / total) if total > 0 else 0.0
 
 
 def _with_responses(run: Plan, slots: Sequence[Slot], markers: Mapping[int, Any]) -> list[Slot]:

@@ -21,6 +21,7 @@ from lsstcal_dask.products.monochromatic import (
     choose_repeats,
     combine_without_doubt,
     make_repeat,
+    repeat_chi2,
 )
 from lsstcal_dask.storage.coding import Slice
 from lsstcal_dask.storage.cubewriting import write_slice
@@ -51,6 +52,11 @@ def make_block(shared: Opaque, det: str, own: Opaque) -> dict[int, Any]:
             continue
         found[job.slot] = write_slice(url, name, (job.slot, det), given, about)
     return found
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    """Numbers as JSON holds them."""
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 class Bench:
@@ -94,6 +100,8 @@ class Bench:
             "total": self._ordered(made.total, 0.0).tolist(),
             "pixels": self._ordered(made.pixels, 0).tolist(),
             "hits": made.hits,
+            "chi2": _plain(self._ordered(repeat_chi2(kept, made.value, made.mask), np.nan)),
+            "ratios": {one.exposure: one.mean_level / one.photons for one in kept},
             "exposures": [one.exposure for one in kept],
         }
         return self._stored(made), about

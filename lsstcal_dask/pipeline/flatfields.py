@@ -1,33 +1,33 @@
 """Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import xarray as xr
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
-from lsstcal_dask.mapping import AmplifierResults
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
-from lsstcal_dask.pipeline.fringes import FRINGES, Fringed, fringes_for, noon_before
-from lsstcal_dask.pipeline.lineage import cube_inputs
+from lsstcal_dask.pipeline.compressed import compressed_of
+from lsstcal_dask.pipeline.flatwork import flat_of
+from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
+from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.passbands import store_passband
-from lsstcal_dask.pipeline.sky import sky_of_visit
+from lsstcal_dask.pipeline.sky import Skies
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream, usable
-from lsstcal_dask.products.sky import SkySettings
-from lsstcal_dask.products.sky_time import SkyVariation
-from lsstcal_dask.products.synthesis import OUTPUTS, SynthesisConfig, Task, synthesis_amplifiers
-from lsstcal_dask.products.weights import make_weights
+from lsstcal_dask.products.scales import scale_errors
+from lsstcal_dask.products.synthesis import SynthesisConfig, Task, outputs_of
+from lsstcal_dask.products.weights import Scan, Weights, make_weights
+from lsstcal_dask.storage.compressed import CompressedPointer
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, open_product
+from lsstcal_dask.storage.products import Pointer
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import input_names
@@ -50,6 +50,7 @@ class Wanted:
     source: Source
     cube: str = "flats"
     dust: bool = True  # with that of the time at which it begins to be valid, where it is known
+    compressed: bool = False  # of the maps of the compressed cube, where a CCD has them
 
 
 def product_of(kind: str, band: str) -> str:
@@ -85,8 +86,13 @@ def read_passband(store: Store, band: str) -> Nearby | None:
     return Nearby(store_passband(store, band))
 
 
-def read_lamp(given: str | Path, unit: tuple[str, str] | None = None) -> Spectrum:
-    """Spectrum in a file, or `FLAT_FNU`; ``unit`` of wavelength and flux where the file does not say them.
+def read_lamp(given: str | Path, unit: tuple[str, str] | None = None, medium: str | None = None) -> Spectrum:
+    """Spectrum in a file, or `FLAT_FNU`.
+
+    Parameters
+    ----------
+    unit : of wavelength and flux where the file does not say them.
+    medium : of its wavelengths, air or vacuum, where the file does not say it.
 
     Raises
     ------
@@ -94,7 +100,7 @@ def read_lamp(given: str | Path, unit: tuple[str, str] | None = None) -> Spectru
         As `physics.spectrum_files.read_spectrum`.
     """
     if str(given) != FLAT_FNU:
-        return read_spectrum(given, unit=unit)
+        return read_spectrum(given, unit=unit, medium=medium)
     wavelength = np.arange(_WHOLE_NM[0], _WHOLE_NM[1] + 0.5)
     return from_photons(wavelength, _WHOLE_NM[0] / wavelength, FLAT_FNU)
 
@@ -105,23 +111,28 @@ def source_of(
     spectrum: str | Path,
     atmosphere: str | Path | None = None,
     unit: tuple[str, str] | None = None,
+    medium: str | None = None,
 ) -> Source:
-    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file."""
-    air = None if atmosphere is None else read_curve(atmosphere)
-    return Source(read_lamp(spectrum, unit), read_passband(store, band), air)
+    """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file.
+
+    ``unit`` and ``medium`` as for `read_lamp`; the medium is that of the atmosphere's file too.
+    """
+    air = None if atmosphere is None else read_curve(atmosphere, medium=medium)
+    return Source(read_lamp(spectrum, unit, medium), read_passband(store, band), air)
 
 
-def sky_of(store: Store, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
+def sky_of(skies: Skies, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
     """Light of the sky that a visit saw, and the time for which it counts: that of the visit.
 
     The spectra of the calibration telescope are of light that has passed the air. ``stale`` allows those of any time
     of its night.
     """
-    variation = SkyVariation(stale=np.inf) if stale else SkyVariation()
-    spectrum, _ = sky_of_visit(store, visit, settings=(SkySettings(), variation))
+    store = skies.store
+    spectrum, fits = skies.of_visit(visit, stale)
     start = open_raw(store.url, store.camera, exposures=[visit], chunked=False)["time"].values[0]
     first, last = (str(np.datetime_as_string(at, unit="s")) for at in (start, start + np.timedelta64(1, "s")))
-    return Source(spectrum, read_passband(store, band)), Validity(first, last)
+    source = Source(spectrum, read_passband(store, band), about=skies.about(visit, fits))
+    return source, Validity(first, last)
 
 
 def make_flat(
@@ -140,15 +151,21 @@ def make_flat(
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
     made_of, start = cube_inputs(cube, upstream), validity.valid_from or noon_before(cube)
+    remarks = _of_old_slices(cube, upstream)
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
-    dust, remarks = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
+    dust, of_dust = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
+    remarks += of_dust
     if dust:
         made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
     if fringed:
         made_of["upstream"]["fringes"] = {FRINGES: f"{fringed.version}/"}
     opener = CubeOpener(store.url, wanted.cube, cube.pointer.number)
-    task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config)
+    task = Task((weights,), store.camera, tuple(cube.layout.amplifiers), opener, config, scan.common)
+    short = compressed_of(store, cube) if wanted.compressed else None
+    if short:
+        task = replace(task, maps=short[1])
+        remarks.append(_of_maps(short[0]))
     detectors = _measured(cube)
     pointer = Pointer(
         name=name,
@@ -162,50 +179,47 @@ def make_flat(
             "contamination": f"{dust.name}/{dust.version}" if dust else "",
             **made_of,
             "fringes": fringed.version if fringed else "",
+            **({"compressed": short[0].version} if short else {}),
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
         failed={},
         remarks=[told] * bool(told) + remarks,
     )
-    outputs = {var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance}
-    attrs = {"product": name, "scale": weights.scale, "uncovered": weights.uncovered, "filter": wanted.band}
-    template, places = image_template(store.camera, detectors, outputs, attrs)
+    attrs = _attributes(name, wanted, weights, scan)
+    template, places = image_template(store.camera, detectors, outputs_of(config), attrs)
     found = (store.url, dust.name, dust.version) if dust else None
-    work = dict.fromkeys(detectors, (_flat_of, (task, found, fringed)))
+    work = dict.fromkeys(detectors, (flat_of, (task, found, fringed)))
     return run_version(store.url, pointer, template, places, work, compute, progress)
 
 
-def _flat_of(
-    source: xr.Dataset, task: Task, dust: tuple[str, str, str] | None, fringed: Fringed | None
-) -> AmplifierResults:
-    """What a worker does for one CCD."""
-    detector = task.camera.detector(str(source["detector"].values))
-    factor = None
-    if dust is not None:
-        product = open_product(*dust, chunked=False)
-        known = detector.name in product["detector"].values
-        factor = product["image"].sel(detector=detector.name) if known else None
-    slices = task.open_slices(detector.name)
-    fringes = fringed.open(detector, np.isfinite(slices.scale)) if fringed else None
-    remarks = [f"{NOTE}fringes are those of the slices: its layers are not known"] if fringed and not fringes else []
-    for amplifier, flat in synthesis_amplifiers(slices, detector, task):
-        one = flat.isel(spectrum=0, drop=True)
-        if factor is not None:
-            one = _times(one, factor.sel(amplifier=amplifier).values)
-        if fringes is not None:
-            one = _times(one, fringes.factor(amplifier))
-        yield amplifier, one.assign_attrs(remarks=remarks + flat.attrs.get("remarks", []), summary={})
-        remarks = []
+def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
+    """A warning of slices that were made from what has changed since: a flat of them is outdated from the start."""
+    old = outdated_slices(cube.url, cube.name, cube.pointer.slots, upstream)
+    if not old:
+        return []
+    slot = next(one for one in cube.pointer.slots if one.slot in old)
+    told = f"{len(old)} slices of cube {cube.name} are outdated, that of {slot.wavelength:.1f} nm was {old[slot.slot]}"
+    return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
 
 
-def _times(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
-    """A flat with the dust of now, one factor for all wavelengths, for it is gray (2.8.2), or with other fringes."""
-    share = np.where(np.isfinite(factor), factor, 1).astype(np.float32)
-    more = {"image": flat["image"] * share}
-    if "variance" in flat:
-        more["variance"] = flat["variance"] * share**2
-    return flat.assign(more)
+def _attributes(name: str, wanted: Wanted, weights: Weights, scan: Scan) -> dict[str, Any]:
+    """Numbers of a flat: its scale before its mean was brought to 1, and what errors of ratios of scales need."""
+    common, error = scale_errors(weights, scan)
+    scale = {"scale": weights.scale, "scale_error": weights.scale * error, "scale_common": weights.scale * common}
+    about = {"product": name, "uncovered": weights.uncovered, "filter": wanted.band, "light": weights.light.tolist()}
+    return {**about, **scale, **wanted.source.about}
+
+
+def _of_maps(pointer: CompressedPointer) -> str:
+    """What a flat of a compressed cube is made of."""
+    told = (
+        f"of the compressed form {pointer.version} of cube {pointer.cube}/{pointer.number}: {pointer.rank} maps at "
+        f"most, values of slices within {pointer.error:.1e} of the response"
+    )
+    if pointer.failed:
+        return f"{NOTE}{told}; {', '.join(sorted(pointer.failed))} are not compressed and made of their slices"
+    return NOTE + told
 
 
 def _contamination(wanted: Wanted, cube: str, start: str, upstream: Upstream) -> tuple[Pointer | None, list[str]]:

@@ -4,13 +4,21 @@ from typing import Any
 
 import numpy as np
 
+from lsstcal_dask.pipeline.cubehistory import cube_row, lines_of_slice
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.products.monochromatic import gaps
-from lsstcal_dask.storage.cubelayout import list_cubes, list_pointers, load_layout
+from lsstcal_dask.pipeline.upstream import Upstream
+from lsstcal_dask.storage.cubelayout import list_cubes
 from lsstcal_dask.storage.cubes import check_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
-from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, check_product, list_products, outdated
+from lsstcal_dask.storage.products import (
+    CAMERA_TEAM,
+    Pointer,
+    check_product,
+    list_accepted,
+    list_products,
+    outdated,
+)
 from lsstcal_dask.storage.raw import check_frame
 from lsstcal_dask.storage.tables import input_names
 
@@ -44,7 +52,8 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
                 for det in check_product(store.url, pointer)
             ]
         products.append(_product_row(pointer, stale.get(pointer.version, "")))
-    cubes = [_cube_row(store, name) for name in list_cubes(store.url)]
+    known = Upstream(pointers, stale, list_accepted(store.url))
+    cubes = [cube_row(store, name, known) for name in list_cubes(store.url)]
     for row in cubes if check else ():
         damaged += check_cube(read_cube(store.url, row["cube"])) if row["number"] else []
     ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
@@ -72,25 +81,6 @@ def _product_row(pointer: Pointer, stale: str) -> dict[str, Any]:
         "outdated": stale,
         "created": pointer.created,
         "remarks": pointer.remarks,
-    }
-
-
-def _cube_row(store: Store, name: str) -> dict[str, Any]:
-    """What is published of a cube; ``number`` is 0 where nothing is."""
-    pointers, form = list_pointers(store.url, name), load_layout(store.url, name).form
-    slots = pointers[-1].slots if pointers else []
-    wavelengths = [one.wavelength for one in slots]
-    told = [f"{one.wavelength:.1f} nm: {remark}" for one in slots for remark in one.remarks]
-    told += [f"{one.wavelength:.1f} nm: {det}: {why}" for one in slots for det, why in one.missing.items()]
-    return {
-        "cube": name,
-        "form": form,
-        "number": pointers[-1].number if pointers else 0,
-        "wavelengths": wavelengths,
-        "gaps": gaps(wavelengths),
-        "warnings": sum(one.verdict != "PASS" for one in slots),
-        "created": pointers[-1].created if pointers else "",
-        "remarks": [*(pointers[-1].remarks if pointers else []), *told],
     }
 
 
@@ -131,17 +121,33 @@ def print_contents(found: dict[str, Any], *, remarks: bool = False) -> None:
 
 
 def _print_cubes(console: Any, cubes: list[dict[str, Any]], remarks: bool) -> None:
-    table = _table("cube", "form", "publication", "wavelengths", "from nm", "to nm", "gaps", "with warnings", "remarks")
+    table = _table(
+        "cube", "form", "publication", "wavelengths", "from nm", "to nm", "gaps", "with warnings", "outdated", "remarks"
+    )
     for row in cubes:
         nm = row["wavelengths"]
         ends = [f"{nm[0]:.1f}", f"{nm[-1]:.1f}"] if nm else ["", ""]
-        numbers = [str(len(row["gaps"]) or ""), str(row["warnings"] or ""), str(len(row["remarks"]) or "")]
+        counts = len(row["gaps"]), row["warnings"], sum(bool(one["outdated"]) for one in row["slices"])
+        numbers = [str(number or "") for number in (*counts, len(row["remarks"]))]
         table.add_row(row["cube"], row["form"], str(row["number"] or "none"), str(len(nm)), *ends, *numbers)
     if cubes:
         console.print()
         console.print(table)
+    for row in cubes:
+        if old := [one for one in row["slices"] if one["outdated"]]:
+            line = f"cube {row['cube']}: {len(old)} slices are outdated: {old[0]['wavelength']:.1f} nm was"
+            console.print(
+                f"{line} {old[0]['outdated']}: run 'lsstcal cube' again", highlight=False, markup=False, soft_wrap=True
+            )
+        for one in row["compressed"][-1:]:
+            state = "OUTDATED, " + one["outdated"] if one["outdated"] else f"values within {one['error']:.1e}"
+            line = (
+                f"cube {row['cube']} compressed {one['version']}: {one['detectors']} CCDs, {one['rank']} maps, {state}"
+            )
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     for row in cubes if remarks else ():
-        for remark in row["remarks"]:
+        told = [line for one in row["slices"] for line in lines_of_slice(one)]
+        for remark in [*told, *row["remarks"]]:
             console.print(f"cube {row['cube']}: {remark}", highlight=False, soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import trim
 from lsstcal_dask.pipeline.calibrate import find_calibrated
+from lsstcal_dask.pipeline.lineage import outdated_slices
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.storage.cubelayout import list_cubes
@@ -149,7 +150,8 @@ def _slice(store: Store, name: str, wavelength: float | None) -> tuple[xr.Datase
     slot = read_cube(store.url, name).pointer.slots[k]
     found = found[["flat", "mask"]].isel(wavelength=k)
     found = found.sel(detector=[d for d in found["detector"].values if str(d) not in slot.missing])
-    return found, f"cube {name} at {slot.wavelength:.2f} nm ({slot.verdict})"
+    old = outdated_slices(store.url, name, [slot], read_upstream(store.url)).get(slot.slot, "")
+    return found, f"cube {name} at {slot.wavelength:.2f} nm ({f'OUTDATED, {old}' if old else slot.verdict})"
 
 
 def _spectrum(store: Store, name: str, output: Path | None) -> Path:

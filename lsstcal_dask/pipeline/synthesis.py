@@ -1,7 +1,7 @@
 """Synthetic flats of a store's cube, lazily: the storage of the cube joined to the synthesis (Secs. 2.8.1, 2.8.3)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,7 @@ class Source:
     spectrum: Spectrum
     passband: Surface | Nearby | Curve | None = None
     atmosphere: Curve | None = None
+    about: Mapping[str, float] = field(default_factory=dict)  # numbers that are kept with a flat of it
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ class CubeOpener:
 def scan_of(cube: Cube, camera: Camera) -> Scan:
     """Where a cube was measured; weights are normalised at the centres of the camera's CCDs."""
     x, y = np.array([detector.center_mm for detector in camera.detectors]).T
-    return Scan(cube.column("wavelength"), cube.column("response"), cube.column("bandwidth"), x, y)
+    nm, response, width = (cube.column(what) for what in ("wavelength", "response", "bandwidth"))
+    common, single, photon = (cube.column(f"response_{what}") for what in ("common", "single", "photon"))
+    told = np.isfinite(common + single + photon)  # a cube of before says the whole error only
+    alone = np.where(told, np.hypot(single, photon), cube.column("response_error") / response)
+    return Scan(nm, response, width, x, y, np.where(told, common, 0.0), alone)
 
 
 def synthetic_flats(

@@ -12,13 +12,14 @@ from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Detector
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.closed import from_json, kept, print_targets
+from lsstcal_dask.pipeline.cubecheck import cube_product, cube_table, published_cubes
 from lsstcal_dask.pipeline.linearity_checks import Checks, Numbers, choose_checks, flat_numbers, star_numbers
 from lsstcal_dask.pipeline.orders import order_differences
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.storage.products import Pointer, finished, open_product
 from lsstcal_dask.storage.provenance import software
-from lsstcal_dask.verify.acceptance import METRICS, Acceptance, Product, judge, measure
+from lsstcal_dask.verify.acceptance import Acceptance, Product, judge, measure, metrics_for
 from lsstcal_dask.verify.metric import Case, Found, Result, limits_of, number, with_error
 from lsstcal_dask.verify.report import report
 
@@ -42,26 +43,31 @@ def verify(store: Store, compute: Compute, *, product: str = "", progress: bool 
     CalibrationError
         There is no product, or what is stored of one cannot be read.
     """
-    wanted = list(dict.fromkeys(metric.product for metric in METRICS))
+    upstream, cubes = read_upstream(store.url), published_cubes(store.url)
+    there = sorted({pointer.name for pointer in upstream.pointers} | set(cubes))
+    wanted = list(dict.fromkeys(metric.product for metric in metrics_for(there)))
     if product and product not in wanted:
         raise WrongUse(f"there are no metrics of {product!r}: choose from {', '.join(wanted)}")
-    upstream = read_upstream(store.url)
     newest = _newest(upstream, wanted)
     names = [product] if product else wanted
     closed = {} if product else {loop: [one.as_json() for one in rows] for loop, rows in kept(store.url).items()}
-    if not set(names) & set(newest) and not closed:
+    cubes = {name: number for name, number in cubes.items() if name in names}
+    if not set(names) & {*newest, *cubes} and not closed:
         what = f"{store.url} has no {product}" if product else f"{store.url} has no products"
         step = f"lsstcal calibrate {store.url}" if product == "calibrated" else f"lsstcal build {store.url}"
         raise CalibrationError(f"{what} to verify: make some with '{step}'")
-    detectors = [d for d in store.camera.detectors if any(d.name in pointer.detectors for pointer in newest.values())]
+    judged = [cube_product(store.url, name, upstream) for name in cubes]
+    seen = {det for pointer in newest.values() for det in pointer.detectors}
+    seen |= {det for one in judged for det in one.detectors}
+    detectors = [d for d in store.camera.detectors if d.name in seen]
     checks = choose_checks(store, upstream, newest.get("linearity"))
-    measured = _measure_all(store, newest, detectors, names, compute, (progress, checks))
+    measured = _measure_all(store, (newest, cubes), detectors, names, compute, (progress, checks))
     amplifiers = {detector.name: [a.name for a in detector.amplifiers] for detector in detectors}
     results, without = judge(measured, amplifiers, names)
     return Acceptance(
         store=store.url,
         camera=store.camera.name,
-        products=tuple(_product(newest[name], upstream) for name in names if name in newest),
+        products=(*(_product(newest[name], upstream) for name in names if name in newest), *judged),
         results=results,
         not_measured=without,
         software=software(),
@@ -83,19 +89,24 @@ def _newest(upstream: Upstream, names: Sequence[str]) -> dict[str, Pointer]:
 
 def _measure_all(
     store: Store,
-    newest: dict[str, Pointer],
+    there: tuple[dict[str, Pointer], dict[str, int]],
     detectors: list[Detector],
     names: list[str],
     compute: Compute,
     extra: tuple[bool, Checks],
 ) -> dict[str, dict[str, Found]]:
-    """What `measure` finds, by detector, one task for each; ``extra`` is whether progress is shown, and the checks."""
-    progress, checks = extra
-    needed = {need for metric in METRICS if metric.product in names for need in (metric.product, *metric.needs)}
+    """What `measure` finds of products and cubes, by detector, one task for each.
+
+    ``there`` is products and cubes, ``extra`` whether progress is shown, and the checks of linearity.
+    """
+    (newest, cubes), (progress, checks) = there, extra
+    needed = {
+        need for metric in metrics_for(names) if metric.product in names for need in (metric.product, *metric.needs)
+    }
     needed |= {"gain"}  # which turns adu into electrons wherever it is there
     needed |= {"bias"} if "linearity" in names else set()  # for the flats that check the curves
     read = {name: pointer for name, pointer in newest.items() if name in needed}
-    summary = {name: _summaries(store.url, pointer) for name, pointer in read.items()}
+    summary = {name: _with_mean(_summaries(store.url, pointer)) for name, pointer in read.items()}
     task = dask.delayed(_measure_one, pure=False)
     tasks, types = [], set[str]()  # of CCDs of which a frame was corrected in every order: one of each is enough
     for detector in detectors:
@@ -103,7 +114,7 @@ def _measure_all(
         noted = {name: summary[name].get(detector.name, {}) for name in here}
         again = newest["calibrated"] if "calibrated" in here and detector.type not in types else None
         types |= {detector.type} if again else set()
-        tasks.append(task(store.url, Opaque(detector), here, Opaque(noted), names, Opaque((again, checks))))
+        tasks.append(task(store.url, Opaque(detector), (here, cubes), Opaque(noted), names, Opaque((again, checks))))
     labels = [detector.name for detector in detectors]
     found: dict[str, dict[str, Found]] = {}
     for label, result in compute.run(tasks, labels=labels, describe="verify", progress=progress):
@@ -119,8 +130,25 @@ def _summaries(url: str, pointer: Pointer) -> dict[str, dict[str, dict[str, Any]
     return {detector: marker.get("summary", {}) for detector, marker in markers.items()}
 
 
+def _with_mean(noted: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Numbers of amplifiers with the mean of the focal plane, where each has a mean and a number of pixels."""
+    every = [one for amplifiers in noted.values() for one in amplifiers.values() if {"mean", "pixels"} <= set(one)]
+    if not (count := sum(one["pixels"] for one in every)):
+        return noted
+    mean = sum(one["mean"] * one["pixels"] for one in every) / count
+    whole = {"focal_plane_mean": mean}
+    return {
+        det: {name: one | (whole if "mean" in one else {}) for name, one in own.items()} for det, own in noted.items()
+    }
+
+
 def _measure_one(
-    url: str, detector: Opaque, versions: dict[str, str], noted: Opaque, names: list[str], more: Opaque
+    url: str,
+    detector: Opaque,
+    there: tuple[dict[str, str], dict[str, int]],
+    noted: Opaque,
+    names: list[str],
+    more: Opaque,
 ) -> dict[str, Found]:
     """What a worker does for one detector; ``more``: a calibrated frame to correct in every order, or None; checks."""
     one: Detector = detector.value
@@ -128,8 +156,9 @@ def _measure_one(
     amplifiers = [a.name for a in one.amplifiers]
     products = {
         name: open_product(url, name, version, chunked=False).sel(detector=one.name, amplifier=amplifiers)
-        for name, version in versions.items()
+        for name, version in there[0].items()
     }
+    products |= {name: cube_table(url, name, number, one) for name, number in there[1].items()}
     summary = noted.value
     if again is not None and "calibrated" in names:
         own = summary.get("calibrated", {})

@@ -8,7 +8,12 @@ with few maps for all of some hundred slices. Maps and coefficients come from th
 pixels; then every pixel of every slice is compared with what the maps say. Where a difference exceeds what was asked
 for it is kept in a list, so that no residual does: that is the proof. A cube has noise, which no map can hold and none
 should: the residual of a pixel may be as large as ``noise`` times its own error, or ``bound`` times the response,
-whichever is larger. Of a broadband flat, |error| <= sum_k |w_k| worst_k; noise that is left out averages down instead.
+whichever is larger. Of a broadband flat of weights w two bounds hold, and the smaller counts:
+
+    |error| <= sum_k |w_k| worst_k,    |error| <= sum_k |w_k - w_(k+1)| running_k,
+
+``running_k`` being the largest |sum_(l <= k) residual_l| of all pixels (summation by parts). The first is near for a
+few lines, the second for a smooth spectrum behind a filter, for whose flat noise averages down.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,6 +48,9 @@ class LowRank:
     maps: np.ndarray  # (r, y x) float32
     coefficients: np.ndarray  # (r, k) float64; 0 where the amplifier holds nothing
     worst: np.ndarray  # (k,) largest |residual| of all pixels, in the unit of the cube
+    rms: np.ndarray  # (k,) of the residuals, in the unit of the cube
+    running: np.ndarray  # (k,) largest |sum of the residuals of a pixel up to this slice|, in the unit of the cube
+    unit: np.ndarray  # (k,) what was allowed over `LowRankConfig.noise`: a pixel's noise; 0 without slice
     at: np.ndarray  # (n,) y nx + x of the values that the maps do not give
     slice: np.ndarray  # (n,) places along the wavelengths, ascending
     change: np.ndarray  # (n,) float32, to be added there; NaN where nothing is known
@@ -50,7 +58,18 @@ class LowRank:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return sum(one.nbytes for one in (self.maps, self.coefficients, self.worst, self.at, self.slice, self.change))
+        arrays = (
+            self.maps,
+            self.coefficients,
+            self.worst,
+            self.rms,
+            self.running,
+            self.unit,
+            self.at,
+            self.slice,
+            self.change,
+        )
+        return sum(one.nbytes for one in arrays)
 
     def values(self, k: int) -> np.ndarray:
         """Values (y x) float32 of a slice."""
@@ -61,18 +80,38 @@ class LowRank:
 
     def error_bound(self, weights: np.ndarray) -> np.ndarray:
         """Largest error (v,) of weighted sums with ``weights`` (v, k) against those of the cube, rounding aside."""
-        return np.asarray(np.abs(weights) @ self.worst)
+        steps = np.abs(np.diff(weights[:, self.unit > 0], axis=1, append=0.0))
+        return np.asarray(np.minimum(np.abs(weights) @ self.worst, steps @ self.running[self.unit > 0]))
+
+    def typical_error(self, weights: np.ndarray) -> np.ndarray:
+        """The same (v,) as rms over the pixels, where residuals are noise.
+
+        Those of a pixel are, in ``unit``, perpendicular to the curves of the maps, and even in all other directions:
+        what of the weights lies along the curves adds nothing.
+        """
+        there = self.unit > 0
+        curves, own = self.coefficients[:, there] / self.unit[there], weights[:, there] * self.unit[there]
+        across = own - own @ curves.T @ curves
+        left = np.sum((self.rms[there] / self.unit[there]) ** 2) / max(int(there.sum()) - len(curves), 1)
+        return np.asarray(np.sqrt(left) * np.linalg.norm(across, axis=1))
 
 
-def sum_maps(low: LowRank, vectors: np.ndarray) -> np.ndarray:
+def sum_maps(low: LowRank, vectors: np.ndarray, *, unknown: bool = True) -> np.ndarray:
     """Sums (v, y x) float32 of ``vectors`` (v, k) times the values, like `sums.sum_slices`, from the maps alone.
 
-    Of values of which nothing is known it takes what the maps say.
+    Parameters
+    ----------
+    unknown : take of values of which nothing is known what the maps say; False to leave them out as `sum_slices` does.
     """
     totals = weighted_sums(low.maps, vectors @ low.coefficients.T)
-    known = np.isfinite(low.change)
+    more = low.change.astype(float)
+    lost = np.isnan(more)
+    more[lost] = 0.0
+    if not unknown:
+        at, place = low.at[lost], low.slice[lost]
+        more[lost] = -np.einsum("rn,rn->n", low.maps[:, at].astype(float), low.coefficients[:, place])
     for total, vector in zip(totals, vectors, strict=True):
-        np.add.at(total, low.at[known], (vector[low.slice[known]] * low.change[known]).astype(np.float32))
+        np.add.at(total, low.at, (vector[low.slice] * more).astype(np.float32))
     return totals
 
 
@@ -113,22 +152,40 @@ def compress_amplifier(
     vectors[:, there], coefficients[:, there] = curves / unit, curves * unit
     odd = {int(k): exceptions_of(slices, int(k), amplifier) for k in there}
     maps = sum_slices(slices, amplifier, vectors, odd)
-    worst, lists = np.zeros(len(response)), []
-    for k, value, known in _values(slices, amplifier, there):
-        residual = value - _product(maps, coefficients[:, k])
-        far = np.abs(residual) > limit(k, value)
-        listed = good[(far | ~known)[good]]
-        kept = good[~(far | ~known)[good]]
-        worst[k] = np.abs(residual[kept]).max(initial=0.0)
-        lists.append((listed, np.full(len(listed), k), np.where(known, residual, np.nan)[listed]))
-    at, place, change = (np.concatenate(column) for column in zip(*lists, strict=True))
-    share = np.isfinite(change).sum() / size / len(there)
+    scale = np.zeros(len(response))
+    scale[there] = unit
+    low = _compared(_values(slices, amplifier, there), (maps, coefficients, scale), good, limit)
+    share = np.isfinite(low.change).sum() / size / len(there)
     if share > config.most:
         raise DegenerateSolution(
             f"low rank: {share:.2g} of the values are not within {config.bound:g} of {len(curves)} maps: allow more "
             f"maps, or a larger bound"
         )
-    return LowRank(maps, coefficients, worst, at.astype(np.int32), place.astype(np.int32), change.astype(np.float32))
+    return low
+
+
+def _compared(
+    values: Iterator[tuple[int, np.ndarray, np.ndarray]],
+    made: tuple[np.ndarray, np.ndarray, np.ndarray],
+    good: np.ndarray,
+    limit: Callable[[int, np.ndarray], np.ndarray],
+) -> LowRank:
+    """Maps, coefficients and units with the list of what they do not give, and what is left of all other pixels."""
+    maps, coefficients, unit = made
+    worst, rms, running = np.zeros((3, len(unit)))
+    total, lists = np.zeros(maps.shape[1]), []
+    for k, value, known in values:
+        residual = value.astype(float) - _product(maps, coefficients[:, k])
+        out = ~known | (np.abs(residual) > limit(k, value))
+        listed, kept = good[out[good]], good[~out[good]]
+        left = residual[kept]
+        worst[k], rms[k] = np.abs(left).max(initial=0.0), np.sqrt(np.mean(left**2)) if left.size else 0.0
+        total[kept] += left
+        running[k] = np.abs(total).max()
+        lists.append((listed, np.full(len(listed), k), np.where(known, residual, np.nan)[listed]))
+    at, place, change = (np.concatenate(column) for column in zip(*lists, strict=True))
+    columns = at.astype(np.int32), place.astype(np.int32), change.astype(np.float32)
+    return LowRank(maps, coefficients, worst, rms, running, unit, *columns)
 
 
 def _limits(
@@ -163,18 +220,20 @@ def _values(slices: Slices, amplifier: int, there: np.ndarray) -> Iterator[tuple
 def _curves(
     sample: np.ndarray, limit: Callable[[int, np.ndarray], np.ndarray], there: np.ndarray, config: LowRankConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Curves (r, k) of unit length in units (k,) of a third of what is allowed, as few as the sample permits.
+    """Curves (r, k) of unit length in units (k,) of what is allowed over ``noise``, as few as the sample permits.
 
     Noise of one unit in n pixels and k slices has singular values up to sqrt(n) + sqrt(k); what exceeds that is
     signal and kept, and so is what brings the values not within the limit to a tenth of the share allowed.
     """
     allowed = np.stack([limit(int(k), column) for k, column in zip(there, sample.T, strict=True)], axis=1)
     unit = np.median(allowed, axis=0) / max(config.noise, 1.0)
-    _, sizes, curves = np.linalg.svd(sample / unit, full_matrices=False)
+    scaled = sample / unit
+    squares, columns = np.linalg.eigh(scaled.T @ scaled)  # faster than singular vectors, and exact to 1e-8
+    sizes, curves = np.sqrt(np.maximum(squares[::-1], 0)), columns.T[::-1]
     signal = int((sizes > 1.02 * (np.sqrt(len(sample)) + np.sqrt(len(there)))).sum()) if config.noise else 0
     for rank in range(max(1, min(signal, config.rank)), min(config.rank, len(sizes)) + 1):
         own = curves[:rank]
-        residual = sample - (sample / unit) @ own.T @ (own * unit)
+        residual = sample - scaled @ own.T @ (own * unit)
         if (np.abs(residual) > allowed).mean() <= config.most / 10:
             break
     return own, unit

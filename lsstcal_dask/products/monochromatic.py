@@ -33,6 +33,7 @@ __all__ = [
     "combine_without_doubt",
     "gaps",
     "make_repeat",
+    "repeat_chi2",
 ]
 
 _IDLE: Final = MASK_BITS["BAD"] | MASK_BITS["EDGE"] | MASK_BITS["VIGNETTED"] | MASK_BITS["SUSPECT"]
@@ -156,6 +157,33 @@ def _disagreeing(kept: Sequence[Repeat], config: MonochromaticConfig) -> dict[st
         for one, by in zip(kept, away, strict=True)
         if abs(by) > config.disagree
     }
+
+
+def repeat_chi2(repeats: Sequence[Repeat], value: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Chi2 per degree of freedom (amplifier,) of repeats about their combination; NaN of a single one.
+
+    Of some pixels that are good in all of them; what the level of a whole amplifier scatters is taken out.
+
+    Parameters
+    ----------
+    value, mask : (amplifier, y, x) of the combination.
+    """
+    found = np.full(len(value), np.nan)
+    for i in range(len(value) if len(repeats) > 1 else 0):
+        own = [one for one in repeats if np.isfinite(one.level[i]) and one.level[i] > 0]
+        some = [one.mask[i].reshape(-1)[::_SPARSE] == 0 for one in own]
+        mean = value[i].reshape(-1)[::_SPARSE].astype(float)
+        good = (mask[i].reshape(-1)[::_SPARSE] == 0) & np.logical_and.reduce(some) & np.isfinite(mean)
+        if len(own) < 2 or not good.any():
+            continue
+        mean = mean[good]
+        chi2 = 0.0
+        for one in own:
+            image = one.image[i].reshape(-1)[::_SPARSE][good].astype(float)
+            light = np.sum(image) / np.sum(mean)  # of the pixels themselves: they tell it better than a photodiode
+            chi2 += float(np.sum((image - light * mean) ** 2 / (light * mean + one.noise[i])))
+        found[i] = chi2 / ((len(own) - 1) * (len(mean) - 1))
+    return found
 
 
 def combine_without_doubt(

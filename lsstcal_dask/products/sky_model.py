@@ -94,7 +94,7 @@ class Measured:
         return np.isfinite(self.flux) & np.isfinite(self.variance) & (self.variance > 0)
 
 
-def measured_from_table(table: Table, name: str, time: Any) -> Measured:
+def measured_from_table(table: Table, name: str, time: Any, medium: str | None = None) -> Measured:
     """Measured spectrum of a store's table ``inputs/spectrum-sky-VISIT``, per arcsec2 if ``slit_arcsec2`` is known.
 
     Wavelengths in air, where ``medium`` of ``meta`` says so, become those in vacuum, and the flux one per nm of these.
@@ -102,6 +102,7 @@ def measured_from_table(table: Table, name: str, time: Any) -> Measured:
     Parameters
     ----------
     time : of the middle of the exposure, UTC.
+    medium : of the wavelengths, air or vacuum, where the table does not say it; it may not say another.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def measured_from_table(table: Table, name: str, time: Any) -> Measured:
     ones = Table(
         {"wavelength": wavelength * units.nm, "flux": np.ones(len(wavelength)) * unit["flux"]}, meta=table.meta
     )
-    scale = spectrum_from_table(ones, name=name)  # in vacuum, too
+    scale = spectrum_from_table(ones, name=name, medium=medium)  # in vacuum, too
     wavelength, one = scale.wavelength, scale.density / float(table.meta.get("slit_arcsec2", 1.0))
     flux, variance = np.asarray(table["flux"], float), _converted(table, name, "variance", unit["flux"] ** 2)
     return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)

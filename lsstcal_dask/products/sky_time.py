@@ -8,16 +8,31 @@ rms**2 exp(-|t| / scale). The spectrum of a visit is the sum of the night's spec
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from lsstcal_dask.errors import InsufficientInputs, StaleCalibration
 from lsstcal_dask.physics.airglow import line_list
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.products.sky import SkyFit
 
-__all__ = ["SkyVariation", "kriging", "sky_spectrum"]
+__all__ = ["SkyConfig", "SkyVariation", "kriging", "sky_spectrum"]
+
+
+class SkyConfig(BaseModel):
+    """How the sky of a visit is told from spectra of its night."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["interpolated", "nearest"] = Field(
+        "interpolated", description="of all spectra of the night, or the one that is nearest in time alone"
+    )
+    stale: float = Field(20.0, gt=0, description="minutes from a visit beyond which a spectrum says too little of it")
+    medium: Literal["air", "vacuum"] | None = Field(
+        None, description="of the wavelengths of spectra whose tables do not say it; vacuum if nobody does"
+    )
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,12 @@ class Group:
     wavelength_error: float  # nm; NaN where nothing was measured
     bandwidth: float  # nm
     time: str  # ISO, UTC
-    photon_error: float  # relative, common to all pixels
+    photon_error: float  # relative, common to all pixels: that of all wavelengths and that of this one together
     compared: list[str] = field(default_factory=list)  # flats nearby, with which a single exposure is compared
     compared_photons: list[float] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    common_error: float = 0.0  # relative, of the photodiode's responsivity: one number with that of other wavelengths
+    single_error: float = 0.0  # relative, of these exposures alone
 
 
 def group_flats(
@@ -162,7 +164,8 @@ class _Table:
         photons = self.photons[own]
         weight = photons / photons.sum()
         error = float(np.sqrt(np.sum((weight * self.error[own]) ** 2)))
-        common = float(np.hypot(self.config.photodiode_error / np.sqrt(len(own)), self.diode_error[own].mean()))
+        common = float(weight @ self.diode_error[own])
+        single = float(self.config.photodiode_error * np.linalg.norm(weight))
         remarks = [
             f"exposure {self.names[i]}: {self.remarks[self.names[i]]}" for i in own if self.names[i] in self.remarks
         ]
@@ -176,8 +179,10 @@ class _Table:
             wavelength_error=error,
             bandwidth=float(weight @ self.bandwidth[own]),
             time=str(np.datetime_as_string(self.time[own].min(), unit="us")),
-            photon_error=common,
+            photon_error=float(np.hypot(common, single)),
             remarks=remarks,
+            common_error=common,
+            single_error=single,
         )
 
 

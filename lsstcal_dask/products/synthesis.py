@@ -16,14 +16,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, map_detectors
+from lsstcal_dask.products.lowrank import LowRank, sum_maps
 from lsstcal_dask.products.sums import Exceptions, Slices, exceptions_of, sum_slices
 from lsstcal_dask.products.weights import Local, Weights, WeightsConfig, local_weights, without
 from lsstcal_dask.variables import MASK_BITS, attributes
 
-__all__ = ["OUTPUTS", "SynthesisConfig", "Task", "synthesis_amplifiers", "synthesize"]
+__all__ = ["COMPRESSION", "OUTPUTS", "SynthesisConfig", "Task", "outputs_of", "synthesis_amplifiers", "synthesize"]
 
-OUTPUTS: Final = {"image": Output("float32", "1"), "variance": Output("float32", "1"), "mask": Output("uint16")}
-"""Variables of synthetic flats, each with the dim ``spectrum``."""
+OUTPUTS: Final = {
+    "image": Output("float32", "1"),
+    "variance": Output("float32", "1"),
+    "common_mode": Output("float32", "1"),
+    "mask": Output("uint16"),
+}
+"""Variables of synthetic flats, each with the dim ``spectrum``; see `outputs_of`."""
+
+
+COMPRESSION: Final = ("compression_error", "compression_rms")
+"""Attributes (spectrum) of flats made of maps: largest and typical difference to those of the slices."""
+
+
+_NAMED: Final = 6  # wavelengths that a remark names
 
 
 class SynthesisConfig(BaseModel):
@@ -33,9 +46,18 @@ class SynthesisConfig(BaseModel):
 
     weights: WeightsConfig = WeightsConfig()
     variance: bool = Field(True, description="work out the variance too, which takes a sum more for each flat")
+    modes: bool = Field(
+        False, description="work out too what the error of the photodiode that all wavelengths share does to the pixels"
+    )
     lost: float = Field(
         0.05, ge=0, lt=1, description="largest share of a pixel's light that may come from slices where it is unusable"
     )
+
+
+def outputs_of(config: SynthesisConfig) -> dict[str, Output]:
+    """Those of `OUTPUTS` that are worked out."""
+    wanted = {"variance": config.variance, "common_mode": config.modes}
+    return {var: out for var, out in OUTPUTS.items() if wanted.get(var, True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +69,8 @@ class Task:
     amplifiers: tuple[str, ...]  # of the cube, in its order
     open_slices: Callable[[str], Slices]
     config: SynthesisConfig
+    common: np.ndarray | None = None  # (k,) relative error of the response that all wavelengths share, for its mode
+    maps: Callable[[str, int], LowRank | None] = lambda detector, amplifier: None  # in place of codes, where there are
 
     def __call__(self, source: xr.Dataset) -> AmplifierResults:
         """Flats of the amplifiers of one CCD, one after the other."""
@@ -58,7 +82,7 @@ class Task:
 class _Plan:
     """The sums that an amplifier needs."""
 
-    vectors: np.ndarray  # (sum, k) float64: first terms of the flats, further ones, variances
+    vectors: np.ndarray  # (sum, k) float64: first terms of the flats, further ones, variances, modes
     local: tuple[Local, ...]
     middle: np.ndarray  # (spectrum, k) weights in the middle of the amplifier
     share: np.ndarray  # (spectrum, k) of each slice in the light of a flat
@@ -83,7 +107,8 @@ def synthesize(
 
     Returns
     -------
-    ``image`` (spectrum, detector, amplifier, y, x), of mean 1 over the focal plane, ``variance`` if wanted, ``mask``.
+    ``image`` (spectrum, detector, amplifier, y, x), of mean 1 over the focal plane, ``mask``, and if wanted
+    ``variance`` and ``common_mode``.
     A task holds 10 bytes per pixel of its CCD and flat, and of one amplifier a block of codes and 4 bytes per pixel
     and sum, for any number of wavelengths. `synthesis_amplifiers` holds one amplifier only.
     """
@@ -96,8 +121,7 @@ def synthesize(
     ny, nx = camera.image_shape
     sizes = {"spectrum": len(weights), "amplifier": len(amplifiers), "y": ny, "x": nx}
     task = Task(tuple(weights), camera, tuple(amplifiers), open_slices, config)
-    outputs = {var: out for var, out in OUTPUTS.items() if var != "variance" or config.variance}
-    found = map_detectors(task, source, outputs, sizes, lambda name: ())
+    found = map_detectors(task, source, outputs_of(config), sizes, lambda name: ())
     return found.assign_attrs(
         gauge="the mean of the focal plane is 1",
         scale=[one.scale for one in weights],
@@ -111,29 +135,36 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
     Yields
     ------
     Name and Dataset ``image``, ``variance``, ``mask`` (spectrum, y, x) of an amplifier; NaN with a remark where slices
-    that matter are missing.
+    that matter are missing, and a remark where others stand for some. Flats made of maps have attrs `COMPRESSION`.
     """
     usual = slices.mask()
     padding = [np.flatnonzero(bits & MASK_BITS["NO_DATA"]) for bits in usual]
     if slices.scale.shape != (task.weights[0].values.shape[1], len(task.amplifiers)):
         raise InconsistentGeometry(f"{detector.name}: weights and cube do not belong together: make them for this cube")
+    lacking = np.isnan(slices.scale).all(axis=1)
+    of_ccd = _absent("the CCD", task.weights, lacking)
     for amplifier in detector.amplifiers:
         a = task.amplifiers.index(amplifier.name)
         try:
             plan = _plan(slices, a, (detector, amplifier), task)
         except InsufficientInputs as error:
-            yield amplifier.name, _nothing(len(task.weights), slices.shape, str(error))
+            yield amplifier.name, _nothing(len(task.weights), slices.shape, task.config, str(error))
             continue
         used = np.flatnonzero(plan.vectors.any(axis=0)).tolist()
         own = {k: exceptions_of(slices, k, a) for k in used}
-        totals = sum_slices(slices, a, plan.vectors, own)
-        image, variance = _flats(totals, plan, amplifier, slices.shape)
+        low = task.maps(detector.name, a)
+        totals = sum_slices(slices, a, plan.vectors, own) if low is None else sum_maps(low, plan.vectors, unknown=False)
+        image, variance, mode = _flats(totals, plan, amplifier, slices.shape, task)
         _few_repeats(variance, plan, own, slices.repeats[:, a])
         mask = _masks(plan, own, usual[a])
         _without_unusable(image, variance, mask, _losses(plan, own), task.config.lost)
-        for values in (image, variance):
+        mode[np.isnan(image[: len(mode)])] = np.nan
+        for values in (image, variance, mode):
             values[:, padding[a]] = np.nan
-        yield amplifier.name, _dataset({"image": image, "variance": variance, "mask": mask}, slices.shape)
+        found = _dataset({"image": image, "variance": variance, "common_mode": mode, "mask": mask}, slices.shape)
+        own_gaps = _absent("the amplifier", task.weights, np.isnan(slices.scale[:, a]) & ~lacking)
+        found, of_ccd = found.assign_attrs(remarks=[text for text in (of_ccd, own_gaps) if text]), ""
+        yield amplifier.name, found if low is None else found.assign_attrs(_compression(low, plan))
 
 
 def _plan(slices: Slices, a: int, place: tuple[Detector, Amplifier], task: Task) -> _Plan:
@@ -145,14 +176,24 @@ def _plan(slices: Slices, a: int, place: tuple[Detector, Amplifier], task: Task)
     slope, floor = (np.where(there, n[:, a], 0.0) for n in (slices.variance_slope, slices.variance_floor))
     rows = [one.values[:1] for one in local] + [one.values[1:] for one in local]
     rows += [middle**2 * slope] if task.config.variance else []
+    rows += [middle * _common(task)] if task.config.modes else []
     typical = slope * task.weights[0].response + floor
     return _Plan(np.concatenate(rows), local, middle, light / light.sum(axis=1, keepdims=True), floor, typical)
 
 
+def _common(task: Task) -> np.ndarray:
+    """Relative error (k,) of the response that all wavelengths share; zero where it is not known."""
+    return np.zeros(task.weights[0].values.shape[1]) if task.common is None else task.common
+
+
 def _flats(
-    totals: np.ndarray, plan: _Plan, amplifier: Amplifier, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flats (spectrum, y x), and variances (spectrum or none, y x)."""
+    totals: np.ndarray, plan: _Plan, amplifier: Amplifier, shape: tuple[int, int], task: Task
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flats (spectrum, y x), variances and modes (spectrum or none, y x).
+
+    A mode is ``sum_k c_k w_k f_k - B sum_k c_k l_k``: what one sigma of the common error c of the response does to a
+    flat B of mean 1, whose light l the slices share.
+    """
     ny, nx = amplifier.data.shape
     v, u = (2 * np.arange(n, dtype=np.float32) / max(own - 1, 1) - 1 for n, own in zip(shape, (ny, nx), strict=True))
     image, term = totals[: len(plan.local)], len(plan.local)
@@ -160,9 +201,12 @@ def _flats(
         for i, j in one.powers[1:]:
             np.add(own, totals[term] * (v[:, None] ** int(j) * u ** int(i)).ravel(), out=own)
             term += 1
-    variance = totals[term:]
+    variance = totals[term : term + len(image) * task.config.variance]
     variance += (plan.middle**2 @ plan.floor).astype(np.float32)[: len(variance), None]
-    return image, variance
+    mode = totals[term + len(variance) :]
+    light = np.array([weights.light @ _common(task) for weights in task.weights], np.float32)[: len(mode)]
+    mode -= light[:, None] * image[: len(mode)]
+    return image, variance, mode
 
 
 def _few_repeats(variance: np.ndarray, plan: _Plan, odd: dict[int, Exceptions], full: np.ndarray) -> None:
@@ -210,13 +254,35 @@ def _without_unusable(
             own[at[part > most]] = np.nan
 
 
+def _absent(what: str, weights: Sequence[Weights], absent: np.ndarray) -> str:
+    """A remark on slices that are not there and whose light counts; empty where none is missing."""
+    matter = absent & np.any([(one.values != 0).any(axis=0) for one in weights], axis=0)
+    if not matter.any():
+        return ""
+    light = [np.abs(one.at(0.0, 0.0) * one.response) for one in weights]
+    share = max(float(own[matter].sum() / own.sum()) for own in light)
+    nm = ", ".join(f"{at:.1f}" for at in weights[0].wavelength[matter][:_NAMED])
+    more = f" and {matter.sum() - _NAMED} more" if matter.sum() > _NAMED else ""
+    return (
+        f"{what} has no slices at {nm}{more} nm, where {share:.1%} of the light is: those nearby stand "
+        f"for them: take these flats again"
+    )
+
+
+def _compression(low: LowRank, plan: _Plan) -> dict[str, list[float]]:
+    """Largest and typical error of the flats that maps make; a weight is at most the sum of the sizes of its terms."""
+    most = np.stack([np.abs(one.values).sum(axis=0) for one in plan.local])
+    bound, typical = low.error_bound(most), low.typical_error(plan.middle)
+    return dict(zip(COMPRESSION, (bound.tolist(), typical.tolist()), strict=True))
+
+
 def _dataset(found: dict[str, np.ndarray], shape: tuple[int, int]) -> xr.Dataset:
     kept = {var: values for var, values in found.items() if len(values)}
     return xr.Dataset({var: (("spectrum", "y", "x"), values.reshape(-1, *shape)) for var, values in kept.items()})
 
 
-def _nothing(spectra: int, shape: tuple[int, int], reason: str) -> xr.Dataset:
+def _nothing(spectra: int, shape: tuple[int, int], config: SynthesisConfig, reason: str) -> xr.Dataset:
     """Result of an amplifier that could not be made."""
     dims = ("spectrum", "y", "x")
-    found = {var: (dims, empty_values(var, output, (spectra, *shape))) for var, output in OUTPUTS.items()}
+    found = {var: (dims, empty_values(var, output, (spectra, *shape))) for var, output in outputs_of(config).items()}
     return xr.Dataset(found, attrs={"remarks": [reason]})

@@ -11,7 +11,7 @@ exact, and a line without width counts where it is. T is linear in some curves w
 it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -57,6 +57,8 @@ class Scan:
     bandwidth: np.ndarray  # (k,) nm, full width at half maximum of the line
     x: np.ndarray  # (place,) mm, where the weights are normalised: centres of the CCDs
     y: np.ndarray  # (place,) mm
+    common: np.ndarray | None = None  # (k,) relative error of the response that all wavelengths share
+    single: np.ndarray | None = None  # (k,) and that of each alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,7 @@ class Weights:
     surface: Surface | Nearby | None  # None: one term, 1
     scale: float
     uncovered: float  # bound of the share of the light where spectrum or cube are not known, or slices not read
+    light: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) share of each slice in the mean flat, of 1
 
     def at(self, x: Any, y: Any) -> np.ndarray:
         """Weights at places (mm): (..., k)."""
@@ -129,8 +132,9 @@ def make_weights(
         values = _sharpened(values, scan)
     values, dropped = _without_negligible(values, terms, scan.response, config.negligible)
     scale = float((terms.mean(axis=0) @ values) @ scan.response)
-    uncovered = missing + dropped
-    return Weights(spectrum.name, scan.wavelength, scan.response, values / scale, _surface(passband), scale, uncovered)
+    light = (terms.mean(axis=0) @ values) * scan.response / scale
+    known = (scan.wavelength, scan.response, values / scale, _surface(passband), scale, missing + dropped, light)
+    return Weights(spectrum.name, *known)
 
 
 def _surface(passband: Surface | Nearby | Curve | None) -> Surface | Nearby | None:

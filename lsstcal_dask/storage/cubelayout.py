@@ -2,7 +2,8 @@
 
     cubes/NAME/cube.json                 form, camera: `CubeLayout`
     cubes/NAME/arrays.json               the arrays of data/ are all there
-    cubes/NAME/slots/SLOT.json           what determines the bits of a slice; SLOT is its place along the stored axis
+    cubes/NAME/slots/SLOT.json           what a slice is made from: headers, products of each CCD, settings, software;
+                                         SLOT is its place along the stored axis
     cubes/NAME/data/                     Zarr group that any Zarr library opens
         codes      (detector, amplifier, wavelength, y, x)   see `coding`; a shard is one CCD of one wavelength
         reference  of the same dims, float32, form i1 only: few slices have one
@@ -11,6 +12,8 @@
         total, pixels (detector, amplifier, wavelength)      sum of the values of the good pixels, their number
         reference_slot (detector, wavelength)                slot of the reference of a slice; -1 without one
         wavelength, wavelength_error, bandwidth, response, response_error (wavelength,)
+        response_common, response_single, response_photon (wavelength,): the covariance of response over its squares is
+            common common', and on the diagonal single**2 + photon**2 too
     cubes/NAME/exceptions/SLOT/DET.npy   the pixels that are not as codes and mask say, of `coding.EXCEPTION`
     cubes/NAME/done/SLOT/DET.json        marker: this CCD of this slice is whole
     cubes/NAME/published/N.json          the pointer: which slots are in the cube; N counts
@@ -48,6 +51,7 @@ __all__ = [
     "list_cubes",
     "list_pointers",
     "load_layout",
+    "read_claim",
     "read_cube",
     "read_exceptions",
     "read_mask",
@@ -56,7 +60,16 @@ __all__ = [
 
 _CHECKSUM: Final = 4  # bytes
 
-SLOT_COORDS: Final = ("wavelength", "wavelength_error", "bandwidth", "response", "response_error")
+SLOT_COORDS: Final = (
+    "wavelength",
+    "wavelength_error",
+    "bandwidth",
+    "response",
+    "response_error",
+    "response_common",
+    "response_single",
+    "response_photon",
+)
 """Numbers of a slice."""
 
 SUMS: Final = ("total", "pixels")
@@ -111,6 +124,9 @@ class Slot:
     hash: str = ""
     remarks: list[str] = field(default_factory=list)
     verdict: str = "PASS"
+    response_common: float = float("nan")  # relative error of r that all wavelengths share
+    response_single: float = float("nan")  # the same, of the photodiode in these exposures
+    response_photon: float = float("nan")  # the same, of their electrons
 
 
 @dataclass(frozen=True)
@@ -178,6 +194,15 @@ def list_pointers(url: str, name: str) -> list[CubePointer]:
     folder = f"{base(name)}/published"
     found = [one for one in objects.list_names(url, folder) if one.endswith(".json")]
     return [_read_pointer(url, f"{folder}/{one}") for one in found]
+
+
+@lru_cache(maxsize=2048)
+def read_claim(url: str, name: str, slot: int) -> dict[str, Any]:
+    """What a slot was claimed for, and what its slice was made from, which never changes; empty where it is lost."""
+    try:
+        return dict(objects.read_json(url, f"{base(name)}/slots/{slot:05d}.json"))
+    except FileNotFoundError:
+        return {}
 
 
 @lru_cache(maxsize=64)

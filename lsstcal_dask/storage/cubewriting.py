@@ -54,7 +54,8 @@ def create_cube(url: str, name: str, layout: CubeLayout) -> CubeLayout:
             f"cube {name} of {url} has {what} {getattr(found, what)!r}, not {getattr(layout, what)!r}: "
             f"give the new one another --name"
         )
-    if not objects.exists(url, f"{base(name)}/arrays.json"):
+    there = set(objects.list_names(url, f"{base(name)}/data"))
+    if not (objects.exists(url, f"{base(name)}/arrays.json") and set(SLOT_COORDS) <= there):
         _create_arrays(url, name, layout)
         objects.write_json(url, f"{base(name)}/arrays.json", sorted(objects.list_names(url, f"{base(name)}/data")))
     return found

@@ -27,10 +27,12 @@ __all__ = [
     "filled",
     "frame_path",
     "header_digests",
+    "header_entries",
     "is_absent",
     "publish_frames",
     "read_records",
     "record_digests",
+    "record_headers",
     "same_entry",
 ]
 
@@ -125,23 +127,33 @@ def filled(header: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def record_digests(records: Mapping[tuple[str, str], FrameRecord]) -> dict[str, str]:
     """Short hash of the header of each exposure, from its records."""
-    return {name: _header_digest(header) for name, header in {r.exposure: r.header for r in records.values()}.items()}
+    return {name: digest(header) for name, header in record_headers(records).items()}
+
+
+def record_headers(records: Mapping[tuple[str, str], FrameRecord]) -> dict[str, dict[str, Any]]:
+    """Entries of the header of each exposure that products depend on, from its records."""
+    return {name: _entries(header) for name, header in {r.exposure: r.header for r in records.values()}.items()}
 
 
 def header_digests(raw: xr.Dataset) -> dict[str, str]:
     """Short hash of the header of each exposure of what `open_raw` opened: the same as from its records."""
+    return {name: digest(header) for name, header in header_entries(raw).items()}
+
+
+def header_entries(raw: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Entries of the header of each exposure of what `open_raw` opened: the same as from its records."""
     keys = (*HEADER_TEXTS, *HEADER_FLOATS, *(key for key in OPTIONAL_FLOATS if key in raw.coords), "time")
     columns = {key: np.atleast_1d(raw[key].values) for key in keys}
     names = np.atleast_1d(raw["exposure"].values)
-    return {str(name): _header_digest({k: v[i] for k, v in columns.items()}) for i, name in enumerate(names)}
+    return {str(name): _entries({k: v[i] for k, v in columns.items()}) for i, name in enumerate(names)}
 
 
-def _header_digest(header: Mapping[str, Any]) -> str:
+def _entries(header: Mapping[str, Any]) -> dict[str, Any]:
     texts = {key: str(header[key]) for key in HEADER_TEXTS}
     numbers = {key: float(header[key]) for key in HEADER_FLOATS}
     optional = {key: float(header.get(key, math.nan)) for key in OPTIONAL_FLOATS}
     numbers |= {key: value for key, value in optional.items() if math.isfinite(value)}
-    return digest({**texts, **numbers, "time": str(np.datetime64(header["time"], "ns"))})
+    return {**texts, **numbers, "time": str(np.datetime64(header["time"], "ns"))}
 
 
 def _of_frame(header: dict[str, Any], own: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """The acceptance of a store: every metric, measured sensor by sensor and judged together (after DMTN-101)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from lsstcal_dask.verify import amplifiers, frames, slopes, stacks
+from lsstcal_dask.verify.flats import metrics_of
 from lsstcal_dask.verify.metric import VERDICTS, Absent, Case, Found, Measure, Metric, Result, each, worst_of
 
-__all__ = ["METRICS", "Acceptance", "Product", "as_json", "judge", "measure"]
+__all__ = ["METRICS", "Acceptance", "Product", "as_json", "judge", "measure", "metrics_for"]
 
 METRICS: Final[tuple[Metric, ...]] = (*stacks.METRICS, *amplifiers.METRICS, *frames.METRICS, *slopes.METRICS)
-"""Every metric; a product's stand together."""
+"""Every metric of a product that any store has under the same name; a product's stand together."""
 
 
 _OF_TARGET: Final = {"fail": "FAIL", "undecided": "WARN", "forbidden": "WARN", "told": "PASS", "pass": "PASS"}
@@ -68,11 +69,16 @@ class Acceptance:
         return sum(result.verdict == verdict for result in self.results)
 
 
+def metrics_for(products: Iterable[str]) -> tuple[Metric, ...]:
+    """`METRICS`, and those of flats and cubes by the names that they have in a store."""
+    return (*METRICS, *(metric for name in products for metric in metrics_of(name)))
+
+
 def measure(case: Case, products: Sequence[str]) -> dict[str, Found]:
     """Every metric of ``products`` that what there is of a detector allows, by key."""
     found: dict[str, Found] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
-        for metric in METRICS:
+        for metric in metrics_for(products):
             if metric.product not in case.kept:
                 case.kept.clear()  # pixels of one product at a time
             if metric.product in products and {metric.product, *metric.needs} <= set(case.products):
@@ -112,7 +118,7 @@ def judge(
     """
     results, without = [], {}
     there = {key.partition(": ")[0] for found in measured.values() for key in found}
-    for metric in METRICS:
+    for metric in metrics_for(products):
         if metric.product not in products:
             continue
         if metric.product not in there:

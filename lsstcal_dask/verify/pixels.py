@@ -42,12 +42,14 @@ class Plane:
 
 
 def _plane(product: xr.Dataset, amplifier: Amplifier) -> Plane:
-    """Pixels of an amplifier of a product with image, variance, row_variance and mask."""
+    """Pixels of an amplifier of a product with image and mask; without row_variance, as of a flat, rows have none."""
     ny, nx = amplifier.data.shape
     part = product.sel(amplifier=amplifier.name)
     mask = part["mask"].values[:ny, :nx]
     image = np.where(mask == 0, part["image"].values[:ny, :nx], np.float32(np.nan))
-    return Plane(image, part["variance"].values[:ny, :nx], part["row_variance"].values[:ny], mask)
+    variance = part["variance"].values[:ny, :nx] if "variance" in part else np.full(image.shape, np.float32(np.nan))
+    rows = part["row_variance"].values[:ny] if "row_variance" in part else np.zeros(len(image), np.float32)
+    return Plane(image, variance, rows, mask)
 
 
 def planes(case: Case, product: str) -> list[Plane]:

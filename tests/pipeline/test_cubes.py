@@ -19,6 +19,7 @@ from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubes import _waves, make_cube
+from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.upstream import read_upstream
@@ -26,7 +27,9 @@ from lsstcal_dask.products.slices import Group
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.truth import amplifiers
 from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
-from lsstcal_dask.storage.raw import open_raw
+from lsstcal_dask.storage.manifests import publish_frames, read_records
+from lsstcal_dask.storage.provenance import digest
+from lsstcal_dask.storage.raw import open_raw, write_frame
 from lsstcal_dask.storage.tables import read_input, write_table
 from lsstcal_dask.variables import MASK_BITS
 
@@ -125,6 +128,11 @@ def test_the_mean_response_is_the_true_one_within_its_error(store, cubes, taken)
         truth = np.nanmean(light[:, 5:-5, 5:-5]) / photons
         assert abs(slot.response - truth) < 4 * slot.response_error
         assert 2e-4 < slot.response_error / slot.response < 2e-3
+        parts = slot.response_common, slot.response_single, slot.response_photon
+        assert np.linalg.norm(parts) == pytest.approx(slot.response_error / slot.response)
+        assert slot.response_single == pytest.approx(2e-4 / np.sqrt(EACH), rel=1e-3)
+        # 150 electrons of noise in 16,384 pixels of 22,500, twice
+        assert slot.response_photon == pytest.approx(1 / np.sqrt(2 * 16384 * 22500), rel=0.4)
         centre = np.mean([laser_centre(11, site.settings.laser, one) for one in own])
         assert abs(slot.wavelength - centre) < 4 * slot.wavelength_error
         assert slot.wavelength_error == pytest.approx(0.01 / np.sqrt(EACH), rel=0.05)
@@ -229,6 +237,59 @@ def test_a_wavelength_taken_again_replaces_the_old_one(store, taken, tmp_path, t
     np.testing.assert_array_equal(
         CubeReader(old, CCD).values(1, 0), CubeReader(read_cube(mine.url, "c"), CCD).values(1, 0)
     )
+
+
+def test_a_frame_that_was_ingested_twice_counts_once(store, cubes, taken, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    raw = open_raw(mine.url, mine.camera, chunked=False)
+    records, records_of = [], {r.exposure: r for r in read_records(mine.url).values()}
+    for one in taken[:EACH]:
+        counts = raw["counts"].sel(exposure=one.name, detector=CCD).values
+        again = replace(records_of[one.name], exposure=f"{one.name}-copy", file="again", file_hash="again")
+        records.append(write_frame(mine.url, again, counts, {}))
+    publish_frames(mine.url, records)
+    made = make_cube(mine, "c", "i2", CONFIG, threads)
+    assert made.left_out == {r.exposure: f"its pixels are those of {r.exposure.removesuffix('-copy')}" for r in records}
+    assert made.pointer.slots[0].exposures == [one.name for one in taken[:EACH]]
+    assert any("-copy left out: its pixels are those of" in remark for remark in made.pointer.remarks)
+    whole, here = (CubeReader(cube, CCD) for cube in (cubes["i2"], read_cube(mine.url, "c")))
+    np.testing.assert_array_equal(here.repeats, whole.repeats)  # 2, not 4
+    np.testing.assert_array_equal(here.variance_slope, whole.variance_slope)
+    np.testing.assert_array_equal(here.values(0, 0), whole.values(0, 0))
+
+
+def test_a_slice_says_what_it_was_made_from_and_why_it_is_outdated(store, taken, tmp_path, threads, capsys):
+    mine = copied(store, tmp_path)
+    make_cube(mine, "c", "i2", CONFIG, threads)
+    (row,) = list_contents(mine)["cubes"]
+    first = row["slices"][0]
+    assert first["exposures"] == [one.name for one in taken[:EACH]]
+    assert first["products"] == {name: ["truth"] for name in ("bias", "gain", "dark")}
+    header = open_raw(mine.url, mine.camera).sel(exposure=taken[0].name)
+    assert first["headers"][taken[0].name]["photodiode"] == float(header["photodiode"])
+    assert [one["outdated"] for one in row["slices"]] == [""] * 5
+    records = [r for r in read_records(mine.url).values() if r.exposure == taken[0].name]
+    publish_frames(mine.url, [], [replace(r, header={**r.header, "photodiode": 1e-9}) for r in records])
+    upstream = read_upstream(mine.url)
+    gain = next(p for p in upstream.pointers if p.name == "gain")
+    slots = read_cube(mine.url, "c").pointer.slots
+    old = outdated_slices(mine.url, "c", slots, upstream)
+    assert list(old) == [slots[0].slot]
+    assert f"exposure {taken[0].name}, whose header has changed since: photodiode was" in old[slots[0].slot]
+    newer = replace(upstream, pointers=[*upstream.pointers, replace(gain, version="w", created="2099-01-01T00:00:00")])
+    told = outdated_slices(mine.url, "c", slots[1:], newer)
+    assert set(told.values()) == {f"{CCD}: made with gain truth, which w has replaced"}
+    status, said = run(capsys, "history", mine.url, "--product", "c")
+    assert status == 0
+    assert f"of {taken[0].name}, {taken[1].name} with " in said.err
+    assert "nm is OUTDATED: made from exposure" in said.err
+    status, said = run(capsys, "ls", mine.url)
+    assert "cube c: 1 slices are outdated: 600.0 nm was made from exposure" in said.out
+    assert cube_inputs(read_cube(mine.url, "c"), upstream)["headers"][taken[0].name] == digest(
+        first["headers"][taken[0].name]
+    )
+    make_cube(mine, "c", "i2", CONFIG, threads)  # without the disagreeing two
+    assert not any(one["outdated"] for one in list_contents(mine)["cubes"][0]["slices"][1:])
 
 
 def test_another_product_makes_the_slices_again(store, tmp_path, threads):

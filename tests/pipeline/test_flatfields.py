@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.table import Table
+from making import run_command as run
 from making_cubes import flats, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
@@ -36,7 +37,9 @@ from lsstcal_dask.pipeline.flatfields import (
 )
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.pictures import show_picture
+from lsstcal_dask.pipeline.unflatten import undo_flattening
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.pipeline.verify import print_acceptance, verify
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.illumination import lamp_spectrum
@@ -46,6 +49,8 @@ from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, lookup, open_product, outdated
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import write_table
+from lsstcal_dask.verify.acceptance import as_json
+from lsstcal_dask.verify.report import report
 
 CONFIG = Config.model_validate({"synthesis": {"weights": {"uncovered": 0.01}}})  # the wings of r reach beyond the cube
 LAMP = np.arange(300.0, 1150.5)
@@ -148,6 +153,46 @@ def test_calibrate_applies_the_flats_of_the_filter(store, compute):
     np.testing.assert_allclose(flattened[0][good], (plain[0] / flat)[good], rtol=1e-6)
     assert any("sky_flat-r" in remark for remark in after.pointer.remarks)
     assert find_calibrated(store, frame).version == after.pointer.version
+
+
+def test_flattening_is_undone_to_the_rounding_and_can_be_done_again(store, compute, capsys):
+    """I S / P, and I again; of a photometric flat alone, of both flats, and of none."""
+    (one,) = broadband(1)
+    own, valid = Config().calibrate, Validity("2026-07-01T12:00:00")
+    sky = make_flat(store, wanted(store, "sky_flat", spectrum=lamp()), CONFIG.synthesis, compute, valid)
+    standard = make_flat(store, wanted(store), CONFIG.synthesis, compute, valid)
+    both = ["sky_flat", "photometric_flat"]
+    for skip, flat in (([], standard), (["photometric_flat"], sky)):
+        flattened = frame_of(store, dict(calibrate(store, [one.name], own, compute, skip=skip))[one.name])
+        plain = frame_of(store, dict(calibrate(store, [one.name], own, compute, skip=both))[one.name])
+        dict(calibrate(store, [one.name], own, compute, skip=skip))  # the last one counts
+        made = dict(undo_flattening(store, [one.name], compute))[one.name]
+        assert not made.errors
+        undone = frame_of(store, made)
+        for variable in ("image", "variance", "row_variance"):
+            good = np.isfinite(undone[variable])
+            assert good.mean() > 0.9
+            np.testing.assert_allclose(undone[variable][good], plain[variable][good], rtol=1e-6)
+        response = image(store, flat)
+        good = np.isfinite(flattened["image"])
+        np.testing.assert_allclose((undone["image"] / response)[good], flattened["image"][good], rtol=1e-6)
+        assert np.std((flattened["image"] / plain["image"])[good]) > 0.01  # a flat does something
+        assert made.pointer.inputs["upstream"]["R22_S11"]["calibrated"].startswith(flattened.attrs["version"])
+        assert "taken out of" in made.pointer.remarks[0]
+    dict(calibrate(store, [one.name], own, compute, skip=both))
+    (told,) = dict(undo_flattening(store, [one.name], compute))[one.name].errors
+    assert f"exposure {one.name}" in told
+    assert "was not divided by a flat" in told
+    status, said = run(capsys, "calibrate", store.url, "--undo-flattening", "--skip", "dark")
+    assert status == 2
+    status, said = run(capsys, "calibrate", store.url, "--undo-flattening")
+    assert status == 1
+    assert "no corrected science exposure" in said.err
+
+
+def frame_of(store, built):
+    product = open_product(store.url, built.pointer.name, built.pointer.version, chunked=False)
+    return product.isel(detector=0).load()
 
 
 def test_dust_that_settled_is_found_and_goes_into_what_is_synthesised(store, compute, tmp_path):
@@ -333,3 +378,34 @@ def test_a_night_without_flats_is_named(store, compute):
 
 def test_a_beam_without_a_filter_has_many_names(store):
     assert [read_passband(store, name) for name in ("none", "Clear", "empty", "")] == [None] * 4
+
+
+def test_cube_and_flats_are_judged_in_table_json_and_page(store, compute, capsys):
+    made = make_flat(store, wanted(store, "photometric_flat"), CONFIG.synthesis, compute, Validity())
+    assert not made.errors
+    found = verify(store, compute)
+    by_key = {result.metric.key: result for result in found.results}
+    assert by_key["cube flats: slices missing"].verdict == "PASS"
+    assert by_key["cube flats: wavelength off nominal"].verdict == "PASS"
+    chi2 = by_key["cube flats: chi2 of repeats"]
+    assert chi2.verdict == "PASS"
+    assert abs(chi2.median - 1) < 4 * np.sqrt(2 / (140 * 24))  # of 1 of 29 pixels, in 24 slices
+    scatter = by_key["cube flats: photodiode scatter"].median
+    assert 1e-5 < scatter < 1e-3  # of photodiode and 22,500 electrons in 140 pixels, whose median it is
+    # two flats of 22,500 electrons; less in the blue, where the cube is faint
+    assert 100 < by_key["cube flats: signal to noise"].median < 220
+    assert by_key["cube flats: signal to noise"].verdict == "WARN"
+    assert by_key["photometric_flat-r: mean"].median == pytest.approx(1, abs=0.01)
+    assert 0 < by_key["photometric_flat-r: scale error"].median < 2e-3
+    assert by_key["photometric_flat-r: noise"].verdict == "PASS"
+    names = [product.name for product in found.products]
+    assert "cube flats" in names
+    print_acceptance(found)
+    assert "signal to noise" in capsys.readouterr().out
+    metrics = as_json(found)["metrics"]
+    (one,) = [row for row in metrics if row["metric"] == "signal to noise"]
+    assert one["aim"] == [1000, 3000]
+    assert "Lupton Sec. 2.8" in one["source"]
+    page = report(found, store.camera)
+    assert "cube flats: signal to noise" in page
+    assert {r.metric.product for r in verify(store, compute, product="cube flats").results} == {"cube flats"}

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, InsufficientInputs, StaleCalibration
+from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, InsufficientInputs, StaleCalibration, UnitsError
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.physics.spectra import Curve, photons
 from lsstcal_dask.pipeline.flatfields import sky_of
 from lsstcal_dask.pipeline.observatory import SimulateConfig, simulate
 from lsstcal_dask.pipeline.passbands import rubin_passband, rubin_quantum_efficiency, store_passband
-from lsstcal_dask.pipeline.sky import measured_skies, sky_of_visit
+from lsstcal_dask.pipeline.sky import Skies, measured_skies, sky_of_visit
 from lsstcal_dask.pipeline.store import create_store
+from lsstcal_dask.products.sky_time import SkyConfig
 from lsstcal_dask.simulate.recipes import Night, Plan
 from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.storage.tables import read_input, write_table
@@ -68,8 +69,46 @@ def test_a_visit_whose_spectrum_is_far_is_refused(store, monkeypatch):
     monkeypatch.setattr(sky, "_times", lambda store: late | {visits[0]: late[visits[0]] - np.timedelta64(40, "m")})
     with pytest.raises(StaleCalibration, match=f"the nearest spectrum, {visits[2]}, is 4. min away, more than 20"):
         sky_of_visit(store, visits[0])
-    source, _ = sky_of(store, "none", visits[0], stale=True)
+    source, _ = sky_of(Skies(store), "none", visits[0], stale=True)
     assert source.spectrum.line_flux.sum() > 0
+
+
+def test_each_spectrum_is_fitted_once_for_all_visits(store, monkeypatch):
+    from lsstcal_dask.pipeline import sky
+
+    fitted, fit = [], sky.fit_sky
+    monkeypatch.setattr(sky, "fit_sky", lambda measured, *more: fitted.append(measured.name) or fit(measured, *more))
+    visits = [m.name for m in measured_skies(store)]
+    skies = Skies(store)
+    found = [skies.of_visit(visit)[0] for visit in visits]
+    assert sorted(fitted) == sorted(visits)
+    alone, _ = sky_of_visit(store, visits[1])
+    np.testing.assert_array_equal(alone.line_flux, found[1].line_flux)
+
+
+def test_the_nearest_spectrum_alone_stands_for_a_visit_if_that_is_asked_for(store):
+    visits = [m.name for m in measured_skies(store)]
+    nearest = Skies(store, SkyConfig(mode="nearest"))
+    spectrum, (only,) = nearest.of_visit(visits[1])
+    assert only.measured.name == visits[1]
+    np.testing.assert_allclose(spectrum.line_flux, np.clip(only.spectrum.line_flux, 0, None))
+    mixed, fits = Skies(store).of_visit(visits[1])
+    assert len(fits) == VISITS
+    assert np.abs(mixed.line_flux / spectrum.line_flux - 1)[spectrum.line_flux > 0].max() > 1e-3
+    source, _ = sky_of(nearest, "none", visits[1])
+    assert source.about["sky_age_min"] == 0
+    assert source.about["sky_chi2"] == pytest.approx(only.chi2 / only.degrees)
+
+
+def test_spectra_in_air_that_do_not_say_so_are_told_so(store):
+    """At 800 nm, wavelengths in air are 0.22 nm shorter than those in vacuum."""
+    plain, moved = (measured_skies(store, medium=medium)[0].wavelength for medium in (None, "air"))
+    at = np.argmin(np.abs(plain - 800))
+    silent = "medium" not in read_input(store.url, f"spectrum-sky-{measured_skies(store)[0].name}").meta
+    assert silent
+    assert moved[at] - plain[at] == pytest.approx(0.22, abs=0.005)
+    with pytest.raises(UnitsError, match="say air or vacuum"):
+        measured_skies(store, medium="glass")
 
 
 def test_a_filter_of_a_store_is_that_of_its_camera(tmp_path):

@@ -203,6 +203,26 @@ def test_bits_depend_on_neither_blocks_nor_other_flats_nor_chunks(whole):
         assert made(weights, 8).values.tobytes() == all_.tobytes()
 
 
+def test_an_error_that_all_wavelengths_share_is_a_mode_and_no_variance(whole):
+    """One sigma of it, put into the slices, changes the flat by the mode; to the second order in an error of 1 %."""
+    cube = read_cube(whole.url, "c")
+    common = 0.01 * (NM - 640) / 50
+    scan = replace(scan_of(cube, whole.camera), common=common)
+    weights = make_weights(spectra()[0], None, scan, config=EXACT)
+    shifted = make_weights(spectra()[0], None, replace(scan, response=scan.response * (1 + common)), config=EXACT)
+    opener = CubeOpener(whole.url, "c", 1)
+    task = Task((weights,), whole.camera, whole.camera.amplifier_names, opener, SynthesisConfig(modes=True), common)
+    plain = replace(task, config=SynthesisConfig())
+    name = whole.camera.amplifier_names[1]
+    found, before = (amplifiers_of(one, 4)[name].isel(spectrum=0) for one in (task, plain))
+    np.testing.assert_array_equal(found["variance"], before["variance"])
+    np.testing.assert_array_equal(found["image"], before["image"])
+    reader = opener(whole.camera.detectors[4].name)
+    wrong = sum((shifted.values[0, k] * (1 + common[k])) * reader.values(k, 1).astype(float) for k in range(len(NM)))
+    np.testing.assert_allclose(found["common_mode"], wrong - found["image"], atol=0.5e-4)
+    assert 1e-4 < np.abs(found["common_mode"]).max() < 0.01
+
+
 def test_noise_is_as_the_variance_says(tmp_path):
     """63,000 pixels: chi2 per pixel is 1 within 4 sqrt(2 / n) and the 2 % of the weights of the middle."""
     store = make_cube(tmp_path, "mini1", NM, noise=True)
@@ -230,6 +250,15 @@ def test_a_missing_slice_is_worked_round_and_a_missing_ccd_is_nan(tmp_path, whol
     bend, rounding = 0.3 / 0.8 * (10 / 300) ** 2, np.sqrt(SLOPE / 0.8) / 8
     for name, one in found.items():
         assert 0 < np.nanmax(np.abs(one["image"] / truth[name]["image"] - 1)) < 0.11 * (bend + 2 * rounding)
+    told = [one.attrs.get("remarks", []) for one in found.values()]  # of the CCD, once
+    assert told == [
+        [
+            "the CCD has no slices at 650.0 nm, where 10.0% of the light is: those nearby stand for them: take these "
+            "flats again"
+        ],
+        *[[]] * (len(told) - 1),
+    ]
+    assert not any(one.attrs.get("remarks") for one in truth.values())
     bad = store.camera.amplifier_names[3]
     third = amplifiers_of(task, 2)
     assert np.isnan(third[bad]["image"]).all()
