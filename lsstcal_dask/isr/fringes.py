@@ -9,11 +9,13 @@ of the maps and of the c_k; what the pixels of a block share of it is as said, n
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 from scipy.ndimage import distance_transform_edt
 
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
@@ -94,9 +96,9 @@ def amplitudes(value: Floats, variance: Floats, maps: Floats, terms: Floats) -> 
     InsufficientInputs
         A map is flat; too few values.
     """
+    sky = fit_sky(value, terms) @ terms
     if not (np.std(maps, axis=1) > 0).all():
         raise InsufficientInputs("fringes: the fringe frame is flat: nothing to scale")
-    sky = fit_sky(value, terms) @ terms
     columns, relative, weight = np.vstack([maps, terms]), value / sky - 1, sky**2 / variance
     share = np.ones_like(value)
     for _ in range(_TURNS):
@@ -111,7 +113,8 @@ def amplitudes(value: Floats, variance: Floats, maps: Floats, terms: Floats) -> 
     psi, slope = share * pull, float(np.mean(pull < _HUBER))
     widen = float(np.mean(psi**2)) / slope**2
     bread = np.linalg.inv((columns * weight) @ columns.T)
-    return fitted[: len(maps)], widen * bread[: len(maps), : len(maps)]
+    k = len(maps)
+    return np.asarray(fitted[:k], np.float64), np.asarray(widen * bread[:k, :k], np.float64)
 
 
 def block_counts(shape: tuple[int, int], step: int) -> tuple[int, int]:
@@ -226,7 +229,7 @@ def subtract_fringes(frame: Frame, product: xr.Dataset) -> Frame:
         ny, nx = amplifier.data.shape
         level = _sky_of(amplifier, frame.detector, smooth)
         own, unknown = _pixels(maps[:, i], (ny, nx), step)
-        spread, _ = _pixels(noise[:, i], (ny, nx), step)
+        spread, _ = _pixels(noise[:, i], (ny, nx), step, power=2)
         share = np.tensordot(c, own, 1)
         doubt = np.tensordot(c**2, np.maximum(spread, 0), 1) + np.einsum("kyx,kl,lyx->yx", own, covariance, own)
         image[i, :ny, :nx] -= (level * share).astype(np.float32)
@@ -264,10 +267,10 @@ def _sky_of(amplifier: Amplifier, detector: Detector, smooth: Floats) -> Floats:
     return np.asarray(rows @ table @ columns.T)
 
 
-def _pixels(maps: Floats, shape: tuple[int, int], step: int) -> tuple[Floats, NDArray[np.bool_]]:
+def _pixels(maps: Floats, shape: tuple[int, int], step: int, power: int = 1) -> tuple[Floats, NDArray[np.bool_]]:
     """Maps of blocks (mode, block_y, block_x) at pixels (mode, y, x), and the pixels (y, x) of which they say nothing.
 
-    Straight between the middles of blocks and beyond the outer ones; unknown blocks are as the nearest known one.
+    Unknown blocks are as the nearest known one. Of variances, which weights square, ``power`` is 2.
     """
     counts = block_counts(shape, step)
     own = maps[:, : counts[0], : counts[1]]
@@ -278,18 +281,18 @@ def _pixels(maps: Floats, shape: tuple[int, int], step: int) -> tuple[Floats, ND
     if unknown.any():
         nearest = distance_transform_edt(unknown, return_distances=False, return_indices=True)
         own = own[:, nearest[0], nearest[1]]
-    up, across = (_between(n, step) for n in shape)
+    up, across = (_between(n, step) ** power for n in shape)
     return np.einsum("yb,kbc,xc->kyx", up, own, across, optimize=True), covered
 
 
+@lru_cache(maxsize=16)
 def _between(length: int, step: int) -> Floats:
-    """Weights (pixel, block) of straight lines through the middles of blocks."""
-    middles, at = _middles(length, step), np.arange(length, dtype=float)
-    out = np.zeros((length, len(middles)))
-    if len(middles) == 1:
-        return out + 1
-    k = np.clip(np.searchsorted(middles, at) - 1, 0, len(middles) - 2)
-    part = (at - middles[k]) / (middles[k + 1] - middles[k])
-    rows = np.arange(length)
-    out[rows, k], out[rows, k + 1] = 1 - part, part
-    return out
+    """Weights (pixel, block) of a smooth curve whose means over blocks are those of the map: read-only.
+
+    Differences of a cubic spline through the running sums at the edges of blocks.
+    """
+    edges = np.append(np.arange(0, length, step), length)
+    sums = np.tril(np.ones((len(edges), len(edges) - 1)), -1) * np.diff(edges)
+    found = np.diff(CubicSpline(edges, sums)(np.arange(length + 1.0)), axis=0)
+    found.flags.writeable = False
+    return np.asarray(found)

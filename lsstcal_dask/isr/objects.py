@@ -15,7 +15,7 @@ __all__ = ["find_objects"]
 _MESH: Final = 32  # px of the background
 _SCALES: Final = (1.5, 5.0)  # px, of what is smoothed: stars, and wings and galaxies
 _CLEAR: Final = 4.5  # sigma
-_GROWN: Final = 2.5  # scales
+_GROWN: Final = 1.0  # scales, beyond what smoothing has spread already
 _TO_SIGMA: Final = 1.4826  # of a median of absolute deviations
 
 

@@ -148,11 +148,11 @@ def fit_binned(
 
 def _result(problem: Problem, state: State) -> EtalonFit:
     """The fit at the end of the search, with what it is worth."""
-    state, beside = _nearest_order(problem, state)
     gain, n = _gains(problem, state), problem.basis.shape[1]
     noise = max(1.0, state.chi2 / problem.dof)
     if max(gain) < _CLEAR * noise:
         raise DegenerateSolution(f"etalon: {_missing(problem.blocks, problem.prior)}")
+    others = [_solve(problem, problem.shifted(state, 0, m), _GLANCE) for m in (-1, 1)]
     return EtalonFit(
         silicon=state.vector[:n],
         glue=state.vector[n : 2 * n],
@@ -162,7 +162,7 @@ def _result(problem: Problem, state: State) -> EtalonFit:
         chi2=state.chi2,
         dof=problem.dof,
         gain=gain,
-        order_gain=(beside - state.chi2) / noise,
+        order_gain=(min(one.chi2 for one in others) - state.chi2) / noise,
         cone=problem.cone,
         mirrors=problem.mirrors,
     )
@@ -213,20 +213,6 @@ def _best_order(problem: Problem, state: State) -> State:
                     break
                 state = other
     return _solve(problem, state)
-
-
-def _nearest_order(problem: Problem, state: State) -> tuple[State, float]:
-    """Move silicon by whole fringes as long as a glance says that chi2 falls; and chi2 of the next fringe.
-
-    Small blocks tell between fringes that are one to the large blocks of `_best_order`.
-    """
-    for last in range(_ORDERS, -1, -1):
-        others = [_solve(problem, problem.shifted(state, 0, m), _GLANCE) for m in (-1, 1)]
-        beside = min(others, key=lambda one: one.chi2)
-        if not last or beside.chi2 > state.chi2 - _CLEAR * max(1.0, state.chi2 / problem.dof):
-            break
-        state = _solve(problem, beside)
-    return state, beside.chi2
 
 
 def _gains(problem: Problem, state: State) -> tuple[float, float]:

@@ -283,8 +283,9 @@ def _median_map(value: Floats, weight: Floats) -> tuple[Floats, Floats]:
     found = median(value.astype(np.float32)[:, None])[0][0].astype(float)
     known = weight > 0
     root, number = np.where(known, np.sqrt(weight), 0).sum(axis=0), known.sum(axis=0)
-    variance = np.pi / 2 * number / np.maximum(root, 1e-300) ** 2
-    return np.where(number > 0, found, np.nan)[None], np.where(number > 0, variance, np.nan)[None]
+    variance = np.full(number.shape, np.nan)
+    np.divide(np.pi / 2 * number, root**2, out=variance, where=number > 0)
+    return np.where(number > 0, found, np.nan)[None], variance[None]
 
 
 def _robust(sky: Relative, maps: Floats) -> tuple[Floats, Floats]:
