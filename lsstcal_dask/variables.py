@@ -29,6 +29,7 @@ __all__ = [
 DIMS: Final = (
     "exposure",
     "spectrum",
+    "mode",
     "detector",
     "amplifier",
     "wavelength",
@@ -38,6 +39,8 @@ DIMS: Final = (
     "lag_x",
     "node",
     "source",
+    "block_y",
+    "block_x",
 )
 """Dimension names, singular, in the order they have in every array."""
 
@@ -91,6 +94,7 @@ _AMPLIFIER = ("detector", "amplifier")
 _LAGS = (*_AMPLIFIER, "lag_y", "lag_x")
 _PER_EXPOSURE = ("exposure", "detector", "amplifier")
 _PAIR = ("detector", "amplifier", "source")  # target, target, source
+_BLOCKS = ("detector", "amplifier", "block_y", "block_x")
 _SLICE = ("detector", "amplifier", "wavelength")
 _SLICES = (*_SLICE, "y", "x")
 _IMAGE_UNITS = ("adu", "electron", "electron/s", "1")  # 1: a flat whose mean is 1
@@ -177,6 +181,20 @@ VARIABLES: Final[dict[str, Variable]] = {
     "etalon_chi2": Variable(_AMPLIFIER, "f", ("",), "chi2 of the layers of its CCD"),
     "etalon_dof": Variable(_AMPLIFIER, "f", ("",), "degrees of freedom of `etalon_chi2`"),
     "fringeless_response": Variable(_SLICE, "f", ("electron/photon",), "mean of a CCD's `flat` without its fringes"),
+    # Fringes of the sky, of frames of it (§13)
+    "sky_level": Variable(("exposure", *_BLOCKS), "f", ("electron",), "mean of a block of pixels without objects"),
+    "sky_level_variance": Variable(("exposure", *_BLOCKS), "f", ("electron**2",), "variance of `sky_level`"),
+    "crowded": Variable(_PER_EXPOSURE, "f", ("",), "part of the good pixels that are under objects"),
+    "fringe_map": Variable(("mode", *_BLOCKS), "f", ("",), "fringes of blocks of pixels, relative to a smooth sky"),
+    "fringe_map_variance": Variable(("mode", *_BLOCKS), "f", ("",), "variance of `fringe_map`"),
+    "fringe_frames": Variable(_BLOCKS, "iu", ("",), "exposures in which a block of `fringe_map` was seen"),
+    "fringe_amplitude": Variable(
+        ("exposure", "mode", *_AMPLIFIER), "f", ("",), "how much of `fringe_map` the CCD has in an exposure"
+    ),
+    "fringe_amplitude_error": Variable(
+        ("exposure", "mode", *_AMPLIFIER), "f", ("",), "standard error of `fringe_amplitude`"
+    ),
+    "fringe_zone": Variable(_AMPLIFIER, "f", ("",), "part of the field whose CCDs share amplitudes; 0 where all do"),
     # Amplifier properties (¶2)
     "gain": Variable(_AMPLIFIER, "f", ("electron/adu",), "gain in use (Sec. 2.2)"),
     "gain_error": Variable(_AMPLIFIER, "f", ("electron/adu",), "standard error of `gain`"),

@@ -112,7 +112,13 @@ def compress(
 @app.command()
 def fringes(
     store: StoreArgument,
-    cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
+    method: Annotated[
+        Literal["etalon", "classical", "pca"],
+        typer.Option(help="Layers from flats; or a median, or principal components, of frames of the sky."),
+    ] = "etalon",
+    band: Annotated[str, typer.Option("--filter", help="Filter of the frames of the sky.")] = "",
+    exposure: Annotated[list[str] | None, typer.Option(help="Use only this frame of the sky; may be repeated.")] = None,
+    cube: Annotated[str, typer.Option(help="Name of the cube, of method etalon.")] = "flats",
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -122,15 +128,30 @@ def fringes(
     """Find the layers that make fringes, silicon and glue of each CCD, from the red slices of a cube.
 
     'synthesize' gives flats in red filters the fringes of their source by it, and not those of the slices.
+
+    Where such flats do not suffice, classical and pca make maps of the fringes of a filter: of ten or more of its
+    visits with a dark, empty sky that 'calibrate' has divided by sky_flat-FILTER (--skip photometric_flat --skip
+    fringes). 'calibrate' subtracts them where [calibrate] has fringes = "classical" or "pca".
     """
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
+    from lsstcal_dask.pipeline.fringe_frames import make_fringe_frames  # noqa: PLC0415
     from lsstcal_dask.pipeline.fringes import FRINGES, make_fringes  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
-    settings, opened = read_config(config).fringes, open_store(store)
+    if (method == "etalon") == bool(band):
+        raise typer.BadParameter("--filter belongs to methods classical and pca, and they need it")
+    settings, opened = read_config(config), open_store(store)
+
+    def make(compute: Any) -> Iterator[tuple[str, Any]]:
+        if method == "etalon":
+            yield FRINGES, make_fringes(opened, settings.fringes, compute, cube=cube, progress=shows_progress())
+        else:
+            yield from make_fringe_frames(
+                opened, band, method, settings.fringe_frames, compute, exposures=exposure, progress=shows_progress()
+            )
+
     with compute_with(scheduler, workers, memory) as compute:
-        made = make_fringes(opened, settings, compute, cube=cube, progress=shows_progress())
-        report(opened, iter([(FRINGES, made)]), as_json)
+        report(opened, make(compute), as_json)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from lsstcal_dask.isr.deferred import Registers, registers
 from lsstcal_dask.isr.edges import flag_edges
 from lsstcal_dask.isr.flat import divide_by_flat, to_photometric_flat
 from lsstcal_dask.isr.frame import Frame, RawFrame
+from lsstcal_dask.isr.fringes import subtract_fringes
 from lsstcal_dask.isr.gain import gains_of
 from lsstcal_dask.isr.interpolation import InterpolationConfig, interpolate
 from lsstcal_dask.isr.linearity import tables
@@ -35,6 +36,7 @@ from lsstcal_dask.isr.overscan import OverscanConfig
 
 __all__ = [
     "BY_FILTER",
+    "FRINGE_PRODUCTS",
     "IN_ELECTRONS",
     "NEEDED",
     "OPTIONAL",
@@ -48,7 +50,10 @@ __all__ = [
 
 _FLAGS: Final = ("saturation", "defects", "edges", "cosmics")
 _DOUBT: Final = 3.0  # errors of a full well below it from which a pixel is taken for full
-_FLATS: Final = ("sky_flat", "photometric_flat")
+_FLATS: Final = ("sky_flat", "fringes", "photometric_flat")  # fringes lie on a flat sky
+
+FRINGE_PRODUCTS: Final = {"classical": "fringe_frame", "pca": "fringe_modes"}
+"""Maps of fringes that a method subtracts, one product for each filter."""
 
 _ROWS: Final = ("overscan", "bias", "linearity", "gain", "crosstalk", "deferred", "dark")
 _ROWS_OF_RUBIN: Final = ("overscan", "gain", "crosstalk", "linearity", "deferred", "bias", "dark")
@@ -61,7 +66,7 @@ ORDERS: Final[dict[str, tuple[str, ...]]] = {
 """Corrections in the order in which they are applied: first those of rows, then those of whole frames."""
 
 NEEDED: Final = {
-    step: step
+    step: FRINGE_PRODUCTS["classical"] if step == "fringes" else step
     for step in ("bias", "linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects", *_FLATS)
 }
 """The product that a correction applies."""
@@ -90,6 +95,9 @@ class IsrConfig(BaseModel):
     find_cosmics: bool = Field(False, description="look for cosmic rays in the frame by itself")
     cosmics: CosmicConfig = CosmicConfig()
     interpolation: InterpolationConfig = InterpolationConfig()
+    fringes: Literal["none", "classical", "pca"] = Field(
+        "none", description="maps of fringes that are subtracted after the flat of the sky, where it does not suffice"
+    )
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,10 @@ def _sky_flat(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], conf
     return divide_by_flat(frame, products["sky_flat"])
 
 
+def _fringes(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
+    return subtract_fringes(frame, products["fringes"])
+
+
 def _photometric_flat(frame: Frame, site: Site, products: Mapping[str, xr.Dataset], config: IsrConfig) -> Frame:
     return to_photometric_flat(frame, products["photometric_flat"], products.get("sky_flat"))
 
@@ -221,6 +233,7 @@ _FRAME_STEPS: Final[dict[str, Callable[[Frame, Site, Mapping[str, xr.Dataset], I
     "cosmics": _cosmics,
     "interpolation": _interpolation,
     "sky_flat": _sky_flat,
+    "fringes": _fringes,
     "photometric_flat": _photometric_flat,
 }
 

@@ -14,6 +14,7 @@ some width leaves of the harmonic m its Fourier transform at m times the fringes
 squared sines of incidence, evenly bright between the edges of the pupil.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -142,6 +143,8 @@ class Mirrors:
     coating: tuple[tuple[float, float], ...] = ((1.38, 0.1221), (2.10, 0.0441))
     gates: tuple[tuple[float | None, float], ...] = ((1.45, 0.1), (None, 0.3), (1.45, 1.0))
     glue: float = 1.5
+    silicon: Callable[[Any], Floats] = silicon_index
+    """Index of silicon, a function of the wavelength (nm)."""
 
 
 @lru_cache(maxsize=8)
@@ -206,7 +209,7 @@ def _pile(media: list[Any], depths: list[Any], wavelength: Any, sine2: Any, para
 def _reflections(
     wavelength: Any, sine2: Any, glue: Any, mirrors: Mirrors, support: float
 ) -> list[tuple[Any, Any]]:  # of both polarisations
-    n = silicon_index(wavelength)
+    n = mirrors.silicon(wavelength)
     up = [n, *(one for one, _ in mirrors.coating[::-1]), 1.0]
     above = [depth for _, depth in mirrors.coating[::-1]]
     down = [n, *(n if one is None else one for one, _ in mirrors.gates), mirrors.glue, n]
@@ -266,9 +269,9 @@ def series(
     u = _unit(nm)
     stretch = 1 + tuning.dispersion[0] * u + tuning.dispersion[1] * u**2
     factor = np.exp(tuning.visibility)
-    passing = np.asarray(width) / free_range(nm, d, group_index(silicon_index, nm))
+    passing = np.asarray(width) / free_range(nm, d, group_index(mirrors.silicon, nm))
     alpha = silicon_absorption(nm) * np.exp(tuning.absorption[0] + tuning.absorption[1] * u)
-    n, (sines, weights) = silicon_index(nm), cone.rays(tuning.cone)
+    n, (sines, weights) = mirrors.silicon(nm), cone.rays(tuning.cone)
     middle = (cone.inner + cone.outer) / 2
     wave = 4e3 * np.pi / nm * np.sqrt(n**2 - middle) * stretch
     shaped = np.broadcast_shapes(nm.shape, d.shape, h.shape, passing.shape)

@@ -17,6 +17,7 @@ from lsstcal_dask.isr.frame import Frame, RawFrame
 from lsstcal_dask.isr.neighbours import Seen, Source, seen
 from lsstcal_dask.isr.sequence import (
     BY_FILTER,
+    FRINGE_PRODUCTS,
     IN_ELECTRONS,
     NEEDED,
     OPTIONAL,
@@ -96,8 +97,8 @@ def _calibrate_one(
     upstream, skip, progress = extra
     raw = raw.isel(detector=np.flatnonzero(raw["present"].values))
     exposure, time = str(raw["exposure"].values), str(np.datetime_as_string(raw["time"].values, unit="s"))
-    names = product_names(str(raw["filter"].values))
-    steps = [step for step in ORDERS[config.order] if step in NEEDED and step not in skip]
+    names = product_names(str(raw["filter"].values), config.fringes)
+    steps = [step for step in ORDERS[config.order] if step in names and step not in skip]
     without = [step for step in steps if step in OPTIONAL and not built(upstream, names[step])]
     steps = [step for step in steps if step not in without]
     found: dict[str, dict[str, Pointer]] = {}
@@ -110,6 +111,11 @@ def _calibrate_one(
             outside |= {why: f"{step}: {det}" for step, why in missed.items() if why not in outside}
         except CalibrationError as error:
             failed[det] = f"{error}, or leave it out with --skip"
+        if "fringes" in found.get(det, {}) and "sky_flat" not in found[det]:
+            del found[det]
+            failed[det] = (
+                "fringes lie on the flat of the sky, which is left out: leave them out too, with --skip fringes"
+            )
     if not found:
         return Built(None, errors=failures(f"exposure {exposure}", failed))
     raw = raw.sel(detector=list(found))
@@ -192,9 +198,12 @@ def find_neighbours(raw: xr.Dataset, found: Mapping[str, Entries], present: Mapp
     return [Neighbour(present[name], raw.sel(detector=name), own) for name, own in found.items() if name in present]
 
 
-def product_names(band: str) -> dict[str, str]:
-    """Name of the product that each correction applies to exposures through a filter."""
-    return {step: f"{name}-{band}" if step in BY_FILTER else name for step, name in NEEDED.items()}
+def product_names(band: str, fringes: str = "none") -> dict[str, str]:
+    """Name of the product that each correction applies to exposures through a filter; `IsrConfig.fringes`."""
+    names = {step: name for step, name in NEEDED.items() if step != "fringes" or fringes != "none"}
+    if "fringes" in names:
+        names["fringes"] = FRINGE_PRODUCTS[fringes]
+    return {step: f"{name}-{band}" if step in BY_FILTER else name for step, name in names.items()}
 
 
 def _pointers(

@@ -17,6 +17,7 @@ from lsstcal_dask.products.dark import DarkConfig
 from lsstcal_dask.products.defects import DefectConfig
 from lsstcal_dask.products.deferred import DeferredConfig
 from lsstcal_dask.products.etalon_slices import EtalonConfig
+from lsstcal_dask.products.fringe_frames import FringeFrameConfig
 from lsstcal_dask.products.gain import GainConfig
 from lsstcal_dask.products.linearity import LinearityConfig
 from lsstcal_dask.products.lowrank import LowRankConfig
@@ -32,7 +33,7 @@ from lsstcal_dask.products.transfer import TransferConfig
 __all__ = ["Config", "read_config", "read_settings"]
 
 
-_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes", "compress", "sky")
+_WITHOUT_OVERSCAN = ("overscan", "cube", "synthesis", "contamination", "fringes", "fringe_frames", "compress", "sky")
 
 
 class Config(BaseModel):
@@ -60,6 +61,7 @@ class Config(BaseModel):
     fringes: EtalonConfig = EtalonConfig()
     compress: LowRankConfig = LowRankConfig()
     sky: SkyConfig = SkyConfig()
+    fringe_frames: FringeFrameConfig = FringeFrameConfig()
 
     @model_validator(mode="before")
     @classmethod

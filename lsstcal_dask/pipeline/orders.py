@@ -34,14 +34,15 @@ def order_differences(url: str, pointer: Pointer, detector: Detector) -> dict[st
     """
     camera = open_store(url).camera
     raw = open_raw(url, camera, exposures=[pointer.inputs["exposure"]], chunked=False).isel(exposure=0)
-    names = product_names(str(raw["filter"].values))
+    config = IsrConfig.model_validate(pointer.configuration)
+    names = product_names(str(raw["filter"].values), config.fringes)
     versions = {step: text.partition("/")[0] for step, text in pointer.inputs["upstream"][detector.name].items()}
     products = {
         step: open_product(url, names[step], version, chunked=False).sel(detector=detector.name)
         for step, version in versions.items()
     }
     counts = read_frame(raw.sel(detector=detector.name), detector)
-    config, site = IsrConfig.model_validate(pointer.configuration), Site(camera.image_shape, camera.vignetting_mm)
+    site = Site(camera.image_shape, camera.vignetting_mm)
     frames = {o: correct(counts, site, products, config.model_copy(update={"order": o})) for o in ORDERS}
     found = compare_orders(frames)
     if {"crosstalk", "gain"} <= set(products):

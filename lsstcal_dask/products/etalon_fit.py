@@ -20,14 +20,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsstcal_dask.errors import DegenerateSolution, WrongUse
+from lsstcal_dask.errors import DegenerateSolution
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
-from lsstcal_dask.products.etalon_bins import Binned, bin_scan, bin_slices, blocks_of, coarser, split_scan, thinned
+from lsstcal_dask.products.etalon_bins import Binned, bin_scan, bin_slices, blocks_of, chosen, split_scan, thinned
 from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning, to_vector
 from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
 
-__all__ = ["FEWEST", "EtalonFit", "Prior", "bin_scan", "fit_binned", "fit_etalon", "fit_scan", "refine", "thinned"]
+__all__ = ["FEWEST", "MOST", "EtalonFit", "Prior", "bin_scan", "fit_binned", "fit_etalon", "fit_scan", "refine"]
 
 Floats = NDArray[np.float64]
 
@@ -38,7 +38,8 @@ _TURNS: Final = 25
 _HOPS: Final = 8  # turns after a move by a fringe
 _GLANCE: Final = 2  # turns after a move that only asks what it costs
 _ORDERS: Final = 8  # fringes by which the first thickness may be off
-_MOST: Final = 1024  # small blocks
+MOST: Final = 1024
+"""Blocks of which the least squares are made: more do not tell a smooth map of thickness better."""
 _NEAR: Final = 0.1  # of chi2: the fit stands still
 
 
@@ -80,9 +81,7 @@ class EtalonFit:
         return silicon.reshape(len(up), -1), glue.reshape(len(up), -1)
 
 
-def fit_etalon(
-    blocks: Blocks, cone: Cone, mirrors: Mirrors = Mirrors(), prior: Prior = Prior(), start: Start | None = None
-) -> EtalonFit:
+def fit_etalon(blocks: Blocks, cone: Cone, prior: Prior = Prior(), start: Start | None = None) -> EtalonFit:
     """Fit the thicknesses of silicon and glue of one CCD.
 
     Raises
@@ -91,8 +90,10 @@ def fit_etalon(
         Too few wavelengths, a scan shorter than a fringe of the glue, or flats that show fringes of neither layer.
     """
     _check(blocks, prior)
-    start = start or first_thickness(blocks, Span(prior.silicon, prior.glue), cone, mirrors, prior.smooth)
-    problem = Problem(blocks, cone, mirrors, prior)
+    start = start or first_thickness(blocks, Span(prior.silicon, prior.glue), cone, prior.mirrors, prior.smooth)
+    at = chosen(blocks.share, MOST)
+    start = Start(start.silicon[at], start.glue[at], start.tuning)
+    problem = Problem(thinned(blocks, at), cone, prior)
     return _result(problem, _best_order(problem, _solve(problem, problem.state(start))))
 
 
@@ -105,7 +106,7 @@ def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
         As `fit_etalon`.
     """
     _check(blocks, prior)
-    problem = Problem(blocks, fit.cone, fit.mirrors, prior)
+    problem = Problem(blocks, fit.cone, prior)
     return _result(problem, _solve(problem, problem.at(np.r_[fit.silicon, fit.glue, to_vector(fit.tuning)])))
 
 
@@ -127,25 +128,19 @@ def fit_scan(
     DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
         As `fit_etalon` and `bin_scan`.
     """
-    return fit_binned(bin_slices(line, *split_scan(line, value, variance), steps[1]), cone, steps, prior)
+    return fit_binned(bin_slices(line, *split_scan(line, value, variance), steps, MOST), cone, prior)
 
 
-def fit_binned(
-    binned: Binned, cone: Cone, steps: tuple[int, int] = (32, 8), prior: Prior = Prior()
-) -> tuple[EtalonFit, Blocks]:
-    """`fit_scan` of the sums of the small blocks; those of the large ones are a whole number of them long.
+def fit_binned(binned: tuple[Binned, Binned], cone: Cone, prior: Prior = Prior()) -> tuple[EtalonFit, Blocks]:
+    """`fit_scan` of the sums of the large blocks and of some small ones, `etalon_bins.bin_slices`.
 
     Raises
     ------
-    DegenerateSolution, InsufficientInputs, WrongUse
-        As `fit_etalon` and `blocks_of`; blocks that do not fit each other.
+    DegenerateSolution, InsufficientInputs
+        As `fit_etalon` and `blocks_of`.
     """
-    factor, rest = divmod(steps[0], binned.step)
-    if rest or not factor:
-        raise WrongUse(f"etalon: blocks of {steps[0]} px do not consist of blocks of {binned.step} px: choose others")
-    first = fit_etalon(blocks_of(coarser(binned, factor), prior.model), cone, prior=prior)
-    blocks = thinned(blocks_of(binned, prior.model), _MOST)
-    return refine(first, blocks, prior), blocks
+    large, small = (blocks_of(one, prior.model) for one in binned)
+    return refine(fit_etalon(large, cone, prior), small, prior), small
 
 
 def _result(problem: Problem, state: State) -> EtalonFit:

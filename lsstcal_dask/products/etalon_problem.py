@@ -5,14 +5,14 @@ in common by another one for their mean: chi2 splits into that of the blocks abo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
-from lsstcal_dask.physics.etalon import PIVOT, REACH, Cone, Mirrors, Tuning, silicon_index
+from lsstcal_dask.physics.etalon import PIVOT, REACH, Cone, Mirrors, Tuning
 from lsstcal_dask.physics.etalon_table import Table, evaluate, span_of, tabulate
 from lsstcal_dask.products.etalon_start import Blocks, Start, polynomials, projector
 
@@ -37,6 +37,8 @@ class Prior:
     cone: float = 0.03
     common: float = 0.02  # of a flat, that all its pixels share: efficiency of the CCD and photodiode
     model: float = 3e-4  # of the response: what the model leaves out
+    nominal: Tuning = field(default_factory=Tuning)  # about which the numbers above scatter
+    mirrors: Mirrors = field(default_factory=Mirrors)  # layers whose thickness and index are taken as known
     smooth: int = 7  # degree of the polynomial in wavelength of what is common to a CCD
     scale: float = 250.0  # px between knots of thickness
 
@@ -86,8 +88,8 @@ class State:
 class Problem:
     """Least squares of a scan; what is linear is eliminated by metrics over wavelength."""
 
-    def __init__(self, blocks: Blocks, cone: Cone, mirrors: Mirrors, prior: Prior) -> None:
-        self.blocks, self.cone, self.mirrors, self.prior = blocks, cone, mirrors, prior
+    def __init__(self, blocks: Blocks, cone: Cone, prior: Prior) -> None:
+        self.blocks, self.cone, self.mirrors, self.prior = blocks, cone, prior.mirrors, prior
         self.knots = _knots(blocks.size[0], prior.scale), _knots(blocks.size[1], prior.scale)
         up, across = (spline_basis(k, c) for k, c in zip(self.knots, blocks.centre, strict=True))
         self.basis = np.einsum("ba,bc->bac", up, across).reshape(len(up), -1)
@@ -113,12 +115,12 @@ class Problem:
     def shifted(self, state: "State", layer: int, fringes: int) -> "State":
         """The state with silicon (0) or glue (1) thicker by some fringes, the phases of silicon kept by dispersion."""
         n, vector = self.basis.shape[1], state.vector.copy()
-        index = silicon_index(PIVOT) if layer == 0 else self.mirrors.glue
+        index = self.mirrors.silicon(PIVOT) if layer == 0 else self.mirrors.glue
         step = fringes * PIVOT / (2e3 * float(index))
         vector[layer * n : (layer + 1) * n] += step
         if layer == 0:
             nm, thick = self.blocks.line.wavelength, float(np.mean(state.vector[:n]))
-            u, phase = (nm - PIVOT) / REACH, 4e3 * np.pi * silicon_index(nm) / nm * thick
+            u, phase = (nm - PIVOT) / REACH, 4e3 * np.pi * self.mirrors.silicon(nm) / nm * thick
             slope, bend = state.vector[-3:-1]
             kept = (1 + slope * u + bend * u**2 + 2 * np.pi * fringes / phase) / (1 + step / thick) - 1
             vector[-3:-1] = np.linalg.lstsq(np.stack([u, u**2], axis=1), kept, rcond=None)[0]
@@ -154,7 +156,7 @@ class Problem:
         """Priors in units of their widths."""
         n = self.basis.shape[1]
         rough = [self.rough @ vector[i * n : (i + 1) * n] for i in (0, 1)]
-        return np.r_[rough[0], rough[1], (vector[2 * n :] - to_vector(Tuning())) / self.prior.widths]
+        return np.r_[rough[0], rough[1], (vector[2 * n :] - to_vector(self.prior.nominal)) / self.prior.widths]
 
     def at(self, vector: Floats) -> "State":
         """Normal matrix and gradient at some parameters."""

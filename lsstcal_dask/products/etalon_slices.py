@@ -21,7 +21,7 @@ from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL, Cone, Tuning
 from lsstcal_dask.physics.etalon_table import Line
 from lsstcal_dask.products.etalon_bins import Binned, bin_slices
-from lsstcal_dask.products.etalon_fit import EtalonFit, fit_binned
+from lsstcal_dask.products.etalon_fit import MOST, EtalonFit, fit_binned
 from lsstcal_dask.products.etalon_problem import Prior, to_tuning, to_vector
 from lsstcal_dask.products.fringe_flat import response_of
 from lsstcal_dask.products.sums import UNUSABLE, Slices
@@ -110,9 +110,9 @@ def etalon_amplifiers(
     DegenerateSolution, InsufficientInputs, WrongUse
         As `fit_binned`; it names the CCD.
     """
-    binned, used = _binned(slices, detector, scanned, config.blocks[1])
+    binned, used = _binned(slices, detector, scanned, config.blocks)
     try:
-        fit, blocks = fit_binned(binned, config.cone, config.blocks, config.prior)
+        fit, blocks = fit_binned(binned, config.cone, config.prior)
     except DegenerateSolution as error:
         raise DegenerateSolution(f"{detector.name}: {error}") from error
     response = np.full(len(scanned.places), np.nan)
@@ -153,7 +153,9 @@ def _middle(amplifier: Amplifier) -> tuple[np.ndarray, np.ndarray]:
     return np.atleast_1d(y), np.atleast_1d(x)
 
 
-def _binned(slices: Readable, detector: Detector, scanned: Scanned, step: int) -> tuple[Binned, NDArray[np.bool_]]:
+def _binned(
+    slices: Readable, detector: Detector, scanned: Scanned, steps: tuple[int, int]
+) -> tuple[tuple[Binned, Binned], NDArray[np.bool_]]:
     """Sums of the slices in which all amplifiers are that most slices have, and which (wavelength,) these are."""
     names = scanned.camera.amplifier_names
     own = np.array([names.index(one.name) for one in detector.amplifiers])
@@ -165,7 +167,7 @@ def _binned(slices: Readable, detector: Detector, scanned: Scanned, step: int) -
     live, places = own[usual], scanned.places[used]
     line = Line(scanned.line.wavelength[used], scanned.line.width[used], scanned.line.shape)
     good = np.asarray(assemble(_good(slices, live, places).astype(np.uint8), detector, scanned.camera), bool)
-    return bin_slices(line, _images(slices, (detector, scanned.camera), live, places), good, step), used
+    return bin_slices(line, _images(slices, (detector, scanned.camera), live, places), good, steps, MOST), used
 
 
 def _good(slices: Slices, live: np.ndarray, places: np.ndarray) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from lsstcal_dask.errors import WrongUse
-from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, silicon_index
+from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate, pattern_table, span_of, tabulate
 from lsstcal_dask.products.etalon_fit import EtalonFit
 from lsstcal_dask.products.etalon_start import Blocks
@@ -77,7 +77,10 @@ def fringe_table(layers: Layers, span: Span, light: Light) -> FringeTable:
     shortest = float(light.line.wavelength.min()) / 2e3
     axes = [
         np.linspace(*ends, max(4, int((ends[1] - ends[0]) / (shortest / index / _SAMPLES)) + 2))
-        for ends, index in ((span.silicon, float(silicon_index(shortest * 2e3))), (span.glue, layers.mirrors.glue))
+        for ends, index in (
+            (span.silicon, float(layers.mirrors.silicon(shortest * 2e3))),
+            (span.glue, layers.mirrors.glue),
+        )
     ]
     share = electrons.sum() / (electrons.sum() + light.plain)
     mesh = 1 + share * (pattern_table(table, electrons, *axes) - 1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lsstcal_dask.errors import InsufficientInputs
 
-__all__ = ["Modes", "choose_modes", "coefficients", "fringe_modes"]
+__all__ = ["Modes", "choose_modes", "coefficients", "fringe_modes", "maps_of"]
 
 Floats = NDArray[np.float64]
 
@@ -66,15 +66,27 @@ def coefficients(maps: Any, data: Any, weight: Any) -> tuple[Floats, Floats]:
     return np.linalg.solve(normal, right[..., None])[..., 0], np.linalg.inv(normal)
 
 
-def _maps(c: Floats, data: Floats, weight: Floats) -> Floats:
-    """Maps (mode, pixel) of a CCD for coefficients; zero where no frame tells all modes."""
+def maps_of(c: Any, data: Any, weight: Any) -> tuple[Floats, Floats]:
+    """Maps (mode, pixel) of a CCD for coefficients (frame, mode), and their variance; NaN where frames do not tell all.
+
+    Parameters
+    ----------
+    data, weight : (frame, pixel), as for `fringe_modes`.
+    """
+    c, weight = np.asarray(c, float), np.asarray(weight, float)
     normal = _products(c, weight)
-    right = (weight * data).T @ c
+    right = np.where(weight > 0, weight * np.where(weight > 0, data, 0.0), 0.0).T @ c
     scale = np.trace(normal, axis1=1, axis2=2).max()
     told = np.linalg.eigvalsh(normal)[:, 0] > 1e-9 * scale
-    found = np.zeros_like(right)
+    found, variance = np.full((2, *right.shape), np.nan)
     found[told] = np.linalg.solve(normal[told], right[told][..., None])[..., 0]
-    return found.T
+    variance[told] = np.diagonal(np.linalg.inv(normal[told]), axis1=1, axis2=2)
+    return found.T, variance.T
+
+
+def _maps(c: Floats, data: Floats, weight: Floats) -> Floats:
+    """The same maps, zero where they are not told."""
+    return np.nan_to_num(maps_of(c, data, weight)[0])
 
 
 def _start(data: list[Floats], count: int) -> Floats:

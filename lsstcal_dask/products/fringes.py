@@ -16,19 +16,28 @@ from numpy.typing import NDArray
 from scipy.stats import chi2 as chi2_law
 
 from lsstcal_dask.errors import InconsistentGeometry, InsufficientInputs
+from lsstcal_dask.isr.fringes import DEGREE, amplitudes, fit_sky, sky_terms
 from lsstcal_dask.statistics import median
 
-__all__ = ["Sky", "Uniformity", "amplitude", "background", "fringe_frame", "relative", "uniformity", "usable"]
+__all__ = [
+    "FEWEST",
+    "Sky",
+    "Uniformity",
+    "amplitude",
+    "background",
+    "fringe_frame",
+    "relative",
+    "uniformity",
+    "uniformity_of",
+    "usable",
+]
 
 Floats = NDArray[np.float64]
 Images = NDArray[np.float32]
 
-_FEWEST: Final = 10  # frames
+FEWEST: Final = 10  # frames
 _CROWDED: Final = 0.05  # of the area under objects
 _TWILIGHT: Final = -18.0  # deg
-_DEGREE: Final = 2  # of the background
-_TURNS: Final = 12
-_HUBER: Final = 1.345  # sigma from which a pixel counts less: 95 % efficient
 _REJECTED: Final = 1e-3  # probability
 _ZONES: Final = (1, 2, 3, 4)  # along each side of the field
 
@@ -62,23 +71,21 @@ def usable(sky: Sky) -> tuple[NDArray[np.bool_], list[str]]:
         for name in np.asarray(sky.exposure)[where]
     ]
     good = ~np.any(list(reasons.values()), axis=0)
-    if good.sum() < _FEWEST:
+    if good.sum() < FEWEST:
         why = f" ({remarks[0]}{', and others' if len(remarks) > 1 else ''})" if remarks else ""
         raise InsufficientInputs(
-            f"fringes: {good.sum()} frames of a dark, empty sky{why}: give at least {_FEWEST} in one filter"
+            f"fringes: {good.sum()} frames of a dark, empty sky{why}: give at least {FEWEST} in one filter"
         )
     return good, remarks
 
 
 def _terms(shape: tuple[int, ...], degree: int) -> Floats:
-    """Legendre polynomials over a CCD up to a total degree, (term, pixel)."""
-    ny, nx = shape
-    up, across = (np.polynomial.legendre.legvander(np.linspace(-1, 1, n), degree) for n in (ny, nx))
-    pairs = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
-    return np.stack([np.outer(up[:, i], across[:, j]).ravel() for i, j in pairs])
+    """Polynomials over a CCD up to a total degree, (term, pixel)."""
+    up, across = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return sky_terms(up, across, degree)
 
 
-def background(image: Any, masked: Any, degree: int = _DEGREE) -> Images:
+def background(image: Any, masked: Any, degree: int = DEGREE) -> Images:
     """Smooth sky of a frame: polynomial through its pixels without objects.
 
     Parameters
@@ -88,20 +95,16 @@ def background(image: Any, masked: Any, degree: int = _DEGREE) -> Images:
     """
     image = np.asarray(image, np.float64)
     terms, good = _terms(image.shape, degree), ~np.asarray(masked, bool).ravel()
-    if good.sum() < 10 * len(terms):
-        raise InsufficientInputs(f"fringes: {good.sum()} pixels without objects: too few to tell the background")
-    used = terms[:, good]
-    fitted = np.linalg.solve(used @ used.T, used @ image.ravel()[good])
-    return (fitted @ terms).reshape(image.shape).astype(np.float32)
+    return (fit_sky(image.ravel()[good], terms[:, good]) @ terms).reshape(image.shape).astype(np.float32)
 
 
-def relative(image: Any, masked: Any, degree: int = _DEGREE) -> Images:
+def relative(image: Any, masked: Any, degree: int = DEGREE) -> Images:
     """``image / background - 1``; NaN where masked."""
     found = np.asarray(image, np.float32) / background(image, masked, degree) - 1
     return np.where(masked, np.float32(np.nan), found)
 
 
-def fringe_frame(images: Any, masked: Any, degree: int = _DEGREE) -> tuple[Images, NDArray[np.int64]]:
+def fringe_frame(images: Any, masked: Any, degree: int = DEGREE) -> tuple[Images, NDArray[np.int64]]:
     """Classical fringe frame: median over frames of what is left of the sky.
 
     Parameters
@@ -121,14 +124,14 @@ def fringe_frame(images: Any, masked: Any, degree: int = _DEGREE) -> tuple[Image
     images = np.asarray(images)
     if images.shape != np.shape(masked) or images.ndim != 3:
         raise InconsistentGeometry(f"fringes: images {images.shape}, masks {np.shape(masked)}: give (frame, y, x)")
-    if len(images) < _FEWEST:
-        raise InsufficientInputs(f"fringes: {len(images)} frames: give at least {_FEWEST} in one filter")
+    if len(images) < FEWEST:
+        raise InsufficientInputs(f"fringes: {len(images)} frames: give at least {FEWEST} in one filter")
     left = np.stack([relative(image, mask, degree) for image, mask in zip(images, masked, strict=True)])
     found = median(left)[0].astype(np.float32)
     return found, np.isfinite(left).sum(axis=0)
 
 
-def amplitude(image: Any, masked: Any, frame: Any, variance: Any, degree: int = _DEGREE) -> tuple[float, float]:
+def amplitude(image: Any, masked: Any, frame: Any, variance: Any, degree: int = DEGREE) -> tuple[float, float]:
     """How much of a fringe frame an image has, by robust regression, and its error.
 
     Parameters
@@ -148,26 +151,9 @@ def amplitude(image: Any, masked: Any, frame: Any, variance: Any, degree: int = 
     """
     image, frame = np.asarray(image, np.float64), np.asarray(frame, np.float64)
     good = (~np.asarray(masked, bool) & np.isfinite(frame)).ravel()
-    sky = background(image, ~good.reshape(image.shape), degree).ravel()[good]
-    columns = np.vstack([frame.ravel()[good], _terms(image.shape, degree)[:, good]])
-    value = image.ravel()[good] / sky - 1
-    weight = sky**2 / np.asarray(variance, np.float64).ravel()[good]
-    if not np.std(columns[0]) > 0:
-        raise InsufficientInputs("fringes: the fringe frame is flat: nothing to scale")
-    share = np.ones_like(value)
-    for _ in range(_TURNS):
-        normal = (columns * (weight * share)) @ columns.T
-        fitted = np.linalg.solve(normal, columns @ (weight * share * value))
-        pull = np.abs(value - fitted @ columns) * np.sqrt(weight)
-        new = np.minimum(1.0, _HUBER / np.maximum(pull, 1e-12))
-        if np.abs(new - share).max() < 1e-3:
-            break
-        share = new
-    # an M-estimator: mean of psi**2 over the square of the mean of its slope
-    psi, slope = share * pull, float(np.mean(pull < _HUBER))
-    widen = float(np.mean(psi**2)) / slope**2
-    bread = np.linalg.inv((columns * weight) @ columns.T)
-    return float(fitted[0]), float(np.sqrt(widen * bread[0, 0]))
+    value, noise = image.ravel()[good], np.asarray(variance, np.float64).ravel()[good]
+    c, covariance = amplitudes(value, noise, frame.ravel()[None, good], _terms(image.shape, degree)[:, good])
+    return float(c[0]), float(np.sqrt(covariance[0, 0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +191,22 @@ def uniformity(coefficient: Any, error: Any, x: Any, y: Any) -> Uniformity:
     assert whole is not None
     rejected = bool(whole[1] > 0 and chi2_law.sf(*whole) <= _REJECTED)
     return Uniformity(whole[0], whole[1], rejected, zones, values)
+
+
+def uniformity_of(coefficient: Any, error: Any, x: Any, y: Any) -> Uniformity:
+    """`uniformity` of coefficients whose scale each CCD has for itself.
+
+    Maps that were measured are shorter than the true ones by their noise, those of a CCD by a factor of its own: every
+    CCD is scaled to the mean of all first. That takes a degree of freedom for each, by which the test is too mild.
+    """
+    c, e = np.asarray(coefficient, float), np.asarray(error, float)
+    weight = np.where(np.isfinite(c), 1 / e**2, 0.0)
+    value = np.nan_to_num(c)
+    mean = (weight * value).sum(axis=1, keepdims=True) / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+    norm = np.maximum((weight * mean**2).sum(axis=0), 1e-300)
+    scale = (weight * value * mean).sum(axis=0) / norm
+    scale = np.where(scale > 0, scale, np.nan)
+    return uniformity(c / scale, e / scale, x, y)
 
 
 def _zones(x: Floats, y: Floats, parts: int) -> NDArray[np.int64]:

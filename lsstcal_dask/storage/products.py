@@ -52,10 +52,16 @@ CAMERA_TEAM = "camera_team"
 _SYNTHESISED = ("sky_flat", "photometric_flat")
 """What 'synthesize' makes, for each filter."""
 
+_FRINGE_METHODS = {"fringe_frame": "classical", "fringe_modes": "pca"}
+"""What 'fringes' makes of frames of the sky, for each filter, by which method."""
+
 _NAMED = 3
 """Validities that a message names: a sky has one for each visit."""
 
-_MAIN = ("image", "gain")
+_LARGE = frozenset({"source", "block_x"})
+"""Dimensions of variables that are read when they are used, though they have no pixels."""
+
+_MAIN = ("image", "gain", "sky_level", "fringe_map")
 """Variables without which an amplifier of a product that has them is of no use."""
 
 
@@ -342,6 +348,8 @@ def lookup(
 def _synthesis(name: str, text: str, more: str = "") -> str:
     """A remedy, with the command that makes a flat of a filter; empty for what is built."""
     kind, _, band = name.partition("-")
+    if kind in _FRINGE_METHODS:
+        return f"run 'lsstcal fringes --method {_FRINGE_METHODS[kind]} --filter {band}' with frames of that time"
     if kind not in _SYNTHESISED:
         return ""
     visit = more if kind == "sky_flat" else ""
@@ -447,7 +455,7 @@ def _open(url: str, name: str, version: str) -> xr.Dataset:
         like = np.broadcast_to(np.zeros((), old.dtype), old.shape)
         lazy = indexing.LazilyIndexedArray(ChunkArray(url, PRODUCT, source, like, fills[var]))
         found[var] = xr.Variable(old.dims, lazy, old.attrs)
-    for var in (str(v) for v in found.data_vars if not (_is_image(found[v].dims) or "source" in found[v].dims)):
+    for var in (str(v) for v in found.data_vars if not (_is_image(found[v].dims) or _LARGE & set(found[v].dims))):
         found[var].load()  # small, and read again and again
         found[var].values.flags.writeable = False
     found = found.set_coords([name for name, var in found.data_vars.items() if "detector" not in var.dims])

@@ -19,7 +19,7 @@ from lsstcal_dask.simulate.recipes import FlatCube, Plan, exposures
 from lsstcal_dask.simulate.response import quantum_efficiency, response_map
 from lsstcal_dask.simulate.scene import light
 
-__all__ = ["Flats", "Night", "amplitudes", "flats", "fringe_site", "night", "sky_map"]
+__all__ = ["Flats", "Night", "amplitudes", "flats", "fringe_site", "hats", "night", "sky_map"]
 
 _START = np.datetime64("2026-07-14T02:00:00", "ms")
 _FIELD = Pointing(50.0, -30.0, 70.0, 30.0)
@@ -90,6 +90,14 @@ def night(seed: int, first: float = 906.0, last: float = 1080.0) -> Night:
     parts = sky_components(site.settings.airglow, edges) * transmission_of(site, visit, edges) * glass[0]
     fine = (width < 1) & (middle > first) & (middle < last)
     return Night(Line(middle[fine], width[fine], "tophat"), parts[:, fine])
+
+
+def hats(centres: np.ndarray, wavelength: np.ndarray, photons: np.ndarray) -> np.ndarray:
+    """Weights of flats between which the response is straight."""
+    k = np.clip(np.searchsorted(centres, wavelength) - 1, 0, len(centres) - 2)
+    part = np.clip((wavelength - centres[k]) / (centres[k + 1] - centres[k]), 0, 1)
+    count = len(centres)
+    return np.bincount(k, photons * (1 - part), count) + np.bincount(k + 1, photons * part, count)
 
 
 def sky_map(seed: int, collimated: bool, name: str, photons: np.ndarray, fringes: bool = True) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL
-from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, fringe_site, night, sky_map
+from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, fringe_site, hats, night, sky_map
 from lsstcal_dask.pipeline.closed.target import Target
 from lsstcal_dask.products.etalon_fit import EtalonFit, fit_scan
 from lsstcal_dask.products.etalon_start import Blocks
@@ -67,14 +67,6 @@ def _even(image: np.ndarray) -> np.ndarray:
     return image / image.mean() - 1
 
 
-def _hats(centres: np.ndarray, wavelength: np.ndarray, photons: np.ndarray) -> np.ndarray:
-    """Weights of flats between which the response is straight."""
-    k = np.clip(np.searchsorted(centres, wavelength) - 1, 0, len(centres) - 2)
-    part = np.clip((wavelength - centres[k]) / (centres[k + 1] - centres[k]), 0, 1)
-    count = len(centres)
-    return np.bincount(k, photons * (1 - part), count) + np.bincount(k + 1, photons * part, count)
-
-
 def _true(seed: int, collimated: bool, name: str, photons: np.ndarray) -> np.ndarray:
     """Fringes (y, x) of the sky, relative."""
     return sky_map(seed, collimated, name, photons) / sky_map(seed, collimated, name, photons, fringes=False)
@@ -83,7 +75,7 @@ def _true(seed: int, collimated: bool, name: str, photons: np.ndarray) -> np.nda
 def _interpolated(seed: int, collimated: bool, name: str, photons: np.ndarray) -> np.ndarray:
     """Fringes (y, x) of the flat that is interpolated from monochromatic ones."""
     on, off = (flats(seed, collimated, name, fringes) for fringes in (True, False))
-    weights = _hats(on.line.wavelength, night(seed).line.wavelength, photons)
+    weights = hats(on.line.wavelength, night(seed).line.wavelength, photons)
     return np.tensordot(weights, on.exact, 1) / np.tensordot(weights, off.exact, 1)
 
 
@@ -102,7 +94,7 @@ def _synthesis(seed: int, collimated: bool) -> dict[str, float]:
     injected, left, predicted = {}, {}, {}
     for name, scale in {"share": {}, "shifted": _SHIFT}.items():
         photons = np.array([scale.get(i, 1.0) for i in range(len(parts))]) @ parts
-        weights = _hats(scan.wavelength, sky.wavelength, photons)
+        weights = hats(scan.wavelength, sky.wavelength, photons)
         seen = Light(sky, photons * np.interp(sky.wavelength, scan.wavelength, response))
         factor = fringe_factor(fit, y, x, seen, Light(scan, weights * response))
         true = _true(seed, collimated, _E2V, photons)

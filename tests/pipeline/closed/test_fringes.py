@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lsstcal_dask.pipeline.closed import fringes
-from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, night
+from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, hats, night
 
 
 def test_weights_of_flats_hold_all_of_the_light():
@@ -12,7 +12,7 @@ def test_weights_of_flats_hold_all_of_the_light():
     centres = np.array([900.0, 901.2, 901.9, 903.0])
     nm, photons = np.linspace(900.1, 902.9, 7), np.arange(1.0, 8.0)
     response = np.array([0.5, 0.4, 0.45, 0.2])
-    weights = fringes._hats(centres, nm, photons)
+    weights = hats(centres, nm, photons)
     assert weights @ response == pytest.approx(photons @ np.interp(nm, centres, response))
 
 
