@@ -7,8 +7,8 @@ random field whose values at two places hang together as
 
 (Matern's covariance of 7/2). What is expected between places is a sum of the measured curves, whose shares make the
 powers exact and the expected error least (universal kriging; Rasmussen & Williams 2006, Sec. 2.7). Of the simulated
-light of LSSTCam in r that leaves 7e-5 in most CCDs and 2e-4 all over, most of it in corners at the rim where stops cut
-the beam; of its measured curves one is predicted from the others to 3e-4 in z and 1e-3 in u.
+light of LSSTCam in r that leaves 6e-5 in most CCDs and 1.6e-4 all over, most of it in corners at the rim where stops
+cut the beam; of its measured curves one is predicted from the others to 4e-4 in z and 9e-4 in u.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ __all__ = ["Nearby"]
 
 _LENGTH: Final = 0.8  # over which the random field changes, in distances of the farthest place from the axis
 _NOISE: Final = 3e-3  # of a curve, over the size of the random field
-_POWERS: Final = 4  # of the square of the radius, from the zeroth on, at most
-_SPARE: Final = 12  # places for each power
+_POWERS: Final = 6  # of the square of the radius, from the zeroth on, at most
+_SPARE: Final = 25  # places for each power
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,14 @@ class Nearby:
     def at(self, x: Any, y: Any) -> np.ndarray:
         """Transmission at places (mm): (..., n)."""
         return np.asarray(self.terms(x, y) @ self.coefficients)
+
+    def missed(self, light: np.ndarray) -> np.ndarray:
+        """Value (place,) at each place less what the others predict of it, of values at the places (place,).
+
+        ``e_i = (A v)_i / A_ii``, A being the inverse of the system of kriging (Dubrule 1983, Math. Geol. 15, 687).
+        """
+        count = len(self._places)
+        return np.asarray((self._inverse[:count, :count] @ light) / np.diag(self._inverse)[:count])
 
     @property
     def _scale(self) -> float:

@@ -214,7 +214,7 @@ def test_a_small_part_beyond_the_cube_is_bounded():
 
 
 def test_curves_of_the_ccds_nearby_give_the_weights_of_the_polynomial_that_they_follow():
-    """Even powers of the radius, of which there are as many as there are a dozen places for each."""
+    """Even powers of the radius, of which there are as many as there are 25 places for each, besides their mean."""
     camera, nm = load_camera("raft"), np.linspace(500.0, 520, 41)
     corner = camera.detectors[8].center_mm
     x, y = (axis.ravel() for axis in np.meshgrid(*[np.linspace(-1.5, 1.5, 5) * corner[0]] * 2))
