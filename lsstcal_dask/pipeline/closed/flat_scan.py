@@ -20,17 +20,40 @@ from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.simulate import Exposure, Observatory
 from lsstcal_dask.simulate.exposure import Lamp
 from lsstcal_dask.simulate.filters import transmission
+from lsstcal_dask.simulate.frames import charge
 from lsstcal_dask.simulate.illumination import lamp_brightness, lamp_spectrum, laser_centre
-from lsstcal_dask.simulate.scene import light
 from lsstcal_dask.storage.coding import Slice
 from lsstcal_dask.storage.cubelayout import CubeLayout, Slot
 from lsstcal_dask.storage.cubes import read_cube
 from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, write_slice
 
-__all__ = ["CUBE", "START", "Flat", "exact_passband", "flat_of", "lamp", "lamp_light", "places", "store_scan"]
+__all__ = [
+    "CUBE",
+    "START",
+    "Flat",
+    "exact_passband",
+    "expected",
+    "flat_of",
+    "lamp",
+    "lamp_light",
+    "places",
+    "quiet",
+    "store_scan",
+]
 
 CUBE: Final = "flats"
 START: Final = np.datetime64("2026-07-01T20:00:00", "ms")
+_CHANCE: Final = (
+    "shot_noise",
+    "cosmic_rays",
+    "dark_current",
+    "hot_pixels",
+    "blinking_pixels",
+    "bad_pixels",
+    "brighter_fatter",
+    "saturation",
+    "persistence",
+)
 _REPEATS: Final = 10  # exposures of a slice (SCIENCE 2.8.1)
 
 
@@ -44,6 +67,19 @@ class Flat:
 
 def _exposure(number: int, source: Lamp, band: str, time: np.datetime64 = START) -> Exposure:
     return Exposure(f"e{number}", number, "flat", time, 1.0, 1.0, band, source)
+
+
+def quiet(site: Observatory) -> Observatory:
+    """The same without chance: what is expected of a frame."""
+    return Observatory(site.seed, site.camera, site.settings.without(_CHANCE))
+
+
+def expected(site: Observatory, exposure: Exposure, detector: Detector) -> np.ndarray:
+    """Electrons (amplifier, y, x) that an exposure makes a second, over those of a lamp or laser that does not vary."""
+    rate = charge(quiet(site), exposure, detector) / exposure.exposure_time
+    if isinstance(exposure.source, Lamp):
+        rate = rate / lamp_brightness(site.seed, site.settings.lamp_drift, exposure)
+    return _planes(rate, detector, site.camera)
 
 
 def _planes(image: np.ndarray, detector: Detector, camera: Camera) -> np.ndarray:
@@ -67,8 +103,7 @@ def store_scan(
         taken = _exposure(k + 1, Lamp(1.0, float(nominal)), "none")
         number, means = claim_slot(store.url, CUBE, {"wavelength": float(nominal)}), []
         for detector in ccds:
-            rate = light(site, taken, detector).rate / lamp_brightness(site.seed, site.settings.lamp_drift, taken)
-            one = _slice(_planes(rate, detector, camera), electrons, random)
+            one = _slice(expected(site, taken, detector), electrons, random)
             good = one.value[np.isfinite(one.value)]
             sums = {"total": float(good.sum(dtype=float)), "pixels": int(good.size)}
             write_slice(store.url, CUBE, (number, detector.name), one, sums)
@@ -104,9 +139,7 @@ def lamp_light(
     site: Observatory, band: str, detector: Detector, number: int = 10_000, time: np.datetime64 = START
 ) -> np.ndarray:
     """Electrons (amplifier, y, x) of a photon of the lamp behind a filter, without noise."""
-    taken = _exposure(number, Lamp(1.0), band, time)
-    rate = light(site, taken, detector).rate / lamp_brightness(site.seed, site.settings.lamp_drift, taken)
-    return _planes(rate, detector, site.camera)
+    return expected(site, _exposure(number, Lamp(1.0), band, time), detector)
 
 
 def places(detector: Detector, count: int) -> tuple[np.ndarray, np.ndarray]:
