@@ -1,12 +1,18 @@
-"""A filter between the places where its curve is measured, from those nearby (Lupton 2016, ¶11; SCIENCE 2.8.1, 2.10).
+"""A filter between the places where its curve is measured (Lupton 2016, ¶11; SCIENCE 2.8.1, 2.10).
 
-One polynomial of the whole focal plane misses what the coating of a filter does over some CCDs: of the light of the
-measured curves of LSSTCam 3e-4 in g, r, i and z, 1e-3 in u and y, and 2e-3 of the simulated ones in r. Here each CCD
-has a polynomial of its own, through the curves of the CCDs around it, which leaves 1e-4 of the simulated light in most.
-It needs these: predicting a CCD at the rim without its own curve it is no better than the other.
+The coating of a filter changes with the radius, and smoothly besides: a sum of even powers of the radius, and a
+random field whose values at two places hang together as
+
+    k(d) = (1 + s + 2 s**2 / 5 + s**3 / 15) exp(-s),   s = 7**0.5 d / length
+
+(Matern's covariance of 7/2). What is expected between places is a sum of the measured curves, whose shares make the
+powers exact and the expected error least (universal kriging; Rasmussen & Williams 2006, Sec. 2.7). Of the simulated
+light of LSSTCam in r that leaves 6e-5 in most CCDs and 1.6e-4 all over, most of it in corners at the rim where stops
+cut the beam; of its measured curves one is predicted from the others to 4e-4 in z and 9e-4 in u.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -15,15 +21,15 @@ from lsstcal_dask.physics.passbands import Passband
 
 __all__ = ["Nearby"]
 
-_NUMBER: Final = 25  # places that a polynomial is fitted to
-_DEGREE: Final = 4
-_REACH: Final = 1.4  # rms of their weights, in distances of one place from the next
-_SPARE: Final = 1.5  # places for each coefficient
+_LENGTH: Final = 0.8  # over which the random field changes, in distances of the farthest place from the axis
+_NOISE: Final = 3e-3  # of a curve, over the size of the random field
+_POWERS: Final = 6  # of the square of the radius, from the zeroth on, at most
+_SPARE: Final = 25  # places for each power
 
 
 @dataclass(frozen=True, eq=False)
 class Nearby:
-    """Transmission at any place as a sum of measured curves, of which those near the nearest one count."""
+    """Transmission at any place as a sum of measured curves, of which those nearby count most."""
 
     measured: Passband
 
@@ -45,40 +51,50 @@ class Nearby:
     def terms(self, x: Any, y: Any) -> np.ndarray:
         """Share of each curve in those at places (mm): (..., place)."""
         x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
-        own = np.argmin((x[..., None] - self.measured.x) ** 2 + (y[..., None] - self.measured.y) ** 2, axis=-1)
-        found = np.zeros((*x.shape, len(self.measured.x)))
-        for i in np.unique(own):
-            found[own == i] = self._shares(int(i), x[own == i], y[own == i])
-        return found
+        at = np.stack([x.ravel(), y.ravel()], axis=1) / self._scale
+        count = len(self._places)
+        known = np.concatenate([_alike(at, self._places), _radial(at, self._powers)], axis=1)
+        return np.asarray(known @ self._inverse[:, :count]).reshape(*x.shape, count)
 
     def at(self, x: Any, y: Any) -> np.ndarray:
         """Transmission at places (mm): (..., n)."""
         return np.asarray(self.terms(x, y) @ self.coefficients)
 
-    def _shares(self, i: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Shares (m, place) at places that are nearest to the curve i."""
-        away = np.hypot(self.measured.x - self.measured.x[i], self.measured.y - self.measured.y[i])
-        near = np.argsort(away, kind="stable")[:_NUMBER]
-        reach = _REACH * self._pitch() or 1.0
-        weight = np.exp(-((away[near] / reach) ** 2) / 4)  # root of that of the squares
-        middle = self.measured.x[i], self.measured.y[i]
-        for degree in range(_DEGREE, -1, -1):
-            powers = np.array([(total - j, j) for total in range(degree + 1) for j in range(total + 1)])
-            matrix = _powers(self.measured.x[near], self.measured.y[near], middle, reach, powers) * weight[:, None]
-            if len(near) >= _SPARE * len(powers) and np.linalg.matrix_rank(matrix, tol=1e-6) == len(powers):
-                break
-        out = np.zeros((len(x), len(away)))
-        out[:, near] = _powers(x, y, middle, reach, powers) @ np.linalg.pinv(matrix) * weight
-        return out
+    def missed(self, light: np.ndarray) -> np.ndarray:
+        """Value (place,) at each place less what the others predict of it, of values at the places (place,).
 
-    def _pitch(self) -> float:
-        """Median distance from a place to the nearest other, mm."""
-        far = np.hypot(*(one[:, None] - one for one in (self.measured.x, self.measured.y)))
-        np.fill_diagonal(far, np.inf)
-        nearest = far.min(axis=1)
-        return float(np.median(nearest)) if np.isfinite(nearest).all() else 0.0
+        ``e_i = (A v)_i / A_ii``, A being the inverse of the system of kriging (Dubrule 1983, Math. Geol. 15, 687).
+        """
+        count = len(self._places)
+        return np.asarray((self._inverse[:count, :count] @ light) / np.diag(self._inverse)[:count])
+
+    @property
+    def _scale(self) -> float:
+        """Distance of the farthest place from the axis, mm; 1 if all are on it."""
+        return float(np.hypot(self.measured.x, self.measured.y).max()) or 1.0
+
+    @property
+    def _places(self) -> np.ndarray:
+        return np.stack([self.measured.x, self.measured.y], axis=1) / self._scale
+
+    @property
+    def _powers(self) -> int:
+        return min(_POWERS, 1 + len(self.measured.x) // _SPARE)
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        """Of the system of kriging (place and power, place and power)."""
+        places, radial = self._places, _radial(self._places, self._powers)
+        among = _alike(places, places) + _NOISE**2 * np.eye(len(places))
+        return np.linalg.inv(np.block([[among, radial], [radial.T, np.zeros((self._powers,) * 2)]]))
 
 
-def _powers(x: np.ndarray, y: np.ndarray, middle: tuple[float, float], reach: float, powers: np.ndarray) -> np.ndarray:
-    u, v = (x[:, None] - middle[0]) / reach, (y[:, None] - middle[1]) / reach
-    return np.asarray(u ** powers[:, 0] * v ** powers[:, 1])
+def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Covariance (m, n) of the random field at places (m, 2) and (n, 2), over its variance."""
+    s = np.hypot(*(a.T[:, :, None] - b.T[:, None])) * (np.sqrt(7) / _LENGTH)
+    return np.asarray((1 + s + 0.4 * s**2 + s**3 / 15) * np.exp(-s))
+
+
+def _radial(at: np.ndarray, powers: int) -> np.ndarray:
+    """Even powers (m, power) of the distance from the axis."""
+    return np.asarray(np.square(at).sum(axis=1)[:, None] ** np.arange(powers))

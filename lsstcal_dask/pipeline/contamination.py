@@ -4,12 +4,14 @@ What is expected is the broadband flat of the epoch of the cube, where the store
 were in it too. Without one it is the flat of the cube, which has no light that a filter reflects; then structure of
 ghosts is left in the ratio, and a drift is relative to the filter's curve as it was measured.
 
+The two are compared as well, and must agree: see `references`.
+
 Two passes over the CCDs: in the first each gives the means of its cells, from which lamp and drift are fitted over the
 focal plane; in the second dust is sought in every pixel, and the bands are compared, all of them at once.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -30,6 +32,7 @@ from lsstcal_dask.pipeline.build import Built, image_template, run_version, vers
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
 from lsstcal_dask.pipeline.lineage import cube_inputs
+from lsstcal_dask.pipeline.references import difference, known_to, told_difference
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
 from lsstcal_dask.pipeline.upstream import read_upstream, usable
@@ -114,8 +117,13 @@ def find_contamination(
     if not with_reference:
         compared = [replace(one, reference=None) for one in compared]
     detectors = _common(compared)
-    lamps, drifts = _fit(store, compared, detectors, config.contamination, compute, progress)
-    made = _publish(store, compared, detectors, (lamps, drifts), config, compute, progress)
+    cells = _cells(store, compared, detectors, config.contamination, compute, progress)
+    lamps, drifts = _fit(compared, cells, config.contamination)
+    told = [
+        [_told(drift, config.contamination), *_references(one, cells, config.contamination)]
+        for one, drift in zip(compared, drifts, strict=True)
+    ]
+    made = _publish(store, compared, detectors, (lamps, drifts, told), config, compute, progress)
     return drifts, made
 
 
@@ -178,27 +186,37 @@ def _common(compared: Sequence[_Band]) -> list[str]:
     return found
 
 
-def _fit(
+def _cells(
     store: Store,
     compared: Sequence[_Band],
     detectors: Sequence[str],
     config: ContaminationConfig,
     compute: Compute,
     progress: bool,
-) -> tuple[list[Lamp], list[Drift]]:
-    """Lamp and drift of every band, from the cells of all CCDs."""
+) -> dict[tuple[str, bool], dict[str, Cells]]:
+    """Cells of every CCD, by band and whether they are of its reference over the flat of the cube."""
+    both = {(one.band, False): one for one in compared}
+    both |= {
+        (one.band, True): replace(one, measured=one.reference, reference=None) for one in compared if one.reference
+    }
     task = dask.delayed(_cells_of, pure=False)
-    shared = dask.delayed(Opaque((store.url, list(compared), config.cell)), pure=False)
+    shared = dask.delayed(Opaque((store.url, list(both.values()), config.cell)), pure=False)
     tasks = [task(shared, det) for det in detectors]
     cells: dict[str, list[Cells]] = {}
     for det, found in compute.run(tasks, labels=list(detectors), describe="cells", progress=progress):
         if isinstance(found, Exception):
             raise CalibrationError(f"contamination: {det}: {found}")
         cells[str(det)] = found
+    return {key: {det: cells[det][i] for det in detectors} for i, key in enumerate(both)}
+
+
+def _fit(
+    compared: Sequence[_Band], cells: Mapping[tuple[str, bool], Mapping[str, Cells]], config: ContaminationConfig
+) -> tuple[list[Lamp], list[Drift]]:
+    """Lamp and drift of every band, from the cells of all CCDs."""
     lamps, drifts = [], []
-    for i, one in enumerate(compared):
-        own = [cells[det][i] for det in detectors]
-        note = ""
+    for one in compared:
+        own, note = list(cells[one.band, False].values()), ""
         try:
             lamp = fit_lamp(own, config)
         except DegenerateSolution as error:
@@ -207,6 +225,15 @@ def _fit(
         since = one.reference.valid_from if one.reference else ""
         drifts.append(Drift(one.band, lamp.drift, lamp.drift_error, lamp.chi2, since, note))
     return lamps, drifts
+
+
+def _references(
+    one: _Band, cells: Mapping[tuple[str, bool], Mapping[str, Cells]], config: ContaminationConfig
+) -> list[str]:
+    """Remarks on how the two references of a band agree; none where it has but one."""
+    if one.reference is None:
+        return []
+    return told_difference(difference(one.band, cells[one.band, True], known_to(one.task.weights[0]), config), config)
 
 
 def _cells_of(shared: Opaque, det: str) -> list[Cells]:
@@ -265,14 +292,14 @@ def _publish(
     store: Store,
     compared: Sequence[_Band],
     detectors: Sequence[str],
-    fitted: tuple[Sequence[Lamp], Sequence[Drift]],
+    fitted: tuple[Sequence[Lamp], Sequence[Drift], Sequence[list[str]]],
     config: Config,
     compute: Compute,
     progress: bool,
 ) -> dict[str, Built]:
     """Seek dust in every CCD, in all bands at once, and publish the factor of each."""
-    lamps, drifts = fitted
-    pointers = [_pointer(one, compared, fitted, drift, config) for one, drift in zip(compared, drifts, strict=True)]
+    lamps, drifts, told = fitted
+    pointers = [_pointer(one, compared, lamps, lines, config) for one, lines in zip(compared, told, strict=True)]
     shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
     lacking = _lacking(store.url, pointers, detectors)
     task, given = dask.delayed(_dust_of, pure=False), dask.delayed(shared, pure=False)
@@ -291,8 +318,8 @@ def _publish(
 def _pointer(
     one: _Band,
     compared: Sequence[_Band],
-    fitted: tuple[Sequence[Lamp], Sequence[Drift]],
-    drift: Drift,
+    lamps: Sequence[Lamp],
+    remarks: list[str],
     config: Config,
 ) -> Pointer:
     """What is published of the factor of a band, which the flats of all bands determine."""
@@ -306,12 +333,12 @@ def _pointer(
             "headers": one.made_of["headers"] | one.measured.inputs["headers"],
             "upstream": {**one.made_of["upstream"], "broadband": others},
             "cube": f"{opener.name}/{opener.number}" if isinstance(opener, CubeOpener) else "",
-            "lamp": digest([[*lamp.coefficients.tolist(), lamp.drift] for lamp in fitted[0]]),
+            "lamp": digest([[*lamp.coefficients.tolist(), lamp.drift] for lamp in lamps]),
         },
         configuration=config.contamination.model_dump(mode="json"),
         software=software(),
         failed={},
-        remarks=[_told(drift, config.contamination)],
+        remarks=remarks,
     )
 
 

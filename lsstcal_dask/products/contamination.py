@@ -45,6 +45,9 @@ class ContaminationConfig(BaseModel):
     least_drift: float = Field(
         0.25, ge=0, description="nm, least drift that is reported: dust all over the field looks like one of 0.1 nm"
     )
+    references: float = Field(
+        1e-3, gt=0, description="relative rms by which the flats of the cube's epoch and of the cube may differ"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ __all__ = [
     "Airglow",
     "Moon",
     "family_amplitudes",
+    "mean_bands",
     "rotational_temperature",
     "sky_components",
     "sky_spectrum",
@@ -135,6 +136,19 @@ def rotational_temperature(
     waves = _waves(seed, settings, "temperature", night(time))
     field = waves.at(_clock(time), x_deg, y_deg, exposure_time)
     return settings.temperature + settings.temperature_rms * field
+
+
+def mean_bands() -> dict[str, tuple[int, float]]:
+    """Component and photon s-1 m-2 arcsec-2, at the zenith without air, of each band of the mean sky, by its name."""
+    found = {
+        f"OH {upper}-{lower}": (i, size * RAYLEIGH)
+        for i, upper in enumerate(hydroxyl.UPPER)
+        for lower, size in _BANDS[upper].items()
+    }
+    found["O2 0-1"] = COMPONENTS.index("O2"), _OXYGEN_BAND * RAYLEIGH
+    for name, lines in _ATOMS.items():
+        found[name] = COMPONENTS.index(name), sum(size for _, size in lines) * RAYLEIGH
+    return found
 
 
 def sky_components(settings: Airglow, edges: np.ndarray) -> np.ndarray:

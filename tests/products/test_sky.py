@@ -15,7 +15,7 @@ from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.products.sky import fit_sky
 from lsstcal_dask.products.sky_model import Measured, Spectrograph, measured_from_table
-from lsstcal_dask.simulate import airglow, hydroxyl
+from lsstcal_dask.simulate import airglow
 from lsstcal_dask.simulate import spectrograph as simulated
 from lsstcal_dask.simulate.atmosphere import band_average
 from lsstcal_dask.simulate.deliveries import deliveries
@@ -55,13 +55,7 @@ def amplitudes(visit):
     x, y = (np.array(place) for place in airglow.sky_plane(pointing.altitude, pointing.azimuth))
     change = airglow.family_amplitudes(SITE.seed, settings, visit.time, x, y, visit.exposure_time)
     change = change * airglow.zenith_factor(settings, pointing.altitude)
-    found = {}
-    for i, upper in enumerate(hydroxyl.UPPER):
-        found |= {f"OH {upper}-{k}": change[i] * size for k, size in airglow._BANDS[upper].items()}
-    found["O2 0-1"] = change[len(hydroxyl.UPPER)] * airglow._OXYGEN_BAND
-    for i, name in enumerate(("OI green", "OI red", "Na"), start=len(hydroxyl.UPPER) + 1):
-        found[name] = change[i] * sum(size for _, size in airglow._ATOMS[name])
-    return {name: value * airglow.RAYLEIGH for name, value in found.items()}
+    return {name: change[i] * photons for name, (i, photons) in airglow.mean_bands().items()}
 
 
 @pytest.fixture(scope="module")

@@ -214,12 +214,14 @@ def test_a_small_part_beyond_the_cube_is_bounded():
 
 
 def test_curves_of_the_ccds_nearby_give_the_weights_of_the_polynomial_that_they_follow():
-    camera, nm = load_camera("mini9"), np.linspace(500.0, 520, 41)
-    x, y = (np.array([d.center_mm[i] for d in camera.detectors]) for i in (0, 1))
-    terms = np.stack([0.7 + 0 * nm, 0.02 * np.cos(nm), 0.01 * np.sin(nm)])
-    fitted = surface_of(nm, terms, [(0, 0), (0, 1), (2, 0)], 5.0)
-    names = tuple(d.name for d in camera.detectors)
-    measured = Passband("r", names, x, y, nm, fitted.at(x, y), np.zeros((9, 41)))
+    """Even powers of the radius, of which there are as many as there are 25 places for each, besides their mean."""
+    camera, nm = load_camera("raft"), np.linspace(500.0, 520, 41)
+    corner = camera.detectors[8].center_mm
+    x, y = (axis.ravel() for axis in np.meshgrid(*[np.linspace(-1.5, 1.5, 5) * corner[0]] * 2))
+    terms = np.stack([0.7 + 0 * nm, 0.02 * np.cos(nm), 0.02 * np.cos(nm)])
+    fitted = surface_of(nm, terms, [(0, 0), (0, 2), (2, 0)], 50.0)
+    names = tuple(f"P{i}" for i in range(25))
+    measured = Passband("r", names, x, y, nm, fitted.at(x, y), np.zeros((25, 41)))
     scan = Scan(nm[::2], 1 + 0 * nm[::2], 1 + 0 * nm[::2], x, y)
     spectrum = Spectrum(np.array([500.0, 520]), np.array([1.0, 2]))
     one, other = (make_weights(spectrum, band, scan, config=ALL) for band in (fitted, Nearby(measured)))

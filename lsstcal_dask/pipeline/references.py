@@ -1,0 +1,91 @@
+"""The two references of a broadband flat must agree: that of the cube's epoch, and that of the cube (Sec. 2.8.2).
+
+What a flat of now is compared with is one taken when the cube was, or the cube's own for the lamp's light. Their ratio
+is one but for the lamp's place, a polynomial of the place, and for what a filter reflects. Anything else is an alarm:
+slices, curves of the filter, or flats are not what they are taken for. Light between the curves is known no better than
+one curve is predicted from the others, so twice that much is no alarm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lsstcal_dask.errors import DegenerateSolution
+from lsstcal_dask.physics.nearby import Nearby
+from lsstcal_dask.products.contamination import Cells, ContaminationConfig, fit_lamp
+from lsstcal_dask.products.weights import Weights
+from lsstcal_dask.variables import NOTE
+
+__all__ = ["Difference", "difference", "known_to", "told_difference"]
+
+_TIMES = 2.0  # what is known of the light between curves, beyond which a difference is an alarm
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the references of a band are apart, the lamp's polynomial taken out; relative."""
+
+    band: str
+    rms: float  # of cells, their noise taken out
+    known: float  # to which the light between the filter's curves is known
+    worst: str  # CCD
+    worst_rms: float
+    drift: float  # nm, of the filter from its curves to the flat of the cube's epoch; NaN if it cannot be told
+    drift_error: float
+
+
+def known_to(weights: Weights) -> float:
+    """Relative rms to which the light behind a filter is predicted at one curve's place from the other curves."""
+    if not isinstance(weights.surface, Nearby):
+        return 0.0
+    light = weights.values @ weights.response
+    return float(np.sqrt(np.mean(np.square(weights.surface.missed(light) / light))))
+
+
+def difference(band: str, cells: Mapping[str, Cells], known: float, config: ContaminationConfig) -> Difference:
+    """Difference of the references of a band.
+
+    Parameters
+    ----------
+    cells : by CCD, of the flat of the cube's epoch over that of the cube.
+    known : see `known_to`.
+
+    Raises
+    ------
+    InsufficientInputs
+        As `fit_lamp`.
+    """
+    own = list(cells.values())
+    plain = fit_lamp(own, config, with_drift=False)
+    try:
+        moved = fit_lamp(own, config)
+        drift = moved.drift, moved.drift_error
+    except DegenerateSolution:
+        drift = float("nan"), float("nan")
+    size = {name: _excess([one.change - plain.at(one.x, one.y, one.drift)], [one]) for name, one in cells.items()}
+    worst = max(size, key=lambda name: size[name])
+    rest = [one.change - plain.at(one.x, one.y, one.drift) for one in own]
+    return Difference(band, _excess(rest, own), known, worst, size[worst], *drift)
+
+
+def _excess(rest: Sequence[np.ndarray], cells: Sequence[Cells]) -> float:
+    """Rms of cells beyond their noise."""
+    square, noise = np.concatenate(rest) ** 2, np.concatenate([one.variance for one in cells])
+    return float(np.sqrt(max(np.mean(square) - np.mean(noise), 0.0))) if len(square) else 0.0
+
+
+def told_difference(found: Difference, config: ContaminationConfig) -> list[str]:
+    """What a person should know of it: alarms, or a note that there is none."""
+    size = f"{found.rms:.1e} rms, most in {found.worst} ({found.worst_rms:.1e})"
+    text = f"filter {found.band}: flats of the cube's epoch and those of the cube differ by {size}"
+    remarks = []
+    if found.rms > max(config.references, _TIMES * found.known):
+        remarks.append(f"REFERENCES_DISAGREE: {text}: look at their ratio, and at the filter's curves")
+    if abs(found.drift) > max(config.drift * found.drift_error, config.least_drift):
+        moved = f"{found.drift:+.3f} +- {found.drift_error:.3f} nm"
+        remarks.append(
+            f"REFERENCES_DISAGREE: filter {found.band} moved by {moved} from its curves to the cube: measure its "
+            f"transmission again"
+        )
+    return remarks or [f"{NOTE}{text}, which the curves of the filter do not tell better than {found.known:.1e}"]
