@@ -60,7 +60,7 @@ def test_defects():
     assert all(near(one) for one in found.values())
     blind = by_name(defects.measure(1, DefectConfig(most=0.2, hot=9.0), noise=0))
     assert blind["hot pixels at 1.3 thresholds: found"].verdict == "fail"
-    assert defects.noise_alone(1, (300, 300)) == 0
+    assert defects.noise_alone(1, "mini9") == (0, 64 * 128)
 
 
 def test_darks():
