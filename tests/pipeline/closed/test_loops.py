@@ -76,6 +76,7 @@ def test_overscan():
     assert all(near(one) for one in found[:2])
     assert found[2].best > 0.3
     assert found[2].verdict == "forbidden"
+    assert all(near(one) and 1 < one.best < one.measured for one in found[3:])
     constant = list(overscan.measure(1, config=OverscanConfig(method="mean")))
     assert all(one.measured > 2 for one in constant[:2])
     assert constant[2].measured > 2 * constant[2].best
