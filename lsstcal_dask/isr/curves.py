@@ -89,7 +89,13 @@ def _equations(mean: np.ndarray, weight: np.ndarray, spacing: int, start: bool) 
 
 
 def curve(mean: np.ndarray, weight: np.ndarray, spacing: int, start: bool = True) -> np.ndarray:
-    """Values (n, y) of the penalised weighted spline through the row means (n, y)."""
+    """Values (n, y) of the penalised weighted spline through the row means (n, y).
+
+    Without ``start``, of rows fewer than the spacing it is their weighted mean: four parameters would take
+    from them what a smoother tells better from noise.
+    """
+    if not start and mean.shape[1] < spacing:
+        return _constant(mean, weight)[0]
     matrix, right = _equations(mean, weight, spacing, start)
     local, first, _, _ = basis(mean.shape[1], spacing, start)
     return np.asarray(_values(np.linalg.solve(matrix, right[:, :, None])[:, :, 0], local, first))
@@ -99,8 +105,17 @@ def spline(
     mean: np.ndarray, weight: np.ndarray, spacing: int, start: bool = True
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """That spline, its variance (n, y) if the weights are inverse variances, and its degrees of freedom."""
+    if not start and mean.shape[1] < spacing:
+        return *_constant(mean, weight), 1
     matrix, right = _equations(mean, weight, spacing, start)
     local, first, _, _ = basis(mean.shape[1], spacing, start)
     inverse = np.linalg.inv(matrix)
     value = _values(np.einsum("nbc,nc->nb", inverse, right), local, first)
     return value, _variances(inverse, local, first), matrix.shape[-1]
+
+
+def _constant(mean: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean (n, y) of the rows, and its variance (n, y)."""
+    total = np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+    value = (mean * weight).sum(axis=1, keepdims=True) / total
+    return np.broadcast_to(value, mean.shape), np.broadcast_to(1 / total, mean.shape)

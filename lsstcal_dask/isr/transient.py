@@ -39,6 +39,11 @@ class Transient:
     covariance: np.ndarray  # (n, i, i) adu**2, of the sizes of decays
     decays: _Decays
 
+    @property
+    def power(self) -> np.ndarray:
+        """Variance (n, k), adu**2, of the modes."""
+        return np.asarray(((self.covariance @ self.decays.modes) * self.decays.modes).sum(axis=1))
+
     def variance(self, left: np.ndarray) -> np.ndarray:
         """Variance (n, y), adu**2, of the level, if of each mode of its error this is ``left`` (n, k).
 

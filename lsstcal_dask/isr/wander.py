@@ -9,7 +9,8 @@ cosine transform, k half waves over the n rows, the powers of all but the transi
 How likely each a, b, c and j of a grid is follows from the observed powers (Whittle). The best linear estimate of
 wander and jitter keeps of each mode the share (a ... + j) / (a ... + j + 1), the Wiener filter; the shares of all
 models are averaged, each with its probability. One of the models, as likely beforehand as all others together, is that
-there is nothing but noise.
+there is nothing but noise. About a constant, of rows fewer than the spacing of the knots of a spline, it is a twentieth
+as likely: so few do not refute it, and of a wander nothing would be followed.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _ENDS: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, np.inf)  # c: what is faster is n
 _JITTERS: Final = (0.0, *np.geomspace(0.03, 1e3, 16))  # j
 _GROWTH: Final = 1.2  # from one block of modes to the next
 _UNLIKELY: Final = 1e-6  # models less likely than so many of the likeliest are left out
+_FEW: Final = 20  # times as likely as noise alone are all other models, of few rows
+_TURNS: Final = 3  # of transient and wander, of frames with rows so few that the slow ones of the two are alike
 _FILLS: Final = 10  # steps towards the values of rows that have no mean
 
 
@@ -59,8 +62,8 @@ def _models(rows: int, first: int) -> _Models:
     a, b, c, jitter = np.array([*product(_SIZES, _COLOURS, _ENDS, _JITTERS), (0.0, 1.0, 1.0, 0.0)]).T
     wander = a[:, None] * (30 * middle / rows) ** -b[:, None] / (1 + (middle / (c[:, None] * rows)) ** 6)
     power = 1 + wander + jitter[:, None]
-    constant = np.log(power) @ np.diff(edges)
-    constant[:-1] += 2 * np.log(len(a) - 1)
+    constant = np.log(power) @ np.diff(edges)  # of the last model, noise alone, this is zero
+    constant[:-1] += 2 * np.log((len(a) - 1) / (_FEW if first == 1 else 1))
     return _Models(wander, jitter, 1 / power, constant)
 
 
@@ -74,11 +77,11 @@ class _Parts:
     wander: np.ndarray  # (n, k) power over that of the noise
 
 
-def _likely(modes: np.ndarray, own: np.ndarray, first: int) -> _Parts:
-    """From the modes (n, k) of each frame and the noise of a mean (n,), adu**2."""
-    rows = modes.shape[1]
+def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
+    """From the squares of the modes (n, k) of each frame and the noise of a mean (n,), adu**2."""
+    rows = power.shape[1]
     models, edges = _models(rows, first), _blocks(rows, first)
-    power = np.add.reduceat(modes**2, edges[:-1], axis=1) / own[:, None]
+    power = np.add.reduceat(power, edges[:-1], axis=1) / own[:, None]
     cost = power @ models.inverse.T + models.constant
     weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
     likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
@@ -135,8 +138,11 @@ def _followed(
     modes = dct(seen, norm="ortho", axis=1)
     # The powers of all else are not known before a transient, however rough, is taken out.
     start = settle(modes, noise, use, np.ones(modes.shape), spacing)
-    parts = _likely(modes - start.modes, noise, first)
+    parts = _likely((modes - start.modes) ** 2, noise, first)
     start = settle(modes, noise, use, 1 / (1 + parts.wander + parts.jitter), spacing)
+    for _ in range(_TURNS if modes.shape[1] < spacing else 0):
+        parts = _likely((modes - start.modes) ** 2 + start.power, noise, first)
+        start = settle(modes, noise, use, 1 / (1 + parts.wander + parts.jitter), spacing)
     share = parts.share
     if use.all():
         seen, modes, unknown = seen - start.level, modes - start.modes, np.zeros((len(seen), 1))

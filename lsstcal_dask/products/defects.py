@@ -80,6 +80,7 @@ class Flat:
     response: np.ndarray  # (y, x) float32, near 1
     variance: np.ndarray  # (y, x) float32
     level: float  # electron, mean of the flats' means, weighted as they are
+    read: float = 0.0  # electron**2, mean variance of their read noise, weighted likewise
 
 
 def check_defects(raw: xr.Dataset, config: DefectConfig) -> None:
@@ -183,6 +184,9 @@ def _column_means(values: np.ndarray, variance: np.ndarray, bad: np.ndarray) -> 
 def _over_surroundings(flat: Flat, config: DefectConfig) -> tuple[np.ndarray, np.ndarray]:
     """Response over the mean of the pixels around, those that are far off left out of it; its variance.
 
+    The variance is that of a pixel that responds as those around it: that of its own counts is the less the lower
+    noise happens to have taken them, by which pixels of 5 sigma become significant twice to five times too often.
+
     Light that falls off to one side would make the mean around the pixels of an edge a wrong one: a parabola is
     divided out before.
     """
@@ -200,7 +204,8 @@ def _over_surroundings(flat: Flat, config: DefectConfig) -> tuple[np.ndarray, np
         around = around / np.maximum(share, 1e-3)
         ratio = response / np.maximum(around, 1e-6)
         good &= np.abs(ratio - 1) < np.maximum(5 * np.sqrt(noise), 0.02)
-    return ratio, np.asarray(noise / np.maximum(around, 1e-6) ** 2)
+    alike = (flat.level + flat.read) / np.maximum(flat.level * ratio + flat.read, 0.01 * flat.level)
+    return ratio, np.asarray(noise * alike / np.maximum(around, 1e-6) ** 2)
 
 
 def _parabola(image: np.ndarray, good: np.ndarray) -> np.ndarray:
@@ -365,7 +370,8 @@ def _flat(
     noise = Noise(read.astype(np.float32), 1 / gain)
     value, variance, _ = clipped_mean(data, Calibration(levels, plane, scale), noise, use=use)
     weight = use * electrons**2 / np.maximum(electrons + read * gain**2, 1)
-    return Flat(value, variance, float((weight * electrons).sum() / weight.sum()))
+    level, noise_there = (float((weight * v).sum() / weight.sum()) for v in (electrons, read * gain**2))
+    return Flat(value, variance, level, noise_there)
 
 
 def _check_most(detector: Detector, kinds: list[np.ndarray], config: DefectConfig) -> None:

@@ -131,9 +131,9 @@ def wandering(random, bend, length, top, curves, steps=2000):
     Steps are even in the place, whose derivative with the level is one over the reach.
     """
     fine = np.linspace(0, top, 200_001)
-    place = np.linspace(0, 1 / length + np.log1p(100.0), steps + 1)
-    level = np.interp(place, fine / (length * top) + np.log1p(fine / (0.01 * top)), fine)
-    rms = np.sqrt(1 / (length * top) + 1 / (level + 0.01 * top))
+    place = np.linspace(0, 1 / length + np.log1p(1 / 0.015), steps + 1)
+    level = np.interp(place, fine / (length * top) + np.log1p(fine / (0.015 * top)), fine)
+    rms = np.sqrt(1 / (length * top) + 1 / (level + 0.015 * top))
     alike = np.exp(-place[1])
     noise = random.standard_normal((curves, steps + 1))
     start = alike * random.standard_normal((curves, 1))

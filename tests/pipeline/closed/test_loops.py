@@ -60,7 +60,7 @@ def test_defects():
     assert all(near(one) for one in found.values())
     blind = by_name(defects.measure(1, DefectConfig(most=0.2, hot=9.0), noise=0))
     assert blind["hot pixels at 1.3 thresholds: found"].verdict == "fail"
-    assert defects.noise_alone(1, (300, 300)) == 0
+    assert defects.noise_alone(1, "mini9") == (0, 64 * 128)
 
 
 def test_darks():
@@ -76,6 +76,7 @@ def test_overscan():
     assert all(near(one) for one in found[:2])
     assert found[2].best > 0.3
     assert found[2].verdict == "forbidden"
+    assert all(near(one) and 1 < one.best < one.measured for one in found[3:])
     constant = list(overscan.measure(1, config=OverscanConfig(method="mean")))
     assert all(one.measured > 2 for one in constant[:2])
     assert constant[2].measured > 2 * constant[2].best
