@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-__all__ = ["ADDED", "FEW", "HIDDEN", "LEFT", "ROUGH", "add_expanded", "fit_targets", "modes"]
+__all__ = ["ADDED", "FEW", "HIDDEN", "LEFT", "ROUGH", "add_expanded", "fit_targets", "stand_ins"]
 
 ADDED: Final = 0
 HIDDEN: Final = 1
@@ -23,7 +23,8 @@ LEFT: Final = 0.5
 
 _HUBER: Final = 3.0  # sigma, from which on a pixel counts less
 _CUT: Final = 6.0  # sigma, from which on it does not count
-_ROUNDS: Final = 3
+_ROUNDS: Final = 3  # at most, until no weight moves by more than
+_STILL: Final = 0.01  # of itself: that moves a coefficient by less than so much of its error
 _LIMIT: Final = 1.3  # mean square of the pulls from which on, beyond its own scatter, a fit is refused
 _RIDGE: Final = 1e-9  # of the diagonal: decides between nuisances that cannot be told apart, and moves no fitted value
 _TINY: Final = 1e-300
@@ -31,45 +32,47 @@ _FAST = {"contract", "reassoc", "nsz"}  # sums may be taken in any order
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
-def modes(columns: np.ndarray, limit: float, most: int) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
-    """What columns (q, pixel) have in common: orthonormal modes (r, pixel), and the parts (r, q) of each column.
+def stand_ins(columns: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
+    """Which (r,) of some columns (q, pixel) stand for all, and the parts (r, q) that these have in each.
 
-    The column of which most is left is the next mode, all of them of one length; no more than ``most``, and none of
-    which less than ``limit`` of a column is left.
+    The column of which most is left is the next, all of them of one length, until of none more than ``limit`` is left.
+    Modes: the columns at right angles to those before them.
     """
     q, n = columns.shape
-    size, left = np.empty(q), np.empty((q, n))
+    size, left, chosen = np.empty(q), np.empty((q, n)), np.empty(q, np.int64)
     for i in range(q):
-        total = 0.0
-        for p in range(n):
-            total += columns[i, p] * columns[i, p]
-        size[i] = np.sqrt(total)
-        factor = 1 / size[i] if total > 0 else 0.0
+        size[i] = np.sqrt(_dot(columns[i], columns[i]))
+        factor = 1 / size[i] if size[i] > 0 else 0.0
         for p in range(n):
             left[i, p] = columns[i, p] * factor
-    found, parts, r = np.empty((most, n)), np.zeros((most, q)), 0
-    while r < most:
+    of_modes, mode, r = np.zeros((q, q)), np.empty(n), 0
+    while r < q:
         best, top = -1, limit * limit
         for i in range(q):
-            total = 0.0
-            for p in range(n):
-                total += left[i, p] * left[i, p]
+            total = _dot(left[i], left[i])
             if total > top:
                 best, top = i, total
         if best < 0:
             break
-        mode = found[r]
         for p in range(n):
             mode[p] = left[best, p] / np.sqrt(top)
         for i in range(q):
-            part = 0.0
-            for p in range(n):
-                part += mode[p] * left[i, p]
+            part = _dot(mode, left[i])
             for p in range(n):
                 left[i, p] -= part * mode[p]
-            parts[r, i] = part * size[i]
+            of_modes[r, i] = part * size[i]
+        chosen[r] = best
         r += 1
-    return found[:r].copy(), parts[:r].copy()
+    parts = of_modes[:r].copy()
+    for a in range(
+        r - 1, -1, -1
+    ):  # from modes to the columns that were chosen, which are sums of those up to their own
+        diagonal = of_modes[a, chosen[a]]
+        for i in range(q):
+            parts[a, i] /= diagonal
+            for b in range(a):
+                parts[b, i] -= of_modes[b, chosen[a]] * parts[a, i]
+    return chosen[:r].copy(), parts
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
@@ -196,11 +199,15 @@ def _robust(design, data, starts, noise, wanted):  # type: ignore[no-untyped-def
     """
     (c, n), (true, taken, of_rows) = design.shape, noise
     background = np.full(n, max(np.median(data), 0.0))
-    weight, share, smooth, residual = np.empty(n), np.ones(n), np.empty(n), np.empty(n)
+    weight, share, smooth, residual = np.ones(n), np.ones(n), np.empty(n), np.empty(n)
     squares = 0.0
     for turn in range(_ROUNDS + 1):
+        moved = False
         for p in range(n):
-            weight[p] = share[p] / (taken + background[p])
+            before, weight[p] = weight[p], share[p] / (taken + background[p])
+            moved |= abs(weight[p] - before) > _STILL * before
+        if turn and not moved:
+            break
         matrix, vector, sums, total, shrink = _normal(design, data, starts, weight, of_rows)
         if turn == _ROUNDS:
             break
