@@ -95,8 +95,10 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
     Status, value and weight of the last column (target,); nothing is added where it is not `ADDED`.
     """
     n = len(noise)
-    status, value, weight = np.full(n, FEW), np.zeros(n), np.zeros(n)
+    status, value, weight = np.empty(n, np.int64), np.zeros(n), np.zeros(n)
     matrix, vector, place, parts = sums
+    for t in range(n):
+        status[t] = FEW
     for t in which:
         at, data, starts, lost = _packed(free, images[0][t], images[1][t], first, signals)
         if lost and not told:
@@ -110,7 +112,8 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
             status[t] = ROUGH
             continue
         last, status[t] = len(right) - 1, ADDED
-        add_expanded(matrix[t], vector[t], place, parts, *_eliminate(whole, right, 0, len(parts), len(parts), last))
+        reduced, side = _eliminate(whole, right, 0, len(parts), len(parts), last)
+        add_expanded(matrix[t], vector[t], place, parts, reduced, side)
         alone, side = _eliminate(whole, right, last, last + 1, 0, last)
         value[t], weight[t] = side[0], alone[0, 0] if alone[0, 0] > 1e-6 * whole[last, last] else 0.0
     return status, value, weight
@@ -118,7 +121,7 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
 def add_expanded(matrix, vector, place, parts, reduced, right):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Add normal equations of modes (r, r), (r,), as those of the columns (q,) whose ``parts`` (r, q) they are."""
+    """Add normal equations of a few (r, r), (r,), as those of all columns (q,), of which they are ``parts`` (r, q)."""
     r, q = parts.shape
     half, row = np.zeros((r, q)), np.empty(q)
     for a in range(r):
@@ -128,7 +131,8 @@ def add_expanded(matrix, vector, place, parts, reduced, right):  # type: ignore[
         for i in range(q):
             vector[place[i]] += right[a] * parts[a, i]
     for i in range(q):
-        row[:] = 0.0
+        for j in range(q):
+            row[j] = 0.0
         for a in range(r):
             factor = parts[a, i]
             for j in range(q):
@@ -198,8 +202,8 @@ def _robust(design, data, starts, noise, wanted):  # type: ignore[no-untyped-def
     Pulls beyond the Huber limit count as the limit: the few pixels that were hit do not make a fit bad.
     """
     (c, n), (true, taken, of_rows) = design.shape, noise
-    background = np.full(n, max(np.median(data), 0.0))
-    weight, share, smooth, residual = np.ones(n), np.ones(n), np.empty(n), np.empty(n)
+    background, weight, share = np.zeros(n), np.ones(n), np.ones(n)
+    smooth, residual = np.empty(n), np.empty(n)
     squares = 0.0
     for turn in range(_ROUNDS + 1):
         moved = False
@@ -212,7 +216,8 @@ def _robust(design, data, starts, noise, wanted):  # type: ignore[no-untyped-def
         if turn == _ROUNDS:
             break
         fit = _solved(matrix, vector)
-        smooth[:], residual[:] = 0.0, data
+        for p in range(n):
+            smooth[p], residual[p] = 0.0, data[p]
         for i in range(c):
             if wanted <= i < c - 1:
                 for p in range(n):
@@ -313,19 +318,27 @@ def _solved(matrix, vector):  # type: ignore[no-untyped-def] # pragma: no cover
 def _eliminate(matrix, vector, first, last, start, stop):  # type: ignore[no-untyped-def] # pragma: no cover
     """Normal equations of unknowns ``first`` to ``last``, those ``start`` to ``stop`` at their best for each value."""
     n, k = stop - start, last - first
-    low, across = _lower(matrix[start:stop, start:stop]), np.empty((n, k + 1))
-    across[:, :k] = matrix[start:stop, first:last]
-    across[:, k] = vector[start:stop]
+    inner, across = np.empty((n, n)), np.empty((n, k + 1))
+    for i in range(n):
+        for j in range(n):
+            inner[i, j] = matrix[start + i, start + j]
+        for j in range(k):
+            across[i, j] = matrix[start + i, first + j]
+        across[i, k] = vector[start + i]
+    low = _lower(inner)
     for i in range(n):
         for m in range(i):
             for j in range(k + 1):
                 across[i, j] -= low[i, m] * across[m, j]
         for j in range(k + 1):
             across[i, j] /= low[i, i]
-    reduced, right = matrix[first:last, first:last].copy(), vector[first:last].copy()
-    for i in range(n):
-        for a in range(k):
+    reduced, right = np.empty((k, k)), np.empty(k)
+    for a in range(k):
+        right[a] = vector[first + a]
+        for i in range(n):
             right[a] -= across[i, a] * across[i, k]
-            for b in range(k):
+        for b in range(k):
+            reduced[a, b] = matrix[first + a, first + b]
+            for i in range(n):
                 reduced[a, b] -= across[i, a] * across[i, b]
     return reduced, right
