@@ -3,8 +3,9 @@
 Two passes. `spots` cuts the stamps of all sources out of their frames, detector by detector; here the frames of
 one target detector are read, exposure after exposure, with the stamps of all sources lit in it. Normal equations
 add up over exposures. Nothing is done for a source that is dark: time goes with the lit pairs.
-Memory of a task: the frames of one detector of one exposure in electrons, the stamps of one exposure, and for
-each amplifier the normal equations; for 3024 spots of 80 pixels 75 + 80 + 100 MB.
+Memory of a task: the frames of one detector of one exposure as counts and in electrons, the stamps of one exposure,
+and for its amplifiers the normal equations of sources that are ever read together: of 3024 spots of 80 pixels 150 +
+80 MB, and 1 MB where each is lit alone, 100 MB where the same 63 boards share each of 48 cells in some exposure.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from scipy.ndimage import binary_dilation
 from scipy.special import erfc
 from scipy.stats import chi2 as chi2_distribution
 
-from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs
+from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
 from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
 from lsstcal_dask.products.crosstalk_fit import Normal, Solution, Targets, add_patch, enlarged, solve
 from lsstcal_dask.products.crosstalk_patches import Stamp, patches
+from lsstcal_dask.products.crosstalk_sources import levels, lit_spots, source_names, stamps_of
 from lsstcal_dask.products.electrons import Channel, channel, signal
 from lsstcal_dask.products.spots import of_masks
 
@@ -45,7 +47,6 @@ OUTPUTS = {
 }
 
 _GUARD = 2  # px round a target's own spot that are not used
-_READ = 64_000_000  # bytes of stamps that are read at once
 _WIDE = 4  # px round other light of its own: cosmic rays, a second spot
 
 
@@ -66,17 +67,6 @@ class CrosstalkConfig(BaseModel):
     between: float = Field(5.5, gt=0, description="the same, a pair of two CCDs")
     rate: float = Field(1e-3, gt=0, lt=1, description="false discovery rate q (Benjamini & Hochberg 1995)")
     overscan: OverscanConfig = OverscanConfig()
-
-
-def _sources(camera: Camera) -> list[tuple[str, str]]:
-    """Detector and amplifier of each source: detectors in turn, their amplifiers in the order of storage."""
-    owned = {d.name: {a.name for a in d.amplifiers} for d in camera.detectors}
-    return [(name, a) for name, own in owned.items() for a in camera.amplifier_names if a in own]
-
-
-def source_names(camera: Camera) -> np.ndarray:
-    """(source,) names of all amplifiers of the camera, as ``R22_S11/C10``."""
-    return np.array([f"{detector}/{amplifier}" for detector, amplifier in _sources(camera)], dtype=object)
 
 
 def pair_sizes(camera: Camera) -> dict[str, int]:
@@ -148,14 +138,14 @@ def crosstalk_amplifiers(
     InsufficientInputs
         No amplifier of the camera has a spot that can be used.
     """
-    spots = _lit(products["spots"], camera)
+    spots = lit_spots(products["spots"], camera)
     names = source_names(camera)
     within = np.array([name.rpartition("/")[0] == detector.name for name in names])
-    faintest, brightest, repeats = _levels(spots)
+    faintest, brightest, repeats = levels(spots)
     curved = (brightest > config.ratio * faintest) & _may_curve(config.quadratic, within)
     sums, remarks = _targets(raw, detector, names, products)
     for i in np.flatnonzero(raw["present"].values & of_masks(raw, config.masks)):
-        stamps = _stamps(spots, str(raw["exposure"].values[i]))
+        stamps = stamps_of(spots, str(raw["exposure"].values[i]))
         if stamps and sums.targets:
             seen = _seen(raw["counts"].variable[i].values, sums.targets, stamps, config)
             for patch in patches(stamps, camera.raw_shape, curved):
@@ -190,76 +180,6 @@ def _targets(
 def _may_curve(quadratic: bool | str, within: np.ndarray) -> np.ndarray:
     """(source,) bool: a quadratic term is asked for."""
     return within if quadratic == "within" else np.full(within.shape, bool(quadratic))
-
-
-@dataclass(frozen=True)
-class _Spots:
-    """Numbers of all spots (exposure, source), and where their stamps are read when they are wanted."""
-
-    exposures: list[str]
-    names: np.ndarray  # (source,)
-    numbers: dict[str, np.ndarray]  # spot_y, spot_x, spot_level, spot_used: NaN or False where there is none
-    stamps: xr.Variable  # (exposure, detector, amplifier, y, x)
-    detector: np.ndarray  # (source,) along `stamps`; -1: not there
-    amplifier: np.ndarray  # (source,) along `stamps`
-
-
-def _lit(spots: xr.Dataset, camera: Camera) -> _Spots:
-    """What ``spots`` holds, by source; raises InsufficientInputs if it is nothing."""
-    there = [[str(name) for name in spots[dim].values] for dim in ("detector", "amplifier")]
-    at = [{name: i for i, name in enumerate(own)} for own in there]
-    detector, amplifier = np.array(
-        [[own.get(name, -1) for own, name in zip(at, key, strict=True)] for key in _sources(camera)]
-    ).T
-    numbers = {}
-    for name in ("spot_y", "spot_x", "spot_level", "spot_used"):
-        values = spots[name].values[:, detector, amplifier]
-        numbers[name] = np.where(detector < 0, False if values.dtype == bool else np.nan, values)
-    if not numbers["spot_used"].any():
-        raise InsufficientInputs(
-            f"crosstalk: no spots found in {spots.sizes['exposure']} exposures: were they taken with the laser on? "
-            f"See the remarks of 'spots'"
-        )
-    exposures = [str(name) for name in spots["exposure"].values]
-    return _Spots(exposures, source_names(camera), numbers, spots["spot"].variable, detector, amplifier)
-
-
-def _stamps(spots: _Spots, exposure: str) -> list[Stamp]:
-    """Stamps of all sources that are lit in an exposure."""
-    if exposure not in spots.exposures:
-        return []
-    i, found = spots.exposures.index(exposure), []
-    y, x, level, used = (spots.numbers[name][i] for name in ("spot_y", "spot_x", "spot_level", "spot_used"))
-    lit = np.isfinite(level)
-    each = int(np.prod(spots.stamps.shape[2:])) * spots.stamps.dtype.itemsize
-    step = max(1, _READ // each)
-    for first in range(0, spots.stamps.shape[1], step):
-        sources = np.flatnonzero(lit & (spots.detector >= first) & (spots.detector < first + step))
-        whole = spots.stamps[i, first : first + step].values[spots.detector[sources] - first, spots.amplifier[sources]]
-        inside = np.isfinite(whole)
-        height, width = (_extent(inside.any(axis=axis)) for axis in (2, 1))
-        for k, source in enumerate(sources.tolist()):
-            if not height[k]:
-                raise CalibrationError(
-                    f"spots of {spots.names[source]}, exposure {exposure}: the stamp is missing: build spots again"
-                )
-            at, cut = (int(y[source]), int(x[source])), whole[k, : height[k], : width[k]]
-            found.append(Stamp(source, *at, cut, float(level[source]), bool(used[source])))
-    return found
-
-
-def _extent(filled: np.ndarray) -> list[int]:
-    """Number of pixels up to the last of each row (n, pixel) that is filled."""
-    size = filled.shape[1]
-    return np.where(filled.any(axis=1), size - filled[:, ::-1].argmax(axis=1), 0).tolist()
-
-
-def _levels(spots: _Spots) -> np.ndarray:
-    """Level of the faintest and the brightest spot of each source, electron, and how many it has (3, source)."""
-    used = spots.numbers["spot_used"]
-    level = spots.numbers["spot_level"]
-    faintest = np.where(used, level, np.inf).min(0)
-    return np.stack([faintest, np.where(used, level, 0.0).max(0), used.sum(0)])
 
 
 def _seen(counts: np.ndarray, targets: list[_Target], stamps: list[Stamp], config: CrosstalkConfig) -> Targets:

@@ -17,11 +17,13 @@ from typing import Final
 
 import numpy as np
 
+from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.products.crosstalk_kernels import ADDED, HIDDEN, LEFT, ROUGH, fit_targets
 from lsstcal_dask.products.crosstalk_patches import SCALE, Patch
 
 __all__ = ["Normal", "Part", "Solution", "Targets", "add_patch", "enlarged", "merge", "solve"]
 
+_MOST: Final = 1000  # sources in one part: 0.5 GB for the targets of a CCD
 _LEAK: Final = 1e-6  # squared part of an undetermined combination that makes a coefficient unmeasured
 
 
@@ -114,12 +116,23 @@ def _left(patch: Patch, usable: np.ndarray) -> np.ndarray:
 
 
 def _part(normal: Normal, together: Patch | Part, targets: int) -> Part:
-    """The part of the normal equations that holds these sources; those that hold some of them become one."""
+    """The part of the normal equations that holds these sources; those that hold some of them become one.
+
+    Raises
+    ------
+    CalibrationError
+        It would hold too many.
+    """
     first = normal.get(int(together.index[0]))
     if first is not None and together.members <= first.members:
         return first
     old = {id(normal[s]): normal[s] for s in together.members if s in normal}
     members = together.members.union(*(part.members for part in old.values()))
+    if len(members) > _MOST:
+        raise CalibrationError(
+            f"crosstalk: {len(members)} sources are read together, directly or through others, which is more than "
+            f"{_MOST}: use masks whose spots stay within the cells of their boards, or leave exposures out"
+        )
     n = 2 * len(members)
     whole = Part(np.array(sorted(members)), np.zeros((targets, n, n)), np.zeros((targets, n)))
     for part in old.values():

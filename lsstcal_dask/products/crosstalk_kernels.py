@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-__all__ = ["ADDED", "FEW", "HIDDEN", "LEFT", "ROUGH", "add_expanded", "fit_targets", "modes"]
+__all__ = ["ADDED", "FEW", "HIDDEN", "LEFT", "ROUGH", "add_expanded", "fit_targets", "stand_ins"]
 
 ADDED: Final = 0
 HIDDEN: Final = 1
@@ -23,7 +23,8 @@ LEFT: Final = 0.5
 
 _HUBER: Final = 3.0  # sigma, from which on a pixel counts less
 _CUT: Final = 6.0  # sigma, from which on it does not count
-_ROUNDS: Final = 3
+_ROUNDS: Final = 3  # at most, until no weight moves by more than
+_STILL: Final = 0.01  # of itself: that moves a coefficient by less than so much of its error
 _LIMIT: Final = 1.3  # mean square of the pulls from which on, beyond its own scatter, a fit is refused
 _RIDGE: Final = 1e-9  # of the diagonal: decides between nuisances that cannot be told apart, and moves no fitted value
 _TINY: Final = 1e-300
@@ -31,45 +32,47 @@ _FAST = {"contract", "reassoc", "nsz"}  # sums may be taken in any order
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
-def modes(columns: np.ndarray, limit: float, most: int) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
-    """What columns (q, pixel) have in common: orthonormal modes (r, pixel), and the parts (r, q) of each column.
+def stand_ins(columns: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
+    """Which (r,) of some columns (q, pixel) stand for all, and the parts (r, q) that these have in each.
 
-    The column of which most is left is the next mode, all of them of one length; no more than ``most``, and none of
-    which less than ``limit`` of a column is left.
+    The column of which most is left is the next, all of them of one length, until of none more than ``limit`` is left.
+    Modes: the columns at right angles to those before them.
     """
     q, n = columns.shape
-    size, left = np.empty(q), np.empty((q, n))
+    size, left, chosen = np.empty(q), np.empty((q, n)), np.empty(q, np.int64)
     for i in range(q):
-        total = 0.0
-        for p in range(n):
-            total += columns[i, p] * columns[i, p]
-        size[i] = np.sqrt(total)
-        factor = 1 / size[i] if total > 0 else 0.0
+        size[i] = np.sqrt(_dot(columns[i], columns[i]))
+        factor = 1 / size[i] if size[i] > 0 else 0.0
         for p in range(n):
             left[i, p] = columns[i, p] * factor
-    found, parts, r = np.empty((most, n)), np.zeros((most, q)), 0
-    while r < most:
+    of_modes, mode, r = np.zeros((q, q)), np.empty(n), 0
+    while r < q:
         best, top = -1, limit * limit
         for i in range(q):
-            total = 0.0
-            for p in range(n):
-                total += left[i, p] * left[i, p]
+            total = _dot(left[i], left[i])
             if total > top:
                 best, top = i, total
         if best < 0:
             break
-        mode = found[r]
         for p in range(n):
             mode[p] = left[best, p] / np.sqrt(top)
         for i in range(q):
-            part = 0.0
-            for p in range(n):
-                part += mode[p] * left[i, p]
+            part = _dot(mode, left[i])
             for p in range(n):
                 left[i, p] -= part * mode[p]
-            parts[r, i] = part * size[i]
+            of_modes[r, i] = part * size[i]
+        chosen[r] = best
         r += 1
-    return found[:r].copy(), parts[:r].copy()
+    parts = of_modes[:r].copy()
+    for a in range(
+        r - 1, -1, -1
+    ):  # from modes to the columns that were chosen, which are sums of those up to their own
+        diagonal = of_modes[a, chosen[a]]
+        for i in range(q):
+            parts[a, i] /= diagonal
+            for b in range(a):
+                parts[b, i] -= of_modes[b, chosen[a]] * parts[a, i]
+    return chosen[:r].copy(), parts
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
@@ -92,8 +95,10 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
     Status, value and weight of the last column (target,); nothing is added where it is not `ADDED`.
     """
     n = len(noise)
-    status, value, weight = np.full(n, FEW), np.zeros(n), np.zeros(n)
+    status, value, weight = np.empty(n, np.int64), np.zeros(n), np.zeros(n)
     matrix, vector, place, parts = sums
+    for t in range(n):
+        status[t] = FEW
     for t in which:
         at, data, starts, lost = _packed(free, images[0][t], images[1][t], first, signals)
         if lost and not told:
@@ -107,7 +112,8 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
             status[t] = ROUGH
             continue
         last, status[t] = len(right) - 1, ADDED
-        add_expanded(matrix[t], vector[t], place, parts, *_eliminate(whole, right, 0, len(parts), len(parts), last))
+        reduced, side = _eliminate(whole, right, 0, len(parts), len(parts), last)
+        add_expanded(matrix[t], vector[t], place, parts, reduced, side)
         alone, side = _eliminate(whole, right, last, last + 1, 0, last)
         value[t], weight[t] = side[0], alone[0, 0] if alone[0, 0] > 1e-6 * whole[last, last] else 0.0
     return status, value, weight
@@ -115,7 +121,7 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
 def add_expanded(matrix, vector, place, parts, reduced, right):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Add normal equations of modes (r, r), (r,), as those of the columns (q,) whose ``parts`` (r, q) they are."""
+    """Add normal equations of a few (r, r), (r,), as those of all columns (q,), of which they are ``parts`` (r, q)."""
     r, q = parts.shape
     half, row = np.zeros((r, q)), np.empty(q)
     for a in range(r):
@@ -125,7 +131,8 @@ def add_expanded(matrix, vector, place, parts, reduced, right):  # type: ignore[
         for i in range(q):
             vector[place[i]] += right[a] * parts[a, i]
     for i in range(q):
-        row[:] = 0.0
+        for j in range(q):
+            row[j] = 0.0
         for a in range(r):
             factor = parts[a, i]
             for j in range(q):
@@ -195,17 +202,22 @@ def _robust(design, data, starts, noise, wanted):  # type: ignore[no-untyped-def
     Pulls beyond the Huber limit count as the limit: the few pixels that were hit do not make a fit bad.
     """
     (c, n), (true, taken, of_rows) = design.shape, noise
-    background = np.full(n, max(np.median(data), 0.0))
-    weight, share, smooth, residual = np.empty(n), np.ones(n), np.empty(n), np.empty(n)
+    background, weight, share = np.zeros(n), np.ones(n), np.ones(n)
+    smooth, residual = np.empty(n), np.empty(n)
     squares = 0.0
     for turn in range(_ROUNDS + 1):
+        moved = False
         for p in range(n):
-            weight[p] = share[p] / (taken + background[p])
+            before, weight[p] = weight[p], share[p] / (taken + background[p])
+            moved |= abs(weight[p] - before) > _STILL * before
+        if turn and not moved:
+            break
         matrix, vector, sums, total, shrink = _normal(design, data, starts, weight, of_rows)
         if turn == _ROUNDS:
             break
         fit = _solved(matrix, vector)
-        smooth[:], residual[:] = 0.0, data
+        for p in range(n):
+            smooth[p], residual[p] = 0.0, data[p]
         for i in range(c):
             if wanted <= i < c - 1:
                 for p in range(n):
@@ -306,19 +318,27 @@ def _solved(matrix, vector):  # type: ignore[no-untyped-def] # pragma: no cover
 def _eliminate(matrix, vector, first, last, start, stop):  # type: ignore[no-untyped-def] # pragma: no cover
     """Normal equations of unknowns ``first`` to ``last``, those ``start`` to ``stop`` at their best for each value."""
     n, k = stop - start, last - first
-    low, across = _lower(matrix[start:stop, start:stop]), np.empty((n, k + 1))
-    across[:, :k] = matrix[start:stop, first:last]
-    across[:, k] = vector[start:stop]
+    inner, across = np.empty((n, n)), np.empty((n, k + 1))
+    for i in range(n):
+        for j in range(n):
+            inner[i, j] = matrix[start + i, start + j]
+        for j in range(k):
+            across[i, j] = matrix[start + i, first + j]
+        across[i, k] = vector[start + i]
+    low = _lower(inner)
     for i in range(n):
         for m in range(i):
             for j in range(k + 1):
                 across[i, j] -= low[i, m] * across[m, j]
         for j in range(k + 1):
             across[i, j] /= low[i, i]
-    reduced, right = matrix[first:last, first:last].copy(), vector[first:last].copy()
-    for i in range(n):
-        for a in range(k):
+    reduced, right = np.empty((k, k)), np.empty(k)
+    for a in range(k):
+        right[a] = vector[first + a]
+        for i in range(n):
             right[a] -= across[i, a] * across[i, k]
-            for b in range(k):
+        for b in range(k):
+            reduced[a, b] = matrix[first + a, first + b]
+            for i in range(n):
                 reduced[a, b] -= across[i, a] * across[i, b]
     return reduced, right

@@ -1,7 +1,7 @@
 """Patches of raw pixels in which the crosstalk of some sources is seen: of one exposure, the same for every target.
 
 Sources whose spots are read together share a patch. Each has a column of signal there, and one of its square; of
-many that are all but alike, what they have in common is fitted: a few modes, of which every column is a sum.
+many that are all but alike a few are fitted, which stand for the others.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from lsstcal_dask.products.crosstalk_kernels import modes
+from lsstcal_dask.products.crosstalk_kernels import stand_ins
 
 __all__ = ["SCALE", "Patch", "Stamp", "patches"]
 
 SCALE: Final = 1e5  # electron; matrices hold signals in this unit, so that Q and Q**2 are alike
 _HEART: Final = 0.5  # of its level: spots whose parts above it overlap are fitted together
-_MANY: Final = 4  # columns, beyond which their modes are fitted
-_ALIKE: Final = 0.02  # of a column, which no mode need describe: 1e-4 of the squares of the coefficients' errors
+_MANY: Final = 4  # columns, beyond which some stand for all
+_ALIKE: Final = 0.01  # of a column, which need not be described: 1e-4 of what it tells of its source
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,30 @@ class Patch:
         return (self.signals != 0).any(axis=0)
 
     @cached_property
-    def _modes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Modes (r, y, x) of the signals and their squares, and the parts (r, q) of these."""
+    def _fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Columns (r, y, x) that stand for all signals and their squares, and the parts (r, q) they have in these.
+
+        What is left out is at right angles to them and to the nuisances, in pixels that are free: it moves nothing.
+        """
         whole = np.concatenate([self.signals, self.signals[self.squared] ** 2])
         if len(whole) <= _MANY:
             return whole, np.eye(len(whole))
-        found, parts = modes(whole.reshape(len(whole), -1), _ALIKE, len(whole))
-        return found.reshape(-1, *whole.shape[1:]), parts
+        flat = (whole * self.free).reshape(len(whole), -1)
+        known, _ = np.linalg.qr((self.nuisance * self.free).reshape(len(self.nuisance), -1).T)
+        chosen, parts = stand_ins(flat - (flat @ known) @ known.T, _ALIKE)
+        return whole[chosen], parts
 
     @property
     def parts(self) -> np.ndarray:
-        """(r, q) parts that the modes have in each signal, then in each square."""
-        return self._modes[1]
+        """(r, q) parts that what is fitted has in each signal, then in each square."""
+        return self._fitted[1]
 
     @cached_property
     def terms(self) -> np.ndarray:
-        """(column, y, x) of the fit: modes, nuisances, the signals half a patch off: a source that was not there."""
+        """(column, y, x) of the fit: signals, nuisances, the signals half a patch off: a source that was not there."""
         half = tuple(size // 2 for size in self.core.shape)
         wrong = np.roll(self.signals.sum(0), half, (0, 1))
-        return np.concatenate([self._modes[0], self.nuisance, wrong[None]])
+        return np.concatenate([self._fitted[0], self.nuisance, wrong[None]])
 
     def without(self, kept: np.ndarray, given_up: np.ndarray) -> "Patch":
         """Only the ``kept`` (k,) sources are measured; those ``given_up`` are nuisances, others not there."""

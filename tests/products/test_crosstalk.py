@@ -11,6 +11,7 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.isr.crosstalk import Entries
 from lsstcal_dask.pipeline.closed.discs import dataset, disc, expose, true_matrix
 from lsstcal_dask.pipeline.closed.raw import true_gains
+from lsstcal_dask.products import crosstalk_fit, crosstalk_patches
 from lsstcal_dask.products.crosstalk import (
     CrosstalkConfig,
     _dataset,
@@ -187,6 +188,37 @@ def test_neighbours_are_fitted_or_hidden_and_refused_spots_hide_their_pixels():
     assert np.isnan(found.linear[2])
 
 
+def test_some_sources_stand_for_many_that_are_alike(monkeypatch):
+    """Twelve sources that lie within a tenth of a pixel, in thirty exposures of some of them, without noise.
+
+    Of no column more than 1 % are left out, and what is left out is at right angles to what is fitted: coefficients
+    move by a few times the square of that, of the largest.
+    """
+    random = np.random.default_rng(12)
+    lit = random.random((30, 12)) < 0.6
+    true = random.normal(0, 2e-4, 12)
+    found = []
+    for most in (4, 100):
+        monkeypatch.setattr(crosstalk_patches, "_MANY", most)
+        normal, places = {}, np.random.default_rng(13)
+        for one in lit:
+            stamps = [_stamp(int(s), *places.uniform(29.95, 30.05, 2)) for s in np.flatnonzero(one)]
+            (patch,) = patches(stamps, SHAPE, np.zeros(12, bool))
+            add_patch(normal, patch, _target(sum(true[s.source] * _full(s) for s in stamps)))
+        assert (len(patch.parts) < len(patch.sources)) == (most == 4)
+        found.append(solve(normal, 12, np.zeros(12, bool), 1e4))
+    few, exact = found
+    np.testing.assert_allclose(exact.linear, true, atol=1e-9)
+    np.testing.assert_allclose(few.linear, true, rtol=0, atol=4e-4 * np.abs(true).max())
+    np.testing.assert_allclose(few.linear_error, exact.linear_error, rtol=2e-3)
+
+
+def test_more_sources_than_memory_holds_are_refused(monkeypatch):
+    monkeypatch.setattr(crosstalk_fit, "_MOST", 1)
+    with pytest.raises(CalibrationError, match="crosstalk: 2 sources are read together, directly or through others"):
+        _solved([_stamp(0, 30, 28), _stamp(1, 30, 28)], np.zeros(SHAPE))
+
+
 def test_normal_equations_add_up_in_any_order():
     random = np.random.default_rng(8)
     parts = []
@@ -302,6 +334,18 @@ def test_closed_loop(site, measured):
     assert found[:, :16].any()  # of the other CCD
     others = np.setdiff1d(np.arange(144), place)
     assert np.isnan(measured["crosstalk"].values[:, others]).all()  # of CCDs without a frame: unmeasured, not zero
+
+
+def test_quadratic_terms_of_one_ccd_only(site, raw, products, measured):
+    """What is not asked for is unmeasured; the linear terms of the other CCD are known the better for it."""
+    only, config = raw.sel(detector=[TARGET]), CrosstalkConfig(quadratic="within")
+    found = measure_crosstalk(only, site.camera, products, config).compute(scheduler="sync").sel(detector=TARGET)
+    ccd = np.array([str(name).partition("/")[0] for name in found["source"].values])
+    own, other = np.flatnonzero(ccd == TARGET), np.flatnonzero(ccd == NAMES[0])
+    assert np.isfinite(found["crosstalk_quadratic"][:, own]).sum() == 16 * 15
+    assert np.isnan(found["crosstalk_quadratic"][:, other]).all()
+    before, after = (one["crosstalk_error"].values[:, other] for one in (measured, found))
+    assert (after < 0.7 * before).all()
 
 
 def test_without_crosstalk_nothing_is_found(site, products, raw):

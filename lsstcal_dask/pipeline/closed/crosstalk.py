@@ -115,7 +115,7 @@ def large(seed: int, exposures: int) -> np.ndarray:
     return np.asarray(left[np.isfinite(taken)])
 
 
-def measure(seeds: int, repeats: int = 4, exposures: int = 16) -> list[Target]:
+def measure(seeds: int, repeats: int = 4, exposures: int = 24) -> list[Target]:
     """Targets of the measured matrix, from ``repeats`` exposures of each amplifier of a board of mini9.
 
     Parameters

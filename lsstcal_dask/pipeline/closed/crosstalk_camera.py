@@ -7,7 +7,7 @@ for each target: 3024 of them need 63 exposures at least. Were all 63 boards lit
 in each exposure. So in each 8 of them are lit, as lines of the affine plane of order 8 go through its 64 points:
 72 exposures, each board lit in 9, any two of them together in one. That tells each source of a cell from the
 62 others, with the worth of 8 exposures of it alone, and also where the target's own spot hides the cell whenever its
-board is lit, which half of the boards lit at a time, the shortest plan otherwise, would not. Every third bundle of
+board is lit, which half of the boards lit at a time, the shortest plan otherwise, would not. Every other bundle of
 parallel lines is taken with fainter spots: they tell the quadratic terms, of pairs of a CCD.
 
 Spots have 1/400 of the area that those of LSSTCam have. The read noise is a quarter of its own, so that an exposure
@@ -102,7 +102,7 @@ def plan(camera: Camera, *, coded: bool = True) -> Plan:
     field = range(2**size)
     bundles = [np.array([_product(slope, int(one), size) for one in x]) ^ y for slope in field] + [x]
     lit = np.concatenate([[bundle == line for line in field] for bundle in bundles])
-    level = np.repeat([_LEVELS[number % 3 == 2] for number in range(len(bundles))], len(field))
+    level = np.repeat([_LEVELS[number % 2] for number in range(len(bundles))], len(field))
     return Plan(lit | (not coded), level, {d.name: names.index(board(d)) for d in camera.detectors})
 
 
@@ -194,8 +194,15 @@ def raw_frames(site: Observatory, how: Plan, kept: int) -> xr.Dataset:
     )
 
 
-def matrix(site: Observatory, how: Plan, workers: int) -> tuple[xr.Dataset, float]:
-    """The product of the whole camera, measured with so many threads, and the worst condition of one CCD."""
+def site_of(seed: int, rafts: int) -> Observatory:
+    """An observatory with such a camera, its amplifiers coupled."""
+    effect = Crosstalk(nearest=1e-4, decay=0.1, decay_itl=0.1)
+    settings = Settings().only(EFFECTS).model_copy(update={"crosstalk": effect})
+    return Observatory(seed, small_camera(rafts), settings)
+
+
+def matrix(site: Observatory, how: Plan, workers: int, targets: slice = slice(None)) -> tuple[xr.Dataset, float]:
+    """The product of the CCDs that are ``targets``, measured with so many threads, and the worst condition of one."""
     names = [d.name for d in site.camera.detectors]
     # each row is levelled by its own pixels: the smooth level would cost more than all that follows
     raw, gain, rows = raw_frames(site, how, workers), true_gains(site, names), OverscanConfig(method="row")
@@ -205,7 +212,8 @@ def matrix(site: Observatory, how: Plan, workers: int) -> tuple[xr.Dataset, floa
     first, products = site.camera.detectors[0], {"gain": gain.isel(detector=0), "spots": found}
     one = crosstalk_amplifiers(raw.isel(detector=0), first, site.camera, config, products)
     worst = max(result.attrs["summary"]["condition"] or np.inf for _, result in one)
-    return measure_crosstalk(raw, site.camera, {"gain": gain, "spots": found}, config).compute(**run), float(worst)
+    made = measure_crosstalk(raw.isel(detector=targets), site.camera, {"gain": gain, "spots": found}, config)
+    return made.compute(**run), float(worst)
 
 
 def bound(site: Observatory, how: Plan, target: tuple[Detector, int], other: tuple[int, int]) -> np.ndarray:
@@ -245,9 +253,9 @@ def bound(site: Observatory, how: Plan, target: tuple[Detector, int], other: tup
     return out[:n]
 
 
-def measure(seeds: int, rafts: int = 21, workers: int = 2, *, coded: bool = True) -> list[Target]:
+def measure(seeds: int, rafts: int = 21, workers: int = 2) -> list[Target]:
     """Targets of the matrix of the camera, or of its first rafts."""
-    runs = [_run(seed, rafts, workers, coded=coded) for seed in range(1, seeds + 1)]
+    runs = [_run(seed, rafts, workers) for seed in range(1, seeds + 1)]
     c, e, c2, e2, true, true2, other, eta = (np.stack(v) for v in zip(*(run.values for run in runs), strict=True))
     measured, found = np.isfinite(c), np.isfinite(c) & (c != 0)
     strong, off = measured & (np.abs(true) >= 8 * e), ~np.eye(c.shape[1], dtype=bool)
@@ -285,11 +293,10 @@ class _Run:
     seconds: float
 
 
-def _run(seed: int, rafts: int, workers: int, *, coded: bool) -> _Run:
-    camera = small_camera(rafts)
-    effect = Crosstalk(nearest=1e-4, decay=0.1, decay_itl=0.1)
-    site = Observatory(seed, camera, Settings().only(EFFECTS).model_copy(update={"crosstalk": effect}))
-    how, names, start = plan(camera, coded=coded), [d.name for d in camera.detectors], perf_counter()
+def _run(seed: int, rafts: int, workers: int) -> _Run:
+    site = site_of(seed, rafts)
+    camera, how, start = site.camera, plan(site.camera), perf_counter()
+    names = [d.name for d in camera.detectors]
     found, condition = matrix(site, how, workers)
     seconds = perf_counter() - start
     n = len(names) * len(camera.amplifier_names)

@@ -22,6 +22,7 @@ LOOPS: Final[tuple[str, ...]] = (
     "defects",
     "saturation",
     "crosstalk",
+    "crosstalk_camera",
     "darks",
     "fringes",
     "overscan",

@@ -62,7 +62,7 @@ def test_transfer():
 @pytest.mark.slow
 def test_gain():
     """Eight exposures: 100 hits in an amplifier of mini9, which tell a gain to 1.4e-3 and the scatter to a fifth."""
-    found = by_name(gain.measure(1, "mini9", xrays=8, shape=(64, 64)))
+    found = by_name(gain.measure(1, "mini9", xrays=8, shape=(64, 64), more=0))
     assert found["55Fe, gain in its CCD: width of pulls"].verdict != "fail"
     assert found["photon transfer over 55Fe: scatter in a CCD"].measured < 2 * 1.5e-3
 

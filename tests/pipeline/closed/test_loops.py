@@ -13,6 +13,7 @@ from lsstcal_dask.pipeline.closed import (
     bias,
     crosstalk,
     crosstalk_applied,
+    crosstalk_camera,
     darks,
     defects,
     deferred,
@@ -118,6 +119,42 @@ def test_deferred():
     found = by_name(deferred.measure(1, amplifiers=4))
     assert len(found) == 16
     assert all(near(one) for one in found.values())
+
+
+def test_any_two_boards_are_lit_together_in_one_exposure():
+    camera = crosstalk_camera.small_camera(21)
+    assert len(camera.detectors) == 189
+    how = crosstalk_camera.plan(camera)
+    assert how.lit.shape == (72, 63)
+    together = how.lit.T.astype(int) @ how.lit
+    np.testing.assert_array_equal(together, np.where(np.eye(63, dtype=bool), 9, 1))
+    for one in range(63):  # a board that is lit hides in its amplifiers the cell of each, with all sources read there
+        light = np.delete(how.lit[~how.lit[:, one]] * how.level[~how.lit[:, one], None], one, axis=1)
+        assert np.linalg.cond(light.T @ light) < 1e3
+
+
+def test_crosstalk_camera():
+    """A raft, 144 amplifiers; and one CCD of it when every board is lit in every exposure.
+
+    What is left then are spots that do not lie quite alike: pairs are all but unmeasured.
+    """
+    found = by_name(crosstalk_camera.measure(1, rafts=1, workers=1))
+    assert all(near(one) for one in found.values())
+    assert found["camera: pairs unmeasured of 20592"].measured == 0
+    site = crosstalk_camera.site_of(1, 1)
+    how = crosstalk_camera.plan(site.camera, coded=False)
+    together, condition = crosstalk_camera.matrix(site, how, 1, slice(0, 1))
+    assert condition > 20 * found["camera: worst condition number of sources lit together"].measured
+    error = together["crosstalk_error"].sel(source=[name.startswith("R01_S2") for name in together["source"].values])
+    assert np.nanmedian(error) > 5 * found["camera: error of a pair of two CCDs, median"].measured
+
+
+@pytest.mark.slow
+def test_crosstalk_camera_of_three_rafts():
+    """On two threads, which share what is simulated."""
+    found = by_name(crosstalk_camera.measure(1, rafts=3))
+    assert all(near(one) for one in found.values())
+    assert found["camera: pairs unmeasured of 186192"].measured == 0
 
 
 @pytest.mark.slow
