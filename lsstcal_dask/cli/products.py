@@ -173,8 +173,8 @@ def verify(
 ) -> None:
     """Judge products by acceptance metrics, each with limits and their source.
 
-    The newest product of each name, and the newest corrected frame; linearity also with the stars of up to twelve visits
-    of one filter and with up to sixteen flats. Exit status 1 if a metric fails; what is not in the store is not
+    The newest product of each name, and the newest corrected frame; linearity also with the stars of up to twelve
+    visits, and with as many flats, of one filter. Exit status 1 if a metric fails; what is not in the store is not
     measured, which is no failure.
 
     A closed loop measures the targets of a product or a correction on the virtual observatory, against its truth. Its

@@ -25,14 +25,17 @@ __all__: list[str] = []
 
 
 _EXCHANGED = "gain, linearity, crosstalk, defects or saturation"
+_FILES = "gain, linearity, crosstalk, defects, saturation or ptc"
 RemeasuredOption = Annotated[str, typer.Option("--version", help="Remeasured version; the last by default.")]
 ExchangedArgument = Annotated[str, typer.Argument(metavar="PRODUCT", help=f"{_EXCHANGED[0].upper()}{_EXCHANGED[1:]}.")]
+
+ExportedArgument = Annotated[str, typer.Argument(metavar="PRODUCT", help=f"{_FILES[0].upper()}{_FILES[1:]}.")]
 
 
 @app.command("import")
 def import_(
     store: StoreArgument,
-    product: Annotated[str | None, typer.Argument(metavar="PRODUCT", help=f"What the files are: {_EXCHANGED}.")] = None,
+    product: Annotated[str | None, typer.Argument(metavar="PRODUCT", help=f"What the files are: {_FILES}.")] = None,
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Files of the camera team.")] = None,
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Import the tables that are in STORE/inputs instead of files.")
@@ -46,10 +49,11 @@ def import_(
 ) -> None:
     """Make products of what the camera team delivers.
 
-    Files are those of Rubin's software, one for each CCD: a photon transfer curve (gain, saturation), a linearizer,
-    crosstalk (per adu, without gains of its own, with those of the store), or defects, as ECSV, FITS or YAML; or a
-    plain table with the columns of STORE/inputs. If anything is wrong with one of them, nothing is imported. What is
-    imported is used instead of what was built here, until 'lsstcal accept' says otherwise.
+    Files are those of Rubin's software, one for each CCD: a photon transfer curve (gain, saturation, and ptc for its
+    covariance matrices), a linearizer, crosstalk (per adu, without gains of its own, with those of the store), or
+    defects, as ECSV, FITS or YAML; or a plain table with the columns of STORE/inputs. If anything is wrong with one of
+    them, nothing is imported. What is imported is used instead of what was built here, until 'lsstcal accept' says
+    otherwise.
     """
     from lsstcal_dask.pipeline import exchange  # noqa: PLC0415
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
@@ -69,7 +73,7 @@ def import_(
 @app.command()
 def export(
     store: StoreArgument,
-    product: ExchangedArgument,
+    product: ExportedArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write into.")],
     form: Annotated[str, typer.Option("--format", help="ecsv, fits or yaml; crosstalk is always ecsv.")] = "ecsv",
     version: Annotated[str, typer.Option(help="Version of the product; the one that was made last by default.")] = "",

@@ -21,11 +21,12 @@ from lsstcal_dask.errors import (
 from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
 from lsstcal_dask.pipeline.config import Config
-from lsstcal_dask.pipeline.readout import Readout, noted, readouts, warm_remarks
+from lsstcal_dask.pipeline.readout import Readout, noted, readouts, warm_products, warm_remarks
 from lsstcal_dask.pipeline.recipes import RECIPES, Recipe
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Mismatch, find_upstream, read_upstream
-from lsstcal_dask.storage.manifests import header_digests
+from lsstcal_dask.storage.conditions import Records, conditions
+from lsstcal_dask.storage.manifests import header_digests, read_records
 from lsstcal_dask.storage.objects import write_json
 from lsstcal_dask.storage.products import (
     Pointer,
@@ -49,6 +50,7 @@ __all__ = [
     "failures",
     "image_template",
     "once",
+    "run_conditions",
     "run_version",
     "unusable",
     "version_of",
@@ -157,7 +159,7 @@ def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
         valid_until=run.validity.valid_until,
         failed=failed,
         remarks=remarks + [f"exposure {name} left out: {why}" for name, why in repeated.items()] + warm_remarks(raw),
-        inputs={**_inputs(raw, upstream), **ways},
+        inputs={**_inputs(raw, upstream), **ways, **run_conditions(read_records(run.store.url), raw)},
         configuration=settings.model_dump(mode="json"),
         software=software(),
     )
@@ -227,6 +229,15 @@ def _work(
     }
 
 
+def run_conditions(records: Records, raw: xr.Dataset) -> dict[str, Any]:
+    """How the CCDs of (exposure, detector) frames that are ``present`` were run, as an input, where it is known."""
+    present = np.atleast_2d(raw["present"].values)
+    exposures = np.atleast_1d(raw["exposure"].values).astype(str)
+    frames = {str(det): exposures[present[:, j]].tolist() for j, det in enumerate(raw["detector"].values)}
+    found = conditions(records, frames)
+    return {"conditions": found} if found else {}
+
+
 def _pixel_digests(raw: xr.Dataset) -> dict[str, str]:
     """Hash of the frames of each detector that enter, in order."""
     hashes = raw["pixels"].values
@@ -272,6 +283,9 @@ def _upstream(
         f"{NOTE if RECIPES[name].optional else ''}made without {name} for {len(why)} detectors ({why[0]})"
         for name, why in without.items()
     ]
+    for det, way in read_by.items():
+        used = {name: (pointer.version, pointer.inputs) for name, pointer in found[det].items()}
+        remarks += warm_products(used, det, way)
     return found, failed, remarks
 
 

@@ -29,9 +29,9 @@ from lsstcal_dask.isr.sequence import (
     source,
 )
 from lsstcal_dask.mapping import AmplifierResults, Output
-from lsstcal_dask.pipeline.build import UNLIT, Built, failures, run_version
+from lsstcal_dask.pipeline.build import UNLIT, Built, failures, run_conditions, run_version
 from lsstcal_dask.pipeline.lineage import superseded
-from lsstcal_dask.pipeline.readout import readout
+from lsstcal_dask.pipeline.readout import readout, warm_products
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream, read_upstream
 from lsstcal_dask.storage.manifests import header_digests
@@ -126,12 +126,14 @@ def _calibrate_one(
         failed=failed,
         remarks=_left_out(skip, {step: names[step] for step in without})
         + [f"without {which}: {why}" for why, which in outside.items()]
-        + _mixed(found, upstream),
+        + _mixed(found, upstream)
+        + _warm(found, raw),
         inputs={
             "exposure": exposure,
             "headers": header_digests(raw),
             "pixels": {str(det): value.decode() for det, value in pixels},
             "upstream": {d: {k: f"{p.version}/{p.hash}" for k, p in use.items()} for d, use in found.items()},
+            **run_conditions(upstream.records, raw),
         },
         configuration=config.model_dump(mode="json"),
         software=software(),
@@ -243,6 +245,15 @@ def _mixed(found: Mapping[str, Mapping[str, Pointer]], upstream: Upstream) -> li
                     flat.version, f"{det}: {flat.name} {flat.version} was made with gain {old}, but {again}"
                 )
     return list(told.values())
+
+
+def _warm(found: Mapping[str, Mapping[str, Pointer]], raw: xr.Dataset) -> list[str]:
+    """Remarks on products that were made at another temperature than that of the frame."""
+    remarks = []
+    for det, use in found.items():
+        made = {pointer.name: (pointer.version, pointer.inputs) for pointer in use.values()}
+        remarks += warm_products(made, det, readout(raw, det))
+    return remarks
 
 
 def _template(store: Store, raw: xr.Dataset, units: str, order: str) -> Template:

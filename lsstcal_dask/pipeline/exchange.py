@@ -33,12 +33,15 @@ from lsstcal_dask.storage.rubin.files import RubinFile
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import DEFECT_KINDS, NOTE
 
-__all__ = ["BESIDE", "EXCHANGED", "KEPT", "check_product", "import_all", "import_files", "import_inputs"]
+__all__ = ["BESIDE", "EXCHANGED", "KEPT", "OF_FILES", "check_product", "import_all", "import_files", "import_inputs"]
 
 EXCHANGED: Final = tuple(DELIVERED)
-"""Products that can be imported and exported."""
+"""Products that can be imported and exported, and compared."""
 
-KEPT: Final = ("gain", "linearity", "crosstalk")
+OF_FILES: Final = ("ptc",)
+"""Products that can be imported from Rubin's files alone, and exported."""
+
+KEPT: Final = ("gain", "linearity", "crosstalk", "ptc")
 """Products of which Rubin's files, one for each CCD, are kept as they were delivered."""
 
 BESIDE: Final = (".ic.ecsv", ".sources.fits")
@@ -84,10 +87,10 @@ class _Delivery:
             self.dates.add(date)
 
 
-def check_product(product: str) -> None:
+def check_product(product: str, known: Sequence[str] = EXCHANGED) -> None:
     """Refuse a product that cannot be imported or exported; raises WrongUse."""
-    if product not in EXCHANGED:
-        raise WrongUse(f"unknown product {product!r} to exchange: choose from {', '.join(EXCHANGED)}")
+    if product not in known:
+        raise WrongUse(f"unknown product {product!r} to exchange: choose from {', '.join(known)}")
 
 
 def import_files(
@@ -103,7 +106,7 @@ def import_files(
 
     Parameters
     ----------
-    product : of `EXCHANGED`.
+    product : of `EXCHANGED` or `OF_FILES`.
     files : Rubin's files, one for each CCD, or plain tables; see `lsstcal_dask.storage`.
     validity : from the latest CALIBDATE of the files on, unless said otherwise.
 
@@ -112,7 +115,7 @@ def import_files(
     WrongUse
         No such product, or no file.
     """
-    check_product(product)
+    check_product(product, EXCHANGED + OF_FILES)
     if not files:
         raise WrongUse(f"{product}: name files to import")
     delivery, errors = _Delivery(), []
@@ -233,6 +236,8 @@ def _template(store: Store, product: str, values: Mapping[str, Any]) -> Template
         outputs = {f"{name}{end}": Output("float64", "electron") for name in LEVELS for end in ("", "_error")} | outputs
     if product == "linearity":
         sizes["node"] = max(value.sizes["node"] for value in values.values())
+    for lag in ("lag_y", "lag_x") if product == "ptc" else ():
+        sizes[lag] = max(value.sizes[lag] for value in values.values())
     if product == "crosstalk":
         coords["source"] = (("source",), np.array(source_names(camera), object))
         sizes["source"] = len(source_names(camera))
@@ -245,8 +250,8 @@ def _numbers(
     """Numbers of each amplifier: as they were delivered, padded with NaN; sources that are not listed as said."""
     if "source" in template.sizes:
         value = _all_sources(value, np.asarray(template.coords["source"][1], object))
-    if "node" in template.sizes:
-        value = value.pad(node=(0, template.sizes["node"] - value.sizes["node"]))
+    for dim in (dim for dim in ("node", "lag_y", "lag_x") if dim in template.sizes):
+        value = value.pad({dim: (0, template.sizes[dim] - value.sizes[dim])})
     for amplifier in detector.amplifiers:
         own = value.sel(amplifier=amplifier.name, drop=True).drop_vars("source", errors="ignore")
         missing = {n: np.nan for n in template.outputs if n not in own}

@@ -12,11 +12,12 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Camera, Detector
-from lsstcal_dask.pipeline.exchange import BESIDE, check_product
+from lsstcal_dask.pipeline.exchange import BESIDE, EXCHANGED, OF_FILES, check_product
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage.delivered import kept
 from lsstcal_dask.storage.products import Pointer, list_products, open_product
 from lsstcal_dask.storage.rubin.coupling import write_crosstalk
+from lsstcal_dask.storage.rubin.covariance import write_transfer
 from lsstcal_dask.storage.rubin.defects import write_defects
 from lsstcal_dask.storage.rubin.files import FORMATS, location, redate, write_file
 from lsstcal_dask.storage.rubin.linearizer import write_linearizer
@@ -39,7 +40,7 @@ def export_product(store: Store, product: str, folder: str | Path, form: str = "
 
     Parameters
     ----------
-    product : of `EXCHANGED`.
+    product : of `EXCHANGED` or `OF_FILES`. Gains and photon transfer curves are files of one name: use two folders.
     form : of `FORMATS`; crosstalk has ECSV only, saturation, which Rubin has no file for, a plain table.
     version : the one that was made last by default.
 
@@ -50,7 +51,7 @@ def export_product(store: Store, product: str, folder: str | Path, form: str = "
     CalibrationError
         The product is not there.
     """
-    check_product(product)
+    check_product(product, EXCHANGED + OF_FILES)
     if form not in FORMATS:
         raise WrongUse(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     if form != "ecsv" and product == "crosstalk":
@@ -90,6 +91,8 @@ def _write(product: str, own: xr.Dataset, place: tuple[Camera, Detector], where:
         unknown = np.full(count, np.nan)
         nothing = np.full((count, 1, 1), np.nan)
         write_ptc(path, PhotonTransfer(detector.name, own[names], unknown, unknown, nothing), camera, date)
+    elif product == "ptc":
+        write_transfer(path, own, place, date)
     elif product == "linearity":
         write_linearizer(path, own, place, date)
     else:

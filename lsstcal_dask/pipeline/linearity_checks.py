@@ -22,7 +22,7 @@ from lsstcal_dask.verify.stars import STAR, amplifier_of, match_stars, measure_s
 __all__ = ["Checks", "Visit", "choose_checks", "flat_numbers", "star_numbers"]
 
 _VISITS: Final = 12  # of one filter, the latest
-_FLATS: Final = 16  # of one filter, spread over the levels
+_FLATS: Final = 12  # of one filter, spread over the levels
 _FEWEST: Final = 10  # flats that make a slope
 _BACKGROUND: Final = 1e3  # electrons, unit of a background
 _PEAK: Final = 1e5  # electrons, unit of a peak and of the level of a flat

@@ -42,7 +42,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         if check and not check_frame(store.url, record)
     ]
     pointers = list_products(store.url)
-    stale = outdated(pointers, record_digests(records))
+    stale = outdated(pointers, record_digests(records), records)
     for pointer in sorted(pointers, key=lambda p: [*RECIPES, p.name].index(p.name)):
         if check:
             damaged += [

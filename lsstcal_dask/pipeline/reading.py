@@ -14,6 +14,7 @@ from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.storage.deliveries import DELIVERED
 from lsstcal_dask.storage.products import lookup, open_product
 from lsstcal_dask.storage.rubin.coupling import read_crosstalk
+from lsstcal_dask.storage.rubin.covariance import read_transfer
 from lsstcal_dask.storage.rubin.defects import read_defects
 from lsstcal_dask.storage.rubin.files import RubinFile, read_file
 from lsstcal_dask.storage.rubin.linearizer import read_linearizer
@@ -40,6 +41,8 @@ def read_delivery(
         found, file = read_eo_summary(path, camera)
         yield from ((name, value, file) for name, value in found.items())
     elif (table := _plain_table(path)) is not None:
+        if product not in DELIVERED:
+            raise CalibrationError(f"{path}: has no OBSTYPE: {product} is read from files of Rubin's software alone")
         yield from ((name, value, table) for name, value in DELIVERED[product](table, camera).items())
     elif product == "crosstalk":
         yield read_crosstalk(path, camera, lambda *of: _gains(store, upstream, path, *of))
@@ -104,4 +107,5 @@ _RUBIN: Final = {
     "linearity": _one(read_linearizer),
     "defects": _rubin_defects,
     "saturation": _rubin_saturation,
+    "ptc": _one(read_transfer),
 }

@@ -2,11 +2,11 @@
 
 Another sequencer or another substrate voltage makes other levels, noise, wells and gains: frames are then not mixed,
 and no product of one is applied to the other. A CCD of another temperature has another gain (6.5e-4 per kelvin) and
-another dark current (twice as much after 3 K): that is told, for a product may be meant for it.
+another dark current (twice as much after 3 K): from 1 K on that is told, and what is 3 K off is not applied.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +14,16 @@ import xarray as xr
 
 from lsstcal_dask.errors import CalibrationError
 
-__all__ = ["Readout", "noted", "readout", "readouts", "warm_remarks"]
+__all__ = ["FAR", "WARM", "Readout", "made_with", "noted", "readout", "readouts", "warm_products", "warm_remarks"]
 
 _VOLTS: Final = 1.0
 """By which readings of the same voltage may differ: a tenth of what changes anything."""
 _KELVIN: Final = 1.0
 """Within which a product holds: the gain changes by 6.5e-4."""
+FAR: Final = 3.0
+"""K, from which on a product does not: the gain is 0.2 % off, twice what is asked of it, dark current a factor of 2."""
+WARM: Final = ("gain", "dark", "ptc", "defects")
+"""Products that follow the temperature."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Readout:
 
     sequencer: str = ""  # program; empty where it is not known
     voltage: float | None = None  # V, to a tenth
+    temperature: float | None = field(default=None, compare=False)  # K; of several exposures the median
+    exposure: str = field(default="", compare=False)  # the first of them
 
     def differs(self, other: "Readout") -> str:
         """How another one is not the same, in words, where both are known; empty if it is."""
@@ -39,14 +45,31 @@ class Readout:
 
     def filled(self, other: "Readout") -> "Readout":
         """With what is not known taken from another."""
-        return Readout(self.sequencer or other.sequencer, other.voltage if self.voltage is None else self.voltage)
+        voltage = other.voltage if self.voltage is None else self.voltage
+        return replace(self, sequencer=self.sequencer or other.sequencer, voltage=voltage)
+
+    def degrees(self, other: "Readout") -> float:
+        """Kelvins between the two; 0 where one is not known."""
+        if self.temperature is None or other.temperature is None:
+            return 0.0
+        return abs(self.temperature - other.temperature)
+
+
+def made_with(inputs: Mapping[str, Any], detector: str) -> Readout:
+    """How the exposures of a product were taken, by what it noted."""
+    return Readout(*(inputs.get(key, {}).get(detector) for key in ("sequencers", "voltages", "temperatures")))
 
 
 def readout(raw: xr.Dataset, detector: str) -> Readout:
     """That of a detector in one exposure."""
-    own = {key: raw[key].sel(detector=detector).values for key in ("sequencer", "voltage") if key in raw.coords}
-    voltage = float(own.get("voltage", np.nan))
-    return Readout(str(own.get("sequencer", "")), round(voltage, 1) if np.isfinite(voltage) else None)
+    keys = [key for key in ("sequencer", "voltage", "temperature") if key in raw.coords]
+    own = {key: raw[key].sel(detector=detector).values for key in keys}
+    voltage, kelvin = (float(own.get(key, np.nan)) for key in ("voltage", "temperature"))
+    return Readout(
+        str(own.get("sequencer", "")),
+        round(voltage, 1) if np.isfinite(voltage) else None,
+        kelvin if np.isfinite(kelvin) else None,
+    )
 
 
 def readouts(product: str, raw: xr.Dataset) -> dict[str, Readout]:
@@ -57,7 +80,7 @@ def readouts(product: str, raw: xr.Dataset) -> dict[str, Readout]:
     CalibrationError
         Exposures of a detector were read in different ways: levels, noise, and overscan are not the same.
     """
-    if not {"sequencer", "voltage"} & set(raw.coords):
+    if not {"sequencer", "voltage", "temperature"} & set(raw.coords):
         return {}
     found: dict[str, Readout] = {}
     for j, det in enumerate(str(name) for name in raw["detector"].values):
@@ -68,7 +91,37 @@ def readouts(product: str, raw: xr.Dataset) -> dict[str, Readout]:
                 if before.differs(one):
                     raise CalibrationError(_mixed(product, det, (before, first), (one, str(raw["exposure"].values[i]))))
             names.setdefault(one, str(raw["exposure"].values[i]))
-            found[det] = found.get(det, Readout()).filled(one)
+            found[det] = found.get(det, Readout(exposure=str(raw["exposure"].values[i]))).filled(one)
+        if det in found:
+            found[det] = replace(found[det], temperature=_middle(raw, j))
+    return found
+
+
+def _middle(raw: xr.Dataset, j: int) -> float | None:
+    """Median temperature, K, of a detector in its exposures."""
+    if "temperature" not in raw.coords:
+        return None
+    known = raw["temperature"].values[raw["present"].values[:, j], j]
+    known = known[np.isfinite(known)]
+    return round(float(np.median(known)), 2) if known.size else None
+
+
+def warm_products(used: Mapping[str, tuple[str, Mapping[str, Any]]], detector: str, way: Readout) -> list[str]:
+    """Remarks on products, of those that follow it, made at another temperature than that of a frame.
+
+    Parameters
+    ----------
+    used : version and inputs by name.
+    """
+    found = []
+    for name, (version, inputs) in used.items():
+        made_so = made_with(inputs, detector)
+        if name in WARM and made_so.degrees(way) > _KELVIN:
+            found.append(
+                f"{detector}: taken at {way.temperature:.1f} K, {name} {version} at {made_so.temperature:.1f} K: the "
+                f"gain changes by 6.5e-4 per K, dark current by a factor of 2 in 3 K: build {name} from exposures of "
+                f"that temperature"
+            )
     return found
 
 
@@ -87,7 +140,9 @@ def noted(found: Mapping[str, Readout]) -> dict[str, Any]:
     """What a product records of it, by detector."""
     sequencers = {det: one.sequencer for det, one in found.items() if one.sequencer}
     voltages = {det: one.voltage for det, one in found.items() if one.voltage is not None}
-    return {**({"sequencers": sequencers} if sequencers else {}), **({"voltages": voltages} if voltages else {})}
+    kelvins = {det: one.temperature for det, one in found.items() if one.temperature is not None}
+    every = {"sequencers": sequencers, "voltages": voltages, "temperatures": kelvins}
+    return {name: values for name, values in every.items() if values}
 
 
 def warm_remarks(raw: xr.Dataset) -> list[str]:

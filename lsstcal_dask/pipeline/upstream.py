@@ -6,7 +6,8 @@ from typing import Any
 
 from lsstcal_dask.errors import StaleCalibration
 from lsstcal_dask.isr.overscan import OverscanConfig
-from lsstcal_dask.pipeline.readout import Readout
+from lsstcal_dask.pipeline.readout import FAR, WARM, Readout, made_with
+from lsstcal_dask.storage.conditions import Records
 from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import Pointer, list_accepted, list_products, lookup, outdated
 
@@ -14,6 +15,7 @@ __all__ = [
     "Mismatch",
     "OverscanMismatch",
     "SequencerMismatch",
+    "TemperatureMismatch",
     "Upstream",
     "VoltageMismatch",
     "built",
@@ -41,6 +43,10 @@ class VoltageMismatch(Mismatch):
     """A product was made from exposures taken at another voltage than the frames it would be applied to."""
 
 
+class TemperatureMismatch(Mismatch):
+    """A product was made from exposures taken at a temperature far from that of the frames."""
+
+
 @dataclass(frozen=True)
 class Upstream:
     """What is published, and which versions were made from what has changed since, with the reason."""
@@ -48,12 +54,13 @@ class Upstream:
     pointers: list[Pointer]
     outdated: dict[str, str]
     accepted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see `lookup`
+    records: Records = field(default_factory=dict)  # headers of the frames, see `read_records`
 
 
 def read_upstream(url: str) -> Upstream:
     """Everything published in a store as it is now."""
-    pointers = list_products(url)
-    return Upstream(pointers, outdated(pointers, record_digests(read_records(url))), list_accepted(url))
+    pointers, records = list_products(url), read_records(url)
+    return Upstream(pointers, outdated(pointers, record_digests(records), records), list_accepted(url), records)
 
 
 def built(upstream: Upstream, name: str) -> bool:
@@ -93,6 +100,8 @@ def find_upstream(
         It was made from exposures that another program read.
     VoltageMismatch
         It was made from exposures that were taken at another voltage.
+    TemperatureMismatch
+        It follows the temperature, and was made at one that is more than 3 K off.
     """
     pointer = lookup(upstream.pointers, name, detector, time, upstream.outdated, upstream.accepted)
     table, overscan = step
@@ -102,15 +111,28 @@ def find_upstream(
             f"{name} {pointer.version} was made with overscan {key} = {made[key]!r}, but {table} is to use "
             f"{used[key]!r}: write one of them in [overscan] for both, and build {name} again if it is not its own"
         )
-    made_so = Readout(*(pointer.inputs.get(key, {}).get(detector) for key in ("sequencers", "voltages")))
-    if not made_so.differs(way):
-        return pointer
+    _check_readout(pointer, name, made_with(pointer.inputs, detector), way)
+    return pointer
+
+
+def _check_readout(pointer: Pointer, name: str, made_so: Readout, way: Readout) -> None:
+    """Refuse a product of CCDs that were run otherwise; raises as `find_upstream`."""
+    far = name in WARM and made_so.degrees(way) > FAR
+    if not (made_so.differs(way) or far):
+        return
     what, again = f"{name} {pointer.version} was made from exposures", f"take exposures for {name} with that one"
+    these = f"exposure {way.exposure} was" if way.exposure else "these were"
     if made_so.sequencer and way.sequencer and made_so.sequencer != way.sequencer:
         raise SequencerMismatch(
-            f"{what} read by sequencer {made_so.sequencer}, but these were read by {way.sequencer}: {again}, and build "
+            f"{what} read by sequencer {made_so.sequencer}, but {these} read by {way.sequencer}: {again}, and build "
             f"it again"
         )
-    raise VoltageMismatch(
-        f"{what} taken at {made_so.voltage:g} V, but these were taken at {way.voltage:g} V: {again}, and build it again"
+    if made_so.differs(way):
+        raise VoltageMismatch(
+            f"{what} taken at {made_so.voltage:g} V, but {these} taken at {way.voltage:g} V: {again}, and build it "
+            f"again"
+        )
+    raise TemperatureMismatch(
+        f"{what} taken at {made_so.temperature:.1f} K, but {these} taken at {way.temperature:.1f} K: {again}, and "
+        f"build it again"
     )

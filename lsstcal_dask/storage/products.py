@@ -26,6 +26,7 @@ from lsstcal_dask.errors import CalibrationError, OutsideValidity, StaleCalibrat
 from lsstcal_dask.mapping import AmplifierResults, Output, empty_values, output_attributes, output_dims
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.chunks import PRODUCT, ChunkArray
+from lsstcal_dask.storage.conditions import Records, changed_condition
 from lsstcal_dask.storage.provenance import digest, hash_arrays
 from lsstcal_dask.variables import MASK_BITS, NOTE, VARIABLES, attributes
 
@@ -276,12 +277,15 @@ def _read_pointer(url: str, path: str) -> Pointer:
         ) from None
 
 
-def outdated(pointers: Sequence[Pointer], headers: Mapping[str, str]) -> dict[str, str]:
+def outdated(
+    pointers: Sequence[Pointer], headers: Mapping[str, str], records: Records = MappingProxyType({})
+) -> dict[str, str]:
     """Versions made from exposures whose header is another now, or from such products; with the reason.
 
     Parameters
     ----------
     headers : hash of the header of every exposure, as `record_digests` finds it.
+    records : what `read_records` found: sequencer, temperature and voltage of each detector too are looked at.
     """
     found = {}
     for pointer in pointers:
@@ -289,6 +293,10 @@ def outdated(pointers: Sequence[Pointer], headers: Mapping[str, str]) -> dict[st
             if headers.get(exposure) != digest_then:
                 found[pointer.version] = f"made from exposure {exposure}, whose header has changed since"
                 break
+        if pointer.version not in found and records and (frame := changed_condition(pointer.inputs, records)):
+            exposure, detector = frame
+            what = f"sequencer, temperature or voltage of {detector}"
+            found[pointer.version] = f"made from exposure {exposure}, whose {what} has changed since"
     used = {p.version: _upstream_versions(p) for p in pointers}
     while new := {v: sorted(use & set(found))[0] for v, use in used.items() if v not in found and use & set(found)}:
         found |= {version: f"made with {old}, which was {found[old]}" for version, old in new.items()}

@@ -59,9 +59,9 @@ METRICS: Final = (
         "calibrated",
         "star size against peak",
         _noted("calibrated", "size_peak"),
-        f"{OURS}: brighter-fatter, which nothing corrects yet, adds 0.1 to 0.3 pixel**2 at a peak of 1e5 electron (a_00 "
-        f"of 1.7e-6 to 3.5e-6, virtual observatory); a curve that is wrong by a tenth there adds 0.06, so that it is "
-        f"hardly seen. To be judged by its error, at 4 sigma, when brighter-fatter is corrected",
+        f"{OURS}: brighter-fatter, which nothing corrects yet, adds 0.1 to 0.3 pixel**2 at a peak of 1e5 electron "
+        f"(a_00 of 1.7e-6 to 3.5e-6, virtual observatory); a curve that is wrong by a tenth there adds 0.06, so "
+        f"that it is hardly seen. To be judged by its error, at 4 sigma, when brighter-fatter is corrected",
         "change of the second moment of stars with their peak: brighter-fatter and what linearity leaves",
         limits=(-0.1, 0.8),
         aim=(-0.02, 0.4),

@@ -227,6 +227,44 @@ def test_turnoff_of_a_photon_transfer_curve(delivered, tmp_path, threads):
     assert np.isnan(own["well_bloom"]).all()
 
 
+@pytest.mark.parametrize("form", ["ecsv", "fits", "yaml"])
+def test_photon_transfer_with_its_covariances(tmp_path, threads, form):
+    """What was built goes out as Rubin's files and comes back to the last bit; what was imported goes out as it was."""
+    store = create_store(tmp_path / "a", "mini9")
+    names, random = ["R22_S10", "R22_S11"], np.random.default_rng(5)
+    built = xr.Dataset(coords={"detector": names, "amplifier": list(store.camera.amplifier_names)})
+    shape = (2, len(built["amplifier"]))
+    for name in (
+        "gain",
+        "gain_error",
+        "read_noise",
+        "read_noise_error",
+        "ptc_turnoff",
+        "ptc_turnoff_error",
+        "ptc_chi2",
+    ):
+        units = {"units": "electron"} if name.startswith("read_noise") else {}
+        built[name] = (("detector", "amplifier"), random.uniform(1, 2, shape), units)
+    for name, scale in {"a_matrix": 1e-6, "c_matrix": 1e-12, "noise_matrix": 1.0}.items():
+        for end in ("", "_error"):
+            lags = np.abs(random.normal(0, scale, (*shape, 4, 4)))
+            built[name + end] = (("detector", "amplifier", "lag_y", "lag_x"), lags)
+    remeasure(store, "ptc", built, "v1", TIME)
+    out = export_product(store, "ptc", tmp_path / "out", form)
+    other = create_store(tmp_path / "b", "mini9")
+    made = import_files(other, "ptc", [str(path) for path in out.files], threads)
+    assert not made.errors
+    assert same(product(other, "ptc"), product(store, "ptc"))
+    again = export_product(other, "ptc", tmp_path / "again", form)
+    assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in out.files]
+
+
+def test_photon_transfer_of_plain_tables_is_refused(one_ccd, threads):
+    made = import_files(one_ccd, "ptc", [f"{one_ccd.url}/inputs/gain.ecsv"], threads)
+    assert made.pointer is None
+    assert "has no OBSTYPE: ptc is read from files of Rubin's software alone" in made.errors[0]
+
+
 def test_levels_of_saturation_add_up(delivered, tmp_path, threads):
     """Turnoffs after full wells, and full wells again: what is not delivered anew stays, and is not doubled."""
     from lsstcal_dask.storage.rubin.ptc import read_ptc, write_ptc

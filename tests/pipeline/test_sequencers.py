@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from making import exposure, make_frame
 
+from lsstcal_dask.errors import StaleCalibration
 from lsstcal_dask.instrument import load_camera, read_header, write_frame
 from lsstcal_dask.instrument.headers import HeaderRules, exposure_table
+from lsstcal_dask.isr.overscan import OverscanConfig
 from lsstcal_dask.pipeline.build import build
 from lsstcal_dask.pipeline.calibrate import calibrate
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.ingest import ingest
+from lsstcal_dask.pipeline.readout import Readout, warm_products
 from lsstcal_dask.pipeline.store import create_store
+from lsstcal_dask.pipeline.upstream import TemperatureMismatch, Upstream, find_upstream, read_upstream
 from lsstcal_dask.storage.manifests import FrameRecord, publish_frames, read_records, record_digests
-from lsstcal_dask.storage.products import list_products
+from lsstcal_dask.storage.products import Pointer, list_products
 from lsstcal_dask.storage.raw import open_raw
 
 WITHOUT = ["linearity", "gain", "crosstalk", "deferred", "dark", "saturation", "defects"]
@@ -233,3 +237,89 @@ def test_a_detector_whose_file_does_not_tell_has_not_that_of_another(tmp_path):
     raw = open_raw(store.url, store.camera).sel(detector=names)
     np.testing.assert_array_equal(raw["temperature"].values, [[173.0, np.nan]])
     assert raw["sequencer"].values.tolist() == [["a.seq", ""]]
+
+
+def corrected(store, tmp_path, threads, taken, **more):
+    """Ingest an exposure again with another header."""
+    paths = files(tmp_path / "again", "mini1", [taken], "a.seq", **more)
+    report = ingest(store, paths, threads, correct=True)
+    assert (len(report.corrected), report.errors) == (1, [])
+
+
+@pytest.mark.parametrize("more", [{"voltage": 45.0}, {"temperature": 178.15}, {"sequencer": "b.seq"}])
+def test_what_is_corrected_outdates_the_product(tmp_path, threads, more):
+    """The line names exposure, detector and remedy; corrected back, the product is current again."""
+    store = voltages(tmp_path, threads, 60.9)
+    ((_, made),) = build(store, ["bias"], Config(), threads)
+    third = biases(1)[2]
+    assert not read_upstream(store.url).outdated
+    program = more.get("sequencer", "a.seq")
+    own = {"voltage": 60.9} | {key: value for key, value in more.items() if key != "sequencer"}
+    paths = files(tmp_path / "again", "mini1", [third], program, **own)
+    report = ingest(store, paths, threads, correct=True)
+    assert (len(report.corrected), report.errors) == (1, [])
+    (why,) = read_upstream(store.url).outdated.values()
+    assert why == (
+        f"made from exposure {third.name}, whose sequencer, temperature or voltage of R22_S11 has changed since"
+    )
+    place = ("bias", "R22_S11", "2026-07-02T00:00:00", ("calibrate", OverscanConfig()))
+    with pytest.raises(StaleCalibration, match=f"bias {made.pointer.version} was {why}: build bias again"):
+        find_upstream(read_upstream(store.url), *place)
+    corrected(store, tmp_path, threads, third, voltage=60.9)
+    assert not read_upstream(store.url).outdated
+
+
+def test_a_detector_that_comes_later_outdates_nothing(tmp_path, threads):
+    store = create_store(tmp_path / "s", "mini9")
+    for name in ("R22_S00", "R22_S01"):
+        paths = files(tmp_path / name, "mini9", biases(1), "a.seq", (name,), voltage=60.9)
+        assert not ingest(store, paths, threads).errors
+        if name == "R22_S00":
+            ((_, made),) = build(store, ["bias"], Config(), threads)
+            assert made.pointer.inputs["conditions"]["detectors"].keys() == {"R22_S00"}
+    assert not read_upstream(store.url).outdated
+
+
+def test_build_names_the_exposure_of_another_voltage(tmp_path, threads):
+    store = voltages(tmp_path, threads, 60.9)
+    ((_, made),) = build(store, ["bias"], Config(), threads)
+    flats = [exposure(20 + i, "flat", 0.3 * (i + 1)) for i in range(9)]
+    assert not ingest(store, files(tmp_path / "f", "mini1", flats, "a.seq", voltage=45.0), threads).errors
+    ((_, refused),) = build(store, ["linearity"], Config(), threads)
+    assert refused.errors == [
+        f"linearity: R22_S11: bias {made.pointer.version} was made from exposures taken at 60.9 V, but exposure "
+        f"{flats[0].name} was taken at 45 V: take exposures for bias with that one, and build it again"
+    ]
+
+
+def known(name, kelvin):
+    """A store in which a product of that temperature is all there is."""
+    inputs = {"temperatures": {"R22_S11": kelvin}}
+    pointer = Pointer(name, "2026-07-01T12:00:00", inputs, {}, {}, {}, [], version="v1", detectors={"R22_S11": "h"})
+    return Upstream([pointer], {})
+
+
+@pytest.mark.parametrize("name", ["gain", "dark", "bias"])
+@pytest.mark.parametrize(("kelvin", "fits"), [(173.0, True), (175.9, True), (177.0, False), (None, True)])
+def test_what_follows_the_temperature_is_not_applied_at_another(name, kelvin, fits):
+    """Three kelvins make another dark and another gain; a bias is a bias."""
+    way, place = Readout(temperature=kelvin, exposure="E7"), ("R22_S11", "2026-07-02T00:00:00")
+    step = ("calibrate", OverscanConfig())
+    if fits or name == "bias":
+        assert find_upstream(known(name, 173.0), name, *place, step, way).version == "v1"
+        return
+    with pytest.raises(TemperatureMismatch) as found:
+        find_upstream(known(name, 173.0), name, *place, step, way)
+    assert str(found.value) == (
+        f"{name} v1 was made from exposures taken at 173.0 K, but exposure E7 was taken at 177.0 K: take exposures for "
+        f"{name} with that one, and build it again"
+    )
+
+
+def test_a_temperature_that_is_a_little_off_is_told():
+    used = {"gain": ("v1", {"temperatures": {"R22_S11": 173.0}}), "bias": ("v2", {"temperatures": {"R22_S11": 173.0}})}
+    (remark,) = warm_products(used, "R22_S11", Readout(temperature=174.5))
+    assert remark.startswith("R22_S11: taken at 174.5 K, gain v1 at 173.0 K: the gain changes by 6.5e-4 per K")
+    assert "build gain from exposures of that temperature" in remark
+    assert not warm_products(used, "R22_S11", Readout(temperature=173.5))
+    assert not warm_products(used, "R22_S11", Readout())

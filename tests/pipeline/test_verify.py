@@ -80,6 +80,13 @@ def test_the_small_day_is_judged(found):
         assert found.not_measured[name] == "not in the store"
 
 
+def test_what_does_not_suffice_for_the_checks_of_linearity_is_told(found):
+    """One visit with a few stars."""
+    why = found.not_measured
+    assert "exposures of the same stars, at least 4 are needed" in why["calibrated: star flux against sky"]
+    assert "stars" in why["calibrated: star size against peak"]
+
+
 def test_json_keeps_its_shape(store, found):
     code, out, err = run("verify", store.url, "--json")
     assert code == 1

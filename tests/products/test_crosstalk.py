@@ -455,6 +455,19 @@ def test_a_streak_across_the_patch_is_refused_not_fitted():
     assert np.isfinite(solve(normal, 2, np.zeros(2, bool), 1e4).linear[1])
 
 
+def test_a_gradient_of_the_sky_is_fitted_with_the_coefficients():
+    """A sky that bends by a thousand electrons across the patch moves no coefficient: 40 pulls, each to be below 4."""
+    stamp, random = _stamp(1, 30, 28), np.random.default_rng(12)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]] / max(SHAPE)
+    sky = 400 + 700 * x - 500 * y + 300 * x * y - 200 * y**2
+    pulls = []
+    for _ in range(40):
+        found = _solved([stamp], 1e-4 * _full(stamp) + sky + random.normal(0, 5, SHAPE), number=2)
+        pulls.append((found.linear[1] - 1e-4) / found.linear_error[1])
+    assert np.abs(pulls).max() < 4
+    assert abs(np.mean(pulls)) < 4 / np.sqrt(40)
+
+
 def test_errors_that_sources_not_there_disprove_are_enlarged():
     """Forty pulls of 2 and -1 in turn have a mean square of 2.5: errors grow by its root."""
     stamp = _stamp(1, 30, 28)

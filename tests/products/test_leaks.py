@@ -77,3 +77,13 @@ def test_charge_of_the_exposure_before(darks, first):
     found = remarks(darks, np.broadcast_to(decay[:, None, None], (4, 64, 64)))
     for texts in found.values():
         assert any("its rate falls by" in text for text in texts)
+
+
+def test_a_glow_of_a_corner_is_named(darks):
+    """Light of an output transistor, which falls off within twenty pixels of it, in every dark alike."""
+    y, x = np.mgrid[:64, :64]
+    glow = 600 * np.exp(-np.hypot(y, x) / 20)
+    found = remarks(darks, np.broadcast_to(glow, (4, 64, 64)))
+    for texts in found.values():
+        assert any("from side to side" in text for text in texts)
+        assert not any("its rate falls" in text or "its rate rises" in text for text in texts)

@@ -18,6 +18,7 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.geometry import amplifier_to_ccd
 from lsstcal_dask.isr.linearity import linearize
 from lsstcal_dask.storage.rubin.coupling import read_crosstalk, write_crosstalk
+from lsstcal_dask.storage.rubin.covariance import read_transfer, write_transfer
 from lsstcal_dask.storage.rubin.defects import (
     DefectList,
     boxes_to_mask,
@@ -239,6 +240,63 @@ def test_a_photon_transfer_curve_of_rubins(tmp_path):
     assert np.isnan(found.turnoff).all()
 
 
+def some_transfer(detector, side=9, seed=4):
+    """The product `ptc` of a CCD: 5 lags of it fitted, one amplifier without a curve."""
+    random, amplifiers = np.random.default_rng(seed), [a.name for a in detector.amplifiers]
+    found = xr.Dataset(coords={"amplifier": amplifiers})
+    for name in ("gain", "read_noise", "gain_summed", "ptc_turnoff"):
+        for end, size in (("", 2.0), ("_error", 0.01)):
+            values = random.uniform(size / 2, size, len(amplifiers))
+            found[name + end] = ("amplifier", values, {"units": "electron"} if name == "read_noise" else {})
+    for name, scale in {"a_matrix": 1e-6, "c_matrix": 1e-12, "noise_matrix": 1.0}.items():
+        for end, size in (("", scale), ("_error", scale / 30)):
+            values = np.full((len(amplifiers), side, side), np.nan)
+            values[:, :5, :5] = random.normal(0, size, (len(amplifiers), 5, 5)) if not end else size
+            found[name + end] = (("amplifier", "lag_y", "lag_x"), values)
+    for name in found.data_vars:
+        found[name].values[3] = np.nan
+    return found
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_photon_transfer_round_trip(tmp_path, form):
+    """Every variable of the product comes back to the last bit."""
+    transfer = some_transfer(E2V)
+    write_transfer(tmp_path / f"p.{form}", transfer, (MINI, E2V), DATE)
+    name, again, file = read_transfer(tmp_path / f"p.{form}", MINI)
+    assert (name, file.entry("OBSTYPE")) == (E2V.name, "PTC")
+    assert same(again, transfer)
+    assert again["read_noise"].attrs["units"] == "electron"
+    assert again["a_matrix"].dims == ("amplifier", "lag_y", "lag_x")
+
+
+def test_matrices_of_rubins_photon_transfer(tmp_path):
+    """Of a file without our columns: the curvature is B times A, lags have x first; there are no errors."""
+    count, side = len(E2V.amplifiers), 3
+    table = Table({"AMPLIFIER_NAME": [a.name for a in E2V.amplifiers], "GAIN": np.full(count, 1.5)})
+    table["NOISE"], table["PTC_TURNOFF"] = np.full(count, 6.0), np.full(count, 8e4)
+    area, ratio, noise = (np.arange(side**2) * scale for scale in (1e-6, 1e-7, 0.1))
+    for column, values in (("A_MATRIX", area), ("B_MATRIX", ratio), ("NOISE_MATRIX", noise)):
+        table[column] = np.tile(values, (count, 1))
+    table.meta = header(MINI, E2V, ("PTC", "Gen3 Photon Transfer Curve", 2.6), DATE)
+    write_file(tmp_path / "p.fits", table)
+    _, found, _ = read_transfer(tmp_path / "p.fits", MINI)
+    assert found["a_matrix"].values[0, 0, 1] == area[side]  # a lag in x is the first of Rubin's
+    assert np.array_equal(found["c_matrix"].values[0].T.ravel(), ratio * area)
+    assert np.array_equal(found["noise_matrix"].values[0].T.ravel(), noise)
+    assert (found["ptc_turnoff"] == 1.2e5).all()
+    assert (found["read_noise"] == 6.0).all()
+    assert all(np.isnan(found[f"{name}_matrix_error"]).all() for name in ("a", "c", "noise"))
+    table["NOISE_MATRIX"] = np.ones((count, 4))
+    write_file(tmp_path / "p.fits", table)
+    with pytest.raises(UnitsError, match="R22_S11: noise_matrix has other lags than A_MATRIX"):
+        read_transfer(tmp_path / "p.fits", MINI)
+    table["NOISE_MATRIX"] = np.ones((count, 5))
+    write_file(tmp_path / "p.fits", table)
+    with pytest.raises(InconsistentGeometry, match="NOISE_MATRIX has 5 values, which make no square"):
+        read_transfer(tmp_path / "p.fits", MINI)
+
+
 def some_pairs(detector, others=True, seed=2):
     random = np.random.default_rng(seed)
     amplifiers = [a.name for a in detector.amplifiers]
@@ -327,6 +385,8 @@ def test_every_file_says_what_rubins_readers_ask_for(tmp_path):
             "NOISE",
             "PTC_TURNOFF",
             "A_MATRIX",
+            "B_MATRIX",
+            "NOISE_MATRIX",
             "BAD_AMPS",
         ],
     }

@@ -1,15 +1,18 @@
 """Gains as Rubin's software stores them (¶2): the photon transfer curve, schema ``Gen3 Photon Transfer Curve`` to 2.6.
 
-One row for each amplifier: GAIN (electron/adu), NOISE (electron), PTC_TURNOFF (adu), and A_MATRIX, the change of a
-pixel's area per electron, flattened with the lag in x first; ours has the lag in y first. Before 1.9 NOISE was in
-electron**2 in some of the fits: those are refused. Our own names (``read_noise`` in adu ...) stand in further columns,
-which Rubin's reader passes over, so that what was measured here comes back to the last bit.
+One row for each amplifier: GAIN (electron/adu), NOISE (electron), PTC_TURNOFF (adu), and the matrices of the model of
+covariances, Eq. 20 of Astier et al. 2019, as public ip_isr (``ptcDataset``) and cp_pipe (``cpPtcSolve``) write them:
+A_MATRIX, the change of a pixel's area per electron; B_MATRIX, the c of that model over a (1/electron); NOISE_MATRIX
+(electron**2); each of COV_MATRIX_SIDE_FULL_COV_FIT**2 values, flattened with the lag in x first; ours have the lag in y
+first. Before 1.9 NOISE was in electron**2 in some of the fits: those are refused. Our own names (``read_noise`` in adu,
+``c_matrix`` ..., flattened as theirs) stand in further columns, which Rubin's reader passes over, so that what was
+measured here comes back to the last bit.
 Also read: ``run6_eo_summary.parquet``, the table of the electro-optical tests of the LSST camera, gains only.
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +51,15 @@ _YAML: Final = {
     "PTC_TURNOFF": "ptcTurnoff",
     "PTC_TURNOFF_SAMPLING_ERROR": "ptcTurnoffSamplingError",
     "A_MATRIX": "aMatrix",
+    "B_MATRIX": "bMatrix",
+    "NOISE_MATRIX": "noiseMatrix",
 }
+_UNITS: Final = {  # of matrices, and how astropy writes them
+    "a": ("1/electron", "electron-1"),
+    "c": ("1/electron**2", "1/electron2", "electron-2"),
+    "noise": ("electron**2", "electron2"),
+}
+_OWN_MATRICES: Final = ("c_matrix", "a_matrix_error", "c_matrix_error", "noise_matrix_error")
 _NUMBERS: Final = (  # what Rubin's reader wants of an amplifier besides, and we do not have
     "OVERSCAN_MEDIAN",
     "OVERSCAN_MEDIAN_SIGMA",
@@ -82,8 +93,6 @@ _LISTS: Final = (  # the same, one value for each pair of flats: there is one pa
     "INPUT_EXP_PAIR_MJD_START",
     "PTC_FIT_PARS",
     "PTC_FIT_PARS_ERROR",
-    "B_MATRIX",
-    "NOISE_MATRIX",
 )
 
 
@@ -97,6 +106,7 @@ class PhotonTransfer:
     turnoff_error: np.ndarray
     a_matrix: np.ndarray  # (amplifier, lag_y, lag_x) 1/electron
     file: RubinFile | None = None
+    matrices: Mapping[str, np.ndarray] = field(default_factory=dict)  # c_matrix, noise_matrix, errors, as `a_matrix`
 
 
 def _from_yaml(content: Mapping[str, Any]) -> Table:
@@ -105,7 +115,7 @@ def _from_yaml(content: Mapping[str, Any]) -> Table:
     for name, key in _YAML.items():
         if key in content:
             table[name] = np.array([np.ravel(content[key][a]) for a in names], np.float64)
-            if name != "A_MATRIX":
+            if not name.endswith("_MATRIX"):
                 table[name] = table[name][:, 0]
     for name in VARIABLES:
         if name in content:
@@ -152,7 +162,10 @@ def read_ptc(path: str | Path, camera: Camera) -> PhotonTransfer:
     found |= {name: array / gain for name, array in noise.items() if np.isfinite(array).any()}
     turnoff, error = (values(name, "adu") for name in ("PTC_TURNOFF", "PTC_TURNOFF_SAMPLING_ERROR"))
     found |= _own(file, rows)
-    return PhotonTransfer(detector.name, labelled(found, detector), turnoff, error, _matrices(file, rows), file)
+    area = _matrix(file, rows, "A_MATRIX", _UNITS["a"])
+    area = np.full((len(rows), 1, 1), np.nan) if area is None else area
+    found_gains = labelled(found, detector)
+    return PhotonTransfer(detector.name, found_gains, turnoff, error, area, file, _matrices(file, rows, area))
 
 
 def _own(file: RubinFile, rows: list[int]) -> dict[str, np.ndarray]:
@@ -165,14 +178,30 @@ def _own(file: RubinFile, rows: list[int]) -> dict[str, np.ndarray]:
     return found
 
 
-def _matrices(file: RubinFile, rows: list[int]) -> np.ndarray:
-    if "A_MATRIX" not in file.tables[0].colnames:
-        return np.full((len(rows), 1, 1), np.nan)
-    flat = numbers(file, "A_MATRIX")[rows].reshape(len(rows), -1)
+def _matrices(file: RubinFile, rows: list[int], area: np.ndarray) -> dict[str, np.ndarray]:
+    """Matrices besides that of the areas; of the errors only those in our own columns."""
+    found = {name: _matrix(file, rows, name, _UNITS[name.partition("_")[0]]) for name in _OWN_MATRICES}
+    found["noise_matrix"] = _matrix(file, rows, "NOISE_MATRIX", _UNITS["noise"])
+    ratio = _matrix(file, rows, "B_MATRIX", _UNITS["a"])
+    if found["c_matrix"] is None and ratio is not None and ratio.shape == area.shape:
+        found["c_matrix"] = ratio * area
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
+
+
+def _matrix(file: RubinFile, rows: list[int], name: str, units: tuple[str, ...]) -> np.ndarray | None:
+    """A matrix of each amplifier (amplifier, lag_y, lag_x); None where the file has none."""
+    if name not in file.tables[0].colnames:
+        return None
+    flat = numbers(file, name, units)[rows].reshape(len(rows), -1)
     side = round(flat.shape[1] ** 0.5)
     if side**2 != flat.shape[1]:
-        raise InconsistentGeometry(f"{file.path}: A_MATRIX has {flat.shape[1]} values, which make no square")
+        raise InconsistentGeometry(f"{file.path}: {name} has {flat.shape[1]} values, which make no square")
     return np.ascontiguousarray(flat.reshape(-1, side, side).transpose(0, 2, 1))
+
+
+def _flat(matrix: np.ndarray) -> np.ndarray:
+    """The other way round."""
+    return matrix.transpose(0, 2, 1).reshape(len(matrix), -1)
 
 
 def check_gains(gain: np.ndarray, where: str, detector: Detector) -> None:
@@ -214,13 +243,13 @@ def write_ptc(path: str | Path, ptc: PhotonTransfer, camera: Camera, date: str) 
     table["NPIXEL_COVARIANCES"] = np.full(count, -1)
     table["BAD_AMPS"] = np.full((count, 1), "", "U3")
     found = {"GAIN": gain, "GAIN_ERR": values("gain_error"), "GAIN_UNADJUSTED": gain}
-    found |= {"NOISE": values("read_noise") * gain, "NOISE_ERR": values("read_noise_error") * gain}
+    found |= {"NOISE": _noise(gains, values, "read_noise"), "NOISE_ERR": _noise(gains, values, "read_noise_error")}
     found |= {"PTC_TURNOFF": ptc.turnoff, "PTC_TURNOFF_SAMPLING_ERROR": ptc.turnoff_error}
     for name, array in found.items():
         table[name] = array
-    table["A_MATRIX"] = ptc.a_matrix.transpose(0, 2, 1).reshape(count, -1)
+    _add_matrices(table, ptc)
     for name in map(str, gains.data_vars):
-        if name not in ("gain", "gain_error"):
+        if name not in ("gain", "gain_error") and not _in_electrons(gains, name):
             table[name] = values(name)
             table[name].unit = gains[name].attrs.get("units") or None
     table.meta = header(camera, detector, _KIND, date) | {
@@ -228,6 +257,28 @@ def write_ptc(path: str | Path, ptc: PhotonTransfer, camera: Camera, date: str) 
         "PTC_FIT_TYPE": "FULLCOVARIANCE",
     }
     write_file(path, table, _to_yaml)
+
+
+def _in_electrons(gains: xr.Dataset, name: str) -> bool:
+    """Whether this is a read noise as Rubin's file has it, who needs no column of ours."""
+    return name.startswith("read_noise") and gains[name].attrs.get("units") == "electron"
+
+
+def _noise(gains: xr.Dataset, values: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+    """Read noise or its error, electron."""
+    return values(name) if name in gains and _in_electrons(gains, name) else values(name) * values("gain")
+
+
+def _add_matrices(table: Table, ptc: PhotonTransfer) -> None:
+    """Write Rubin's matrices, and ours in columns of their own."""
+    unknown = np.full_like(ptc.a_matrix, np.nan)
+    table["A_MATRIX"] = _flat(ptc.a_matrix)
+    curved = ptc.matrices.get("c_matrix", unknown)
+    table["B_MATRIX"] = _flat(np.divide(curved, ptc.a_matrix, out=unknown.copy(), where=ptc.a_matrix != 0))
+    table["NOISE_MATRIX"] = _flat(ptc.matrices.get("noise_matrix", unknown))
+    for name in (name for name in _OWN_MATRICES if name in ptc.matrices):
+        table[name] = _flat(ptc.matrices[name])
+        table[name].unit = VARIABLES[name].units[0]
 
 
 def read_eo_summary(path: str | Path, camera: Camera) -> tuple[dict[str, xr.Dataset], RubinFile]:
