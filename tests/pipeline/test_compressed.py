@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cubes_of_known_response import SLOPE, make_cube, response
 from making import run_command as run
-from making_cube import SLOPE, make_cube, response
 
 from lsstcal_dask.errors import InsufficientInputs, StoreFailure
 from lsstcal_dask.physics.spectra import Spectrum

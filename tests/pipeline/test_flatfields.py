@@ -10,7 +10,7 @@ import pytest
 from astropy import units
 from astropy.table import Table
 from making import run_command as run
-from making_cubes import flats, later, new_store, observatory, take
+from stores_of_monochromatic_flats import flats, later, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import (
