@@ -101,7 +101,8 @@ def measure(folder: Path, slices: int) -> list[tuple[str, str]]:
     detector = store.camera.detector(DETECTOR)
 
     def flat(how: Task) -> Any:
-        return next(iter(synthesis_amplifiers(how.open_slices(DETECTOR), detector, how)))[1]
+        found = synthesis_amplifiers(how.open_slices(DETECTOR), detector, how)
+        return next(one for name, one in found if name == store.camera.amplifier_names[0])
 
     times = [timed(lambda: flat(task)), timed(lambda: flat(short))]
     away = flat(task)["image"].values.astype(float) - flat(short)["image"].values

@@ -26,6 +26,7 @@ from lsstcal_dask.pipeline import contamination
 from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband, night_of, start_of
 from lsstcal_dask.pipeline.build import Validity, unusable
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
+from lsstcal_dask.pipeline.compressed import compress_cube
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.contamination import _reference, find_contamination
 from lsstcal_dask.pipeline.cubes import make_cube
@@ -50,7 +51,7 @@ from lsstcal_dask.simulate.illumination import lamp_spectrum
 from lsstcal_dask.simulate.recipes import CalibrationDay, Plan, exposures
 from lsstcal_dask.storage.cubes import open_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
-from lsstcal_dask.storage.products import Pointer, lookup, open_product, outdated
+from lsstcal_dask.storage.products import Pointer, finished, lookup, open_product, outdated
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import read_input, write_table
 from lsstcal_dask.verify.acceptance import as_json
@@ -408,6 +409,26 @@ def test_a_night_without_flats_is_named(store, compute):
 
 def test_a_beam_without_a_filter_has_many_names(store):
     assert [read_passband(store, name) for name in ("none", "Clear", "empty", "")] == [None] * 4
+
+
+def test_a_simulated_cube_can_be_compressed_and_its_flat_is_within_the_proved_error(store, compute):
+    """Through filter r: dust, fringes and defects as the observatory has them."""
+    made = compress_cube(store, "flats", CONFIG.compress, compute)
+    assert not made.errors
+    assert not made.pointer.failed
+    whole, short = (
+        make_flat(store, wanted(store, "compared", compressed=how), CONFIG.synthesis, compute, Validity())
+        for how in (False, True)
+    )
+    away = image(store, whole).astype(float) - image(store, short)
+    noise = np.sqrt(image(store, whole, "variance"))
+    told = finished(store.url, "compared-r", short.pointer.version)["R22_S11"]["summary"]
+    rounding = 24 * 2.0**-24
+    for plane, sigma, amplifier in zip(away, noise, store.camera.amplifier_names, strict=True):
+        own = told[amplifier]
+        assert np.nanmax(np.abs(plane)) <= own["compression_error"] + rounding
+        assert own["compression_error"] < 20 * np.nanmedian(sigma)
+        assert np.nanstd(plane) < np.nanmedian(sigma)  # what maps leave out is a part of the noise
 
 
 def test_cube_and_flats_are_judged_in_table_json_and_page(store, compute, capsys):
