@@ -434,6 +434,13 @@ def test_a_simulated_cube_can_be_compressed_and_its_flat_is_within_the_proved_er
 def test_cube_and_flats_are_judged_in_table_json_and_page(store, compute, capsys):
     made = make_flat(store, wanted(store, "photometric_flat"), CONFIG.synthesis, compute, Validity())
     assert not made.errors
+    own = wanted(store, "sky_flat", spectrum=lamp())
+    own = replace(own, source=replace(own.source, about={"sky_age_min": 3.0, "sky_chi2": 1.2}))
+    night = Validity("2027-01-01T03:00:00", "2027-01-01T03:00:01")
+    sky = make_flat(store, own, CONFIG.synthesis, compute, night)
+    attrs = open_product(store.url, "sky_flat-r", sky.pointer.version, chunked=False).attrs
+    assert sum(attrs["light"]) == pytest.approx(1)
+    assert abs(attrs["scale_common"]) <= attrs["scale_error"] < 0.01 * attrs["scale"]
     found = verify(store, compute)
     by_key = {result.metric.key: result for result in found.results}
     assert by_key["cube flats: slices missing"].verdict == "PASS"
@@ -448,6 +455,8 @@ def test_cube_and_flats_are_judged_in_table_json_and_page(store, compute, capsys
     assert by_key["photometric_flat-r: mean"].median == pytest.approx(1, abs=0.01)
     assert 0 < by_key["photometric_flat-r: scale error"].median < 2e-3
     assert by_key["photometric_flat-r: noise"].verdict == "PASS"
+    assert by_key["sky_flat-r: age of the sky's spectrum"].median == 3
+    assert by_key["sky_flat-r: chi2 of the sky's spectrum"].median == 1.2
     names = [product.name for product in found.products]
     assert "cube flats" in names
     print_acceptance(found)
