@@ -327,6 +327,7 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
         (["--visit", "E1", "--valid-from", "2026-07-01"], "--valid-from cannot be with --visit"),
         (["--visit", "E1", "--valid-until", "2026-07-01"], "--valid-until cannot be with --visit"),
         (["--stale"], "--stale needs --visit"),
+        (["--sky", "nearest"], "--sky needs --visit"),
         (["--flux-unit", "Jy"], "--wavelength-unit and --flux-unit belong together"),
     ],
 )

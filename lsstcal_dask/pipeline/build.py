@@ -402,7 +402,8 @@ def failures(what: str, failed: Mapping[str, str]) -> list[str]:
 
 def _choose_again(url: str, known: Pointer) -> Pointer:
     """A version that was just asked for again counts as made last, so it is the one that is used."""
-    rivals = [p for p in list_products(url, known.name) if p.created > known.created and "exposure" not in p.inputs]
+    later = [p for p in list_products(url, known.name) if p.created > known.created]
+    rivals = [p for p in later if p.inputs.get("exposure") == known.inputs.get("exposure")]
     if not rivals:
         return known
     renewed = replace(known, created=_now())

@@ -52,4 +52,6 @@ def _times(flat: xr.Dataset, factor: np.ndarray) -> xr.Dataset:
         more["variance"] = flat["variance"] * share**2
     if "common_mode" in flat:
         more["common_mode"] = flat["common_mode"] * share
-    return flat.assign(more)
+    most = float(share.max())
+    grown = {key: [most * value for value in values] for key, values in flat.attrs.items() if key in COMPRESSION}
+    return flat.assign(more).assign_attrs(grown)

@@ -164,7 +164,10 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
         found = _dataset({"image": image, "variance": variance, "common_mode": mode, "mask": mask}, slices.shape)
         own_gaps = _absent("the amplifier", task.weights, np.isnan(slices.scale[:, a]) & ~lacking)
         found, of_ccd = found.assign_attrs(remarks=[text for text in (of_ccd, own_gaps) if text]), ""
-        yield amplifier.name, found if low is None else found.assign_attrs(_compression(low, plan))
+        yield (
+            amplifier.name,
+            found if low is None else found.assign_attrs(_compression(low, plan, own, task.config.lost)),
+        )
 
 
 def _plan(slices: Slices, a: int, place: tuple[Detector, Amplifier], task: Task) -> _Plan:
@@ -269,11 +272,15 @@ def _absent(what: str, weights: Sequence[Weights], absent: np.ndarray) -> str:
     )
 
 
-def _compression(low: LowRank, plan: _Plan) -> dict[str, list[float]]:
-    """Largest and typical error of the flats that maps make; a weight is at most the sum of the sizes of its terms."""
-    most = np.stack([np.abs(one.values).sum(axis=0) for one in plan.local])
-    bound, typical = low.error_bound(most), low.typical_error(plan.middle)
-    return dict(zip(COMPRESSION, (bound.tolist(), typical.tolist()), strict=True))
+def _compression(low: LowRank, plan: _Plan, odd: dict[int, Exceptions], most: float) -> dict[str, list[float]]:
+    """Largest and typical error of the flats that maps make.
+
+    A place in the amplifier multiplies each term of the weights with 1 at most, so that the errors of the terms add;
+    a pixel that lost a share of its light, ``most`` at most, is brought to all of it, and its error with it.
+    """
+    grown = 1 - np.minimum(np.max(_losses(plan, odd)[1], axis=1, initial=0.0), most)
+    bound = [float(low.error_bound(one.values).sum()) for one in plan.local] / grown
+    return dict(zip(COMPRESSION, (bound.tolist(), low.typical_error(plan.middle).tolist()), strict=True))
 
 
 def _dataset(found: dict[str, np.ndarray], shape: tuple[int, int]) -> xr.Dataset:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from making_cubes import flats, later, new_store, observatory, take
+from stores_of_monochromatic_flats import flats, later, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.instrument.assembly import split

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from astropy.table import vstack
 from making import run_command as run
-from making_cubes import expected_light, flats, later, new_store, observatory, take
+from stores_of_monochromatic_flats import expected_light, flats, later, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError

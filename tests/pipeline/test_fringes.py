@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from cubes_of_known_response import SLOPE, make_cube, response
 from making import run_command as run
-from making_cube import SLOPE, make_cube, response
 
 from lsstcal_dask.errors import CalibrationError, DegenerateSolution
 from lsstcal_dask.instrument import load_camera

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from making_cube import FLOOR, SLOPE, make_cube, response
+from cubes_of_known_response import FLOOR, SLOPE, make_cube, response
 
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 from lsstcal_dask.products.lowrank import LowRankConfig, compress_amplifier, sum_maps

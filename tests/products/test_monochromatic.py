@@ -242,7 +242,10 @@ def test_wavelengths_are_sorted_repeats_joined_and_measured_ones_used():
     assert groups[1].wavelength == pytest.approx(620.1 + 0.1 * 0.75)
     assert groups[1].wavelength_error == pytest.approx(0.01 * np.hypot(0.25, 0.75))
     assert groups[1].bandwidth == pytest.approx(1.2)
-    assert groups[1].photon_error == pytest.approx(CONFIG.photodiode_error / np.sqrt(2))
+    light = np.array(groups[1].photons)  # by which exposures are weighted
+    error = CONFIG.photodiode_error * np.linalg.norm(light) / light.sum()
+    assert groups[1].photon_error == groups[1].single_error == pytest.approx(error)
+    assert groups[1].common_error == 0  # of a photodiode without error
     assert reasons == {}
 
 

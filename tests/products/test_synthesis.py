@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import dask
 import numpy as np
 import pytest
-from making_cube import FLOOR, FULL, SLOPE, make_cube, response, true_flat
+from cubes_of_known_response import FLOOR, FULL, SLOPE, make_cube, response, true_flat
 
 from lsstcal_dask.errors import InconsistentGeometry
 from lsstcal_dask.instrument import load_camera

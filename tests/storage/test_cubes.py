@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from making_slices import ABOUT, SHAPE, make_slice, slot_of, write_cube
+from made_up_slices import ABOUT, SHAPE, make_slice, slot_of, write_cube
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage.coding import EXCEPTION, FORMS, encode_slice

@@ -5,7 +5,7 @@ import uuid
 
 import numpy as np
 import pytest
-from making_slices import make_slice, write_cube
+from made_up_slices import make_slice, write_cube
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.pipeline.build import build

@@ -65,7 +65,7 @@ ALL = slice(None)
         ("photodiode scatter", {"photodiode_scatter": (ALL, 0.0)}, 0.0, "WARN"),
         ("photodiode scatter", {"photodiode_scatter": (ALL, 0.04)}, 0.04, "FAIL"),
         ("wavelength off nominal", {}, 0.02, "PASS"),
-        ("wavelength off nominal", {"wavelength_offset": (3, -0.15)}, -0.15, "WARN"),
+        ("wavelength off nominal", {"wavelength_offset": (3, -0.25)}, -0.25, "WARN"),
         ("wavelength off nominal", {"wavelength_offset": (3, -0.4)}, -0.4, "FAIL"),
         ("wavelength off nominal", {"wavelength_offset": (3, 0.4)}, 0.4, "FAIL"),
         ("masked", {}, 0.002, "PASS"),
