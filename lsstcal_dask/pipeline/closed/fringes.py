@@ -12,6 +12,7 @@ import numpy as np
 
 from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL
 from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, fringe_site, hats, night, sky_map
+from lsstcal_dask.pipeline.closed.fringe_store import left_by_store
 from lsstcal_dask.pipeline.closed.target import Target
 from lsstcal_dask.products.etalon_fit import EtalonFit, fit_scan
 from lsstcal_dask.products.etalon_start import Blocks
@@ -26,6 +27,7 @@ SEEDS = 3
 _E2V, _ITL = "R22_S00", "R22_S01"
 _BEAMS: Final = {"f/1.23": False, "parallel beam": True}
 _SHIFT: Final = {0: 0.8, 1: 1.2, 5: 1.2, 6: 0.8}  # OH from v' = 3, 4, 8, 9: those in y, 20 % up or down
+_FLATS: Final = 1.2e5  # electrons of all flats of a wavelength, of a store
 _FRAMES, _TESTED = 40, 10
 _SKY: Final = 6000.0  # electrons of a frame
 _BIN: Final = 8  # px, of frames for principal components
@@ -42,6 +44,8 @@ def measure(seeds: int) -> list[Target]:
 
     return [
         target("f/1.23 left", "fringes left of the sky in y, f/1.23", 0.0, 2e-4),
+        target("store left", "the same by a store's flat, of 3 exposures of 40,000 electrons each nm", 0.0, 2e-4),
+        target("store floor", "what of it photons of these flats leave by themselves", -np.inf, np.inf),
         target("parallel beam share", "fringes left of those injected, parallel beam", 0.0, 0.15),
         target("parallel beam shifted", "OH ratios changed by 20 %: fringes left of those injected", 0.0, 0.15),
         target("f/1.23 change", "change of the fringes missed when OH ratios change, f/1.23", 0.0, 0.15),
@@ -56,6 +60,8 @@ def _seed(seed: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for beam, collimated in _BEAMS.items():
         found |= {f"{beam} {name}": value for name, value in _synthesis(seed, collimated).items()}
+    store = left_by_store(seed, _E2V, _FLATS)
+    found |= {"store left": store.fringes, "store floor": store.floor}
     found["classical"] = _classical(seed)
     found["empirical"] = _empirical(seed)
     found["modes"] = _modes(seed)
