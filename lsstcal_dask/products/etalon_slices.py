@@ -53,7 +53,7 @@ OUTPUTS: Final = {
 }
 
 _UNTOLD: Final = 0.3  # chi2 that is left, of what the fringes of silicon take away: 0.02 where the fit is right
-_MISFIT: Final = 30.0  # chi2 of a degree of freedom: 13 in a parallel beam where fringes are right, 120 where gates are not
+_MISFIT: Final = 30.0  # chi2 of a degree of freedom: 13 in a parallel beam and right, 120 with wrong gates
 _BLACK: Final = 0.2  # amplitude that a black coat may reflect, over that of polished silicon: 1 % of the light
 _ORDER: Final = 9.0  # chi2 by which silicon one fringe off has to be worse
 

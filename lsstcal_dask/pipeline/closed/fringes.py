@@ -21,7 +21,7 @@ from lsstcal_dask.products.fringe_modes import coefficients, fringe_modes
 from lsstcal_dask.products.fringes import amplitude, fringe_frame
 from lsstcal_dask.simulate.truth import at
 
-__all__ = ["SEEDS", "measure"]
+__all__ = ["SEEDS", "left_by", "measure"]
 
 SEEDS = 3
 _E2V, _ITL = "R22_S00", "R22_S01"
@@ -93,22 +93,40 @@ def _fit(seed: int, collimated: bool, name: str) -> tuple[EtalonFit, Blocks]:
 
 def _synthesis(seed: int, collimated: bool) -> dict[str, float]:
     """What dividing by the synthesised flat leaves, before and after the lines changed."""
-    fit, blocks = _fit(seed, collimated, _E2V)
-    response, parts = response_of(fit, blocks), night(seed).parts
-    scan, sky = flats(seed, collimated, _E2V).line, night(seed).line
+    (fit, blocks), parts = _fit(seed, collimated, _E2V), night(seed).parts
     y, x = (np.arange(n) for n in blocks.size)
     injected, left, predicted = {}, {}, {}
     for name, scale in {"share": {}, "shifted": _SHIFT}.items():
         photons = np.array([scale.get(i, 1.0) for i in range(len(parts))]) @ parts
-        weights = hats(scan.wavelength, sky.wavelength, photons)
-        seen = Light(sky, photons * np.interp(sky.wavelength, scan.wavelength, response))
-        factor = fringe_factor(fit, y, x, seen, Light(scan, weights * response))
-        true = _true(seed, collimated, _E2V, photons)
-        injected[name], predicted[name] = _even(true), _even(fringe_pattern(fit, y, x, seen))
-        left[name] = _even(true / (_interpolated(seed, collimated, _E2V, photons) * factor)).std()
+        seen, _ = _lights(fit, blocks, photons, seed)
+        injected[name] = _even(_true(seed, collimated, _E2V, photons))
+        predicted[name] = _even(fringe_pattern(fit, y, x, seen))
+        left[name] = left_by(fit, blocks, (seed, collimated), photons)
     changes = injected["shifted"] - injected["share"], predicted["shifted"] - predicted["share"]
     shares = {name: float(left[name] / injected[name].std()) for name in injected}
     return {**shares, "left": float(left["share"]), "change": float((changes[0] - changes[1]).std() / changes[0].std())}
+
+
+def _lights(fit: EtalonFit, blocks: Blocks, photons: np.ndarray, seed: int) -> tuple[Light, Light]:
+    """The sky as the CCD sees it, and the flats of which its flat is made."""
+    response, sky, scan = response_of(fit, blocks), night(seed).line, blocks.line
+    seen = Light(sky, photons * np.interp(sky.wavelength, scan.wavelength, response))
+    return seen, Light(scan, hats(scan.wavelength, sky.wavelength, photons) * response)
+
+
+def left_by(fit: EtalonFit, blocks: Blocks, where: tuple[int, bool], photons: np.ndarray) -> float:
+    """Fringes of a sky that its flat leaves, rms relative to the sky, with layers that were fitted.
+
+    Parameters
+    ----------
+    where : seed, and whether the beam is parallel.
+    photons : (bin,) of the sky, in the bins of `fringe_sky.night`.
+    """
+    seed, collimated = where
+    y, x = (np.arange(n) for n in blocks.size)
+    factor = fringe_factor(fit, y, x, *_lights(fit, blocks, photons, seed))
+    flat = _interpolated(seed, collimated, _E2V, photons) * factor
+    return float(_even(_true(seed, collimated, _E2V, photons) / flat).std())
 
 
 def _frames(seed: int, scale: np.ndarray, per_part: tuple[np.ndarray, np.ndarray], level: float) -> np.ndarray:
