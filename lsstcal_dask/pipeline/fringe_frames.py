@@ -13,34 +13,28 @@ import numpy as np
 import xarray as xr
 
 from lsstcal_dask.compute import Compute
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs
+from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.isr.fringes import block_counts
 from lsstcal_dask.isr.sequence import FRINGE_PRODUCTS
 from lsstcal_dask.mapping import AmplifierResults, Opaque
-from lsstcal_dask.physics.ephemeris import altitudes
 from lsstcal_dask.pipeline.build import Built, run_version
+from lsstcal_dask.pipeline.fringe_visits import calibrated, sky_above, spread, visits
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.pipeline.upstream import read_upstream
-from lsstcal_dask.pipeline.upstream import usable as usable_products
+from lsstcal_dask.products.fringe_common import Common, Sample, sample_sky, share_modes
 from lsstcal_dask.products.fringe_frames import (
     FRAME_OUTPUTS,
     SKY_OUTPUTS,
-    Common,
     FringeFrameConfig,
-    Sample,
     frame_amplifiers,
-    sample_sky,
-    share_modes,
     sky_amplifiers,
 )
-from lsstcal_dask.products.fringes import FEWEST, Sky, usable
+from lsstcal_dask.products.fringes import usable
 from lsstcal_dask.storage.manifests import header_digests
 from lsstcal_dask.storage.products import Pointer, Template, open_product
 from lsstcal_dask.storage.provenance import software
-from lsstcal_dask.storage.raw import open_raw
-from lsstcal_dask.variables import NOTE, nights
+from lsstcal_dask.variables import nights
 
 __all__ = ["SKY_BLOCKS", "Method", "make_fringe_frames"]
 
@@ -67,12 +61,12 @@ def make_fringe_frames(
     InsufficientInputs
         Fewer than ten visits have a dark, empty sky, or are calibrated; the message says what is wrong with the first.
     """
-    raw = _visits(store, band, exposures)
-    dark, remarks = usable(_sky(raw, np.zeros(raw.sizes["exposure"]), config))
+    raw = visits(store, band, exposures)
+    dark, remarks = usable(sky_above(raw, np.zeros(raw.sizes["exposure"]), config))
     raw = raw.isel(exposure=np.flatnonzero(dark))
-    frames, more = _calibrated(store, raw, band)
+    frames, more = calibrated(store, raw, band)
     remarks += more
-    raw, frames, more = _spread(raw, frames, config.most)
+    raw, frames, more = spread(raw, frames, config.most)
     remarks += more
     name = f"{SKY_BLOCKS}-{band}"
     sky = _make_sky(store, (name, raw, frames), config, (compute, progress))
@@ -83,7 +77,7 @@ def make_fringe_frames(
     shares = np.stack([one.crowded for one in samples.values()])
     known = np.isfinite(shares)
     crowded = np.where(known, shares, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    empty, more = usable(_sky(raw, crowded, config))
+    empty, more = usable(sky_above(raw, crowded, config))
     remarks += more
     places = [store.camera.detector(det).center_mm for det in samples]
     x, y = np.array(places, float).T
@@ -106,72 +100,6 @@ class _Run:
     @property
     def name(self) -> str:
         return f"{FRINGE_PRODUCTS[self.method]}-{self.band}"
-
-
-def _visits(store: Store, band: str, exposures: Sequence[str] | None) -> xr.Dataset:
-    raw = open_raw(store.url, store.camera, exposures=exposures, chunked=False)
-    kinds, filters = raw["exposure_type"].values.astype(str), raw["filter"].values.astype(str)
-    found = np.flatnonzero((kinds == "science") & (filters == band))
-    if not found.size:
-        raise InsufficientInputs(f"fringes: there are no science exposures through filter {band}: ingest some")
-    return raw.isel(exposure=found)
-
-
-def _sky(raw: xr.Dataset, crowded: np.ndarray, config: FringeFrameConfig) -> Sky:
-    middle = raw["time"].values + (5e8 * raw["exposure_time"].values).astype("timedelta64[ns]")
-    sun, moon = altitudes(middle, config.site)
-    return Sky([str(name) for name in raw["exposure"].values], moon, sun, crowded)
-
-
-def _calibrated(store: Store, raw: xr.Dataset, band: str) -> tuple[dict[str, Pointer], list[str]]:
-    """Frames of visits that are divided by a flat of the sky and by nothing else, the last made of each.
-
-    Raises
-    ------
-    InsufficientInputs
-        Fewer than ten.
-    """
-    wanted = [str(name) for name in raw["exposure"].values]
-    last: dict[str, Pointer] = {}
-    for pointer in sorted(usable_products(read_upstream(store.url), "calibrated"), key=lambda p: p.created):
-        if pointer.inputs["exposure"] in wanted and _flat_only(pointer):
-            last[pointer.inputs["exposure"]] = pointer
-    missing = [name for name in wanted if name not in last]
-    remedy = (
-        f"make a flat with 'lsstcal synthesize {store.url} sky_flat --filter {band}', then run 'lsstcal calibrate "
-        f"{store.url} --skip photometric_flat --skip fringes'"
-    )
-    why = f"exposure {missing[0]} is not calibrated with a sky_flat-{band} and nothing after it" if missing else ""
-    if len(last) < FEWEST:
-        raise InsufficientInputs(f"fringes: {len(last)} frames that can be used; {why}: {remedy}")
-    more = f", and so are {len(missing) - 1} others" if len(missing) > 1 else ""
-    flats = {text.partition("/")[0] for p in last.values() for use in _upstream(p) if (text := use.get("sky_flat", ""))}
-    remarks = [f"{NOTE}{why}{more}: left out"] if missing else []
-    if len(flats) > 1:
-        remarks.append(
-            f"frames were divided by {len(flats)} flats of the sky: what fringes these had is mixed: use one flat, by "
-            "'lsstcal synthesize' without --visit"
-        )
-    return {name: last[name] for name in wanted if name in last}, remarks
-
-
-def _upstream(pointer: Pointer) -> list[dict[str, str]]:
-    return list(pointer.inputs.get("upstream", {}).values())
-
-
-def _flat_only(pointer: Pointer) -> bool:
-    uses = _upstream(pointer)
-    return bool(uses) and all("sky_flat" in use and not {"photometric_flat", "fringes"} & set(use) for use in uses)
-
-
-def _spread(raw: xr.Dataset, frames: dict[str, Pointer], most: int) -> tuple[xr.Dataset, dict[str, Pointer], list[str]]:
-    """At most so many of the visits, spread over them."""
-    names = list(frames)
-    chosen = names
-    if len(names) > most:
-        chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, most).round().astype(int))]
-    remarks = [f"{NOTE}{len(chosen)} of {len(names)} frames are used, spread over them"] if len(names) > most else []
-    return raw.sel(exposure=chosen), {name: frames[name] for name in chosen}, remarks
 
 
 def _inputs(raw: xr.Dataset, upstream: dict[str, dict[str, str]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ CCD without fringes at each wavelength that was fitted.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -53,6 +53,8 @@ OUTPUTS: Final = {
 }
 
 _UNTOLD: Final = 0.3  # chi2 that is left, of what the fringes of silicon take away: 0.02 where the fit is right
+_MISFIT: Final = 30.0  # chi2 of a degree of freedom: 13 in a parallel beam and right, 120 with wrong gates
+_BLACK: Final = 0.2  # amplitude that a black coat may reflect, over that of polished silicon: 1 % of the light
 _ORDER: Final = 9.0  # chi2 by which silicon one fringe off has to be worse
 
 
@@ -67,16 +69,17 @@ class EtalonConfig(BaseModel):
     knots: float = Field(250.0, gt=0, description="px between the knots of the splines of thickness")
     silicon: tuple[float, float] = Field((96.0, 104.0), description="um, where the thickness is searched")
     glue: tuple[float, float] = Field((10.5, 17.5), description="um, where that of the glue is searched")
+    black: tuple[str, ...] = Field(("ITL",), description="vendors whose CCDs have a black coat below the glue")
 
     @property
     def cone(self) -> Cone:
         """Directions of the light."""
         return BEAMS[self.beam]
 
-    @property
-    def prior(self) -> Prior:
-        """What the fit knows before."""
-        return Prior(silicon=self.silicon, glue=self.glue, scale=self.knots)
+    def prior(self, vendor: str) -> Prior:
+        """What the fit knows before of the CCDs of a vendor: of some, that nothing comes back from below the glue."""
+        own = Prior(silicon=self.silicon, glue=self.glue, scale=self.knots)
+        return replace(own, nominal=Tuning(support=0.0), support=_BLACK) if vendor in self.black else own
 
 
 class Readable(Slices, Protocol):
@@ -112,7 +115,7 @@ def etalon_amplifiers(
     """
     binned, used = _binned(slices, detector, scanned, config.blocks)
     try:
-        fit, blocks = fit_binned(binned, config.cone, config.prior)
+        fit, blocks = fit_binned(binned, config.cone, config.prior(detector.vendor))
     except DegenerateSolution as error:
         raise DegenerateSolution(f"{detector.name}: {error}") from error
     response = np.full(len(scanned.places), np.nan)
@@ -198,6 +201,11 @@ def _images(
 def _remarks(fit: EtalonFit, missing: int) -> list[str]:
     """What a person should know of a fit."""
     found = [f"red slices left out, for some of its amplifiers lack them: {missing}"] if missing else []
+    if fit.chi2 > _MISFIT * fit.dof:
+        found.append(
+            f"its layers fit badly, chi2 {fit.chi2 / fit.dof:.3g} of each degree of freedom: gates, oxide or coating "
+            "are not those that are taken as known: look at what flats made with them leave"
+        )
     if fit.gain[0] < _ORDER * max(1.0, fit.chi2 / fit.dof):
         found.append(f"{NOTE}its flats show no fringes of silicon: those of the sky are of the glue only")
     elif fit.chi2 - fit.dof > _UNTOLD * fit.gain[0]:

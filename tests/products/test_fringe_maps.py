@@ -7,7 +7,8 @@ import xarray as xr
 from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.isr.fringes import block_counts, block_places
-from lsstcal_dask.products.fringe_frames import Sample, frame_amplifiers, relative_sky, sample_sky, share_modes
+from lsstcal_dask.products.fringe_common import Sample, relative_sky, sample_sky, share_modes
+from lsstcal_dask.products.fringe_frames import frame_amplifiers
 from lsstcal_dask.variables import NOTE
 
 FRAMES, BLOCKS, NOISE = 16, 400, 1e-3

@@ -12,6 +12,7 @@ import numpy as np
 
 from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL
 from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, fringe_site, hats, night, sky_map
+from lsstcal_dask.pipeline.closed.fringe_store import left_by_store
 from lsstcal_dask.pipeline.closed.target import Target
 from lsstcal_dask.products.etalon_fit import EtalonFit, fit_scan
 from lsstcal_dask.products.etalon_start import Blocks
@@ -20,12 +21,13 @@ from lsstcal_dask.products.fringe_modes import coefficients, fringe_modes
 from lsstcal_dask.products.fringes import amplitude, fringe_frame
 from lsstcal_dask.simulate.truth import at
 
-__all__ = ["SEEDS", "measure"]
+__all__ = ["SEEDS", "left_by", "measure"]
 
 SEEDS = 3
 _E2V, _ITL = "R22_S00", "R22_S01"
 _BEAMS: Final = {"f/1.23": False, "parallel beam": True}
 _SHIFT: Final = {0: 0.8, 1: 1.2, 5: 1.2, 6: 0.8}  # OH from v' = 3, 4, 8, 9: those in y, 20 % up or down
+_FLATS: Final = 1.2e5  # electrons of all flats of a wavelength, of a store
 _FRAMES, _TESTED = 40, 10
 _SKY: Final = 6000.0  # electrons of a frame
 _BIN: Final = 8  # px, of frames for principal components
@@ -42,6 +44,8 @@ def measure(seeds: int) -> list[Target]:
 
     return [
         target("f/1.23 left", "fringes left of the sky in y, f/1.23", 0.0, 2e-4),
+        target("store left", "the same by a store's flat, of 3 exposures of 40,000 electrons each nm", 0.0, 2e-4),
+        target("store floor", "what of it photons of these flats leave by themselves", -np.inf, np.inf),
         target("parallel beam share", "fringes left of those injected, parallel beam", 0.0, 0.15),
         target("parallel beam shifted", "OH ratios changed by 20 %: fringes left of those injected", 0.0, 0.15),
         target("f/1.23 change", "change of the fringes missed when OH ratios change, f/1.23", 0.0, 0.15),
@@ -56,6 +60,8 @@ def _seed(seed: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for beam, collimated in _BEAMS.items():
         found |= {f"{beam} {name}": value for name, value in _synthesis(seed, collimated).items()}
+    store = left_by_store(seed, _E2V, _FLATS)
+    found |= {"store left": store.fringes, "store floor": store.floor}
     found["classical"] = _classical(seed)
     found["empirical"] = _empirical(seed)
     found["modes"] = _modes(seed)
@@ -87,22 +93,40 @@ def _fit(seed: int, collimated: bool, name: str) -> tuple[EtalonFit, Blocks]:
 
 def _synthesis(seed: int, collimated: bool) -> dict[str, float]:
     """What dividing by the synthesised flat leaves, before and after the lines changed."""
-    fit, blocks = _fit(seed, collimated, _E2V)
-    response, parts = response_of(fit, blocks), night(seed).parts
-    scan, sky = flats(seed, collimated, _E2V).line, night(seed).line
+    (fit, blocks), parts = _fit(seed, collimated, _E2V), night(seed).parts
     y, x = (np.arange(n) for n in blocks.size)
     injected, left, predicted = {}, {}, {}
     for name, scale in {"share": {}, "shifted": _SHIFT}.items():
         photons = np.array([scale.get(i, 1.0) for i in range(len(parts))]) @ parts
-        weights = hats(scan.wavelength, sky.wavelength, photons)
-        seen = Light(sky, photons * np.interp(sky.wavelength, scan.wavelength, response))
-        factor = fringe_factor(fit, y, x, seen, Light(scan, weights * response))
-        true = _true(seed, collimated, _E2V, photons)
-        injected[name], predicted[name] = _even(true), _even(fringe_pattern(fit, y, x, seen))
-        left[name] = _even(true / (_interpolated(seed, collimated, _E2V, photons) * factor)).std()
+        seen, _ = _lights(fit, blocks, photons, seed)
+        injected[name] = _even(_true(seed, collimated, _E2V, photons))
+        predicted[name] = _even(fringe_pattern(fit, y, x, seen))
+        left[name] = left_by(fit, blocks, (seed, collimated), photons)
     changes = injected["shifted"] - injected["share"], predicted["shifted"] - predicted["share"]
     shares = {name: float(left[name] / injected[name].std()) for name in injected}
     return {**shares, "left": float(left["share"]), "change": float((changes[0] - changes[1]).std() / changes[0].std())}
+
+
+def _lights(fit: EtalonFit, blocks: Blocks, photons: np.ndarray, seed: int) -> tuple[Light, Light]:
+    """The sky as the CCD sees it, and the flats of which its flat is made."""
+    response, sky, scan = response_of(fit, blocks), night(seed).line, blocks.line
+    seen = Light(sky, photons * np.interp(sky.wavelength, scan.wavelength, response))
+    return seen, Light(scan, hats(scan.wavelength, sky.wavelength, photons) * response)
+
+
+def left_by(fit: EtalonFit, blocks: Blocks, where: tuple[int, bool], photons: np.ndarray) -> float:
+    """Fringes of a sky that its flat leaves, rms relative to the sky, with layers that were fitted.
+
+    Parameters
+    ----------
+    where : seed, and whether the beam is parallel.
+    photons : (bin,) of the sky, in the bins of `fringe_sky.night`.
+    """
+    seed, collimated = where
+    y, x = (np.arange(n) for n in blocks.size)
+    factor = fringe_factor(fit, y, x, *_lights(fit, blocks, photons, seed))
+    flat = _interpolated(seed, collimated, _E2V, photons) * factor
+    return float(_even(_true(seed, collimated, _E2V, photons) / flat).std())
 
 
 def _frames(seed: int, scale: np.ndarray, per_part: tuple[np.ndarray, np.ndarray], level: float) -> np.ndarray:
