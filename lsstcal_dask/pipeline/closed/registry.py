@@ -23,12 +23,17 @@ LOOPS: Final[tuple[str, ...]] = (
     "saturation",
     "crosstalk",
     "darks",
+    "synthesis",
+    "contamination",
+    "sky",
     "fringes",
     "overscan",
     "deferred",
     "linearity_applied",
     "crosstalk_applied",
     "interpolation",
+    "sky_flat",
+    "photometric_flat",
 )
 """Names of the loops, which are modules here, in the order of the document."""
 
