@@ -17,15 +17,15 @@ SIGMA = 2e-4  # of a cell
 SLOPES = (2e-3, -1e-3, 2.5e-3, -2e-3)  # of the drift, 1/nm, of CCDs of two vendors
 
 
-def cells(seed=1, drift=0.0, bump=0.0):
-    """Four CCDs of 32 by 32 cells: a lamp of second order, a drift (nm), and a wave in the third."""
+def cells(seed=1, drift=0.0, bump=0.0, tilt=0.0):
+    """Four CCDs of 32 by 32 cells: a lamp of second order, a drift (nm), a wave in the third, a slope in each."""
     found = {}
     for k, slope in enumerate(SLOPES):
         y, x = np.indices((32, 32)) / 8
         x = x + 4 * (k - 2)
         noise = SIGMA * np.random.default_rng([seed, k]).standard_normal(x.shape)
         change = 0.01 * x / 8 - 0.006 * (y / 8) ** 2 + noise + drift * slope
-        change = change + bump * np.sin(4 * x) * (k == 2)
+        change = change + bump * np.sin(4 * x) * (k == 2) + tilt * (-1) ** k * (y / 4 - 0.5)
         flat = (one.ravel() for one in (x, y, change, np.full(x.shape, SIGMA**2), np.full(x.shape, slope)))
         found[f"R0{k}"] = Cells(*flat)
     return found
@@ -47,13 +47,17 @@ def test_structure_names_the_ccd_where_it_is():
     # a sine of 5e-3 in one of four CCDs, of which the lamp's polynomial follows a little
     assert found.worst_rms == pytest.approx(5e-3 / np.sqrt(2), rel=0.1)
     assert found.rms == pytest.approx(5e-3 / np.sqrt(8), rel=0.1)
-    (remark,) = told_difference(found, CONFIG)
-    assert remark.startswith("REFERENCES_DISAGREE: filter r: flats of the cube's epoch and those of the cube differ by")
-    assert "most in R02" in remark
+    field, within = told_difference(found, CONFIG)
+    assert field.startswith("REFERENCES_DISAGREE: filter r: flats of the cube's epoch and those of the cube differ by")
+    assert "most in R02" in field
+    assert "rms within R02: did dust come or go between them?" in within
 
 
-def test_what_the_curves_do_not_tell_is_no_alarm():
-    assert told(bump=5e-3, known=2e-3)[0].startswith("note:")
+def test_what_the_curves_do_not_tell_is_no_alarm_unless_it_is_within_a_ccd():
+    (remark,) = told(bump=5e-3, known=2e-3)
+    assert "rms within R02" in remark
+    assert told(tilt=5e-3, known=5e-3)[0].startswith("note:")
+    assert "REFERENCES_DISAGREE" in told(tilt=5e-3)[0]
 
 
 def test_a_filter_that_moved_before_the_cube_was_taken():

@@ -73,7 +73,7 @@ def test_the_best_shares_are_those_of_the_covariance():
 def test_contamination(monkeypatch):
     """A night of dust alone on three CCDs; drifts have their own test in products, and take a minute here."""
     monkeypatch.setattr(contamination, "_CCDS", contamination._CCDS[:3])
-    row = contamination._seed(1, 45.0, 0.0, ("epoch", "dust")).values
+    row = contamination._seed(1, 45.0, ("epoch", "dust")).values
     assert max(row["missed"]) < 5e-4
     assert max(row["elsewhere"]) < 1.2
     assert row["kinds"] == [1.0, 1.0, 1.0]
