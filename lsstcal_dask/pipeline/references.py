@@ -2,8 +2,9 @@
 
 What a flat of now is compared with is one taken when the cube was, or the cube's own for the lamp's light. Their ratio
 is one but for the lamp's place, a polynomial of the place, and for what a filter reflects. Anything else is an alarm:
-slices, curves of the filter, or flats are not what they are taken for. Light between the curves is known no better than
-one curve is predicted from the others, so twice that much is no alarm.
+slices, curves of the filter, or flats are not what they are taken for. Over the field, light between the curves is
+known no better than one curve is predicted from the others, so twice that much is no alarm. Within a CCD, where a cubic
+of the place stands for that, it is dust that came or went between the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ class Difference:
     known: float  # to which the light between the filter's curves is known
     worst: str  # CCD
     worst_rms: float
+    rough: str  # CCD within which they differ most, a cubic of the place taken out, and by how much
+    rough_rms: float
     drift: float  # nm, of the filter from its curves to the flat of the cube's epoch; NaN if it cannot be told
     drift_error: float
 
@@ -63,10 +66,22 @@ def difference(band: str, cells: Mapping[str, Cells], known: float, config: Cont
         drift = moved.drift, moved.drift_error
     except DegenerateSolution:
         drift = float("nan"), float("nan")
-    size = {name: _excess([one.change - plain.at(one.x, one.y, one.drift)], [one]) for name, one in cells.items()}
-    worst = max(size, key=lambda name: size[name])
-    rest = [one.change - plain.at(one.x, one.y, one.drift) for one in own]
-    return Difference(band, _excess(rest, own), known, worst, size[worst], *drift)
+    rest = {name: one.change - plain.at(one.x, one.y, one.drift) for name, one in cells.items() if len(one.x)}
+    size = {name: _excess([values], [cells[name]]) for name, values in rest.items()}
+    within = {name: _excess([_without_cubic(values, cells[name])], [cells[name]]) for name, values in rest.items()}
+    worst, rough = (max(one, key=lambda name: one[name]) for one in (size, within))
+    total = _excess(list(rest.values()), [cells[name] for name in rest])
+    return Difference(band, total, known, worst, size[worst], rough, within[rough], *drift)
+
+
+def _without_cubic(values: np.ndarray, cells: Cells) -> np.ndarray:
+    """Values (n,) less a cubic of the place within a CCD, as large as they would be without the fit."""
+    x, y = ((one - one.mean()) / (np.ptp(one) or 1.0) for one in (cells.x, cells.y))
+    design = np.stack([x**i * y**j for i in range(4) for j in range(4 - i)], axis=1)
+    if len(values) <= 2 * design.shape[1]:
+        return np.zeros_like(values)
+    rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return np.asarray(rest / np.sqrt(1 - design.shape[1] / len(values)))
 
 
 def _excess(rest: Sequence[np.ndarray], cells: Sequence[Cells]) -> float:
@@ -82,6 +97,11 @@ def told_difference(found: Difference, config: ContaminationConfig) -> list[str]
     remarks = []
     if found.rms > max(config.references, _TIMES * found.known):
         remarks.append(f"REFERENCES_DISAGREE: {text}: look at their ratio, and at the filter's curves")
+    if found.rough_rms > config.references:
+        remarks.append(
+            f"REFERENCES_DISAGREE: filter {found.band}: flats of the cube's epoch and those of the cube differ by "
+            f"{found.rough_rms:.1e} rms within {found.rough}: did dust come or go between them?"
+        )
     if abs(found.drift) > max(config.drift * found.drift_error, config.least_drift):
         moved = f"{found.drift:+.3f} +- {found.drift_error:.3f} nm"
         remarks.append(

@@ -41,7 +41,7 @@ def significant(
         return np.zeros(values.shape), np.zeros(values.shape, bool)
     image, noise = _filled(values, known), _filled(variance, known)
     support = []
-    for plane, share in zip(_planes(image, scales), _noise(scales), strict=True):
+    for plane, share in zip(_planes(image, scales), _noise(scales, image.shape), strict=True):
         support.append(known & (np.abs(plane) > limit[0] * share * np.sqrt(noise)) & (np.abs(plane) > limit[1]))
         noise = _smooth(noise, len(support) - 1)
     where = np.any(support, axis=0)
@@ -104,17 +104,32 @@ def _filled(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     return out
 
 
+def _noise(scales: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Noise (y, x) of each plane, and of the rest, of an image of white noise of variance one.
+
+    Edges mirror the image: next to one an average holds a value twice, and its noise is up to twice that in the middle.
+    """
+    (y, y_next), (x, x_next) = (_lines(scales, size) for size in shape)
+    for scale in range(scales):  # planes are differences of products of lines
+        square = np.outer(y[scale], x[scale]) - 2 * np.outer(y_next[scale], x_next[scale])
+        yield np.sqrt(square + np.outer(y[scale + 1], x[scale + 1]))
+    yield np.sqrt(np.outer(y[scales], x[scales]))
+
+
 @lru_cache(maxsize=16)
-def _noise(scales: int) -> tuple[float, ...]:
-    """Noise of each plane, and of the rest, of an image of white noise of variance one."""
-    size = 8 * 2**scales + 1
-    image = np.zeros(size)
-    image[size // 2] = 1.0
-    lines, found = [image], []
+def _lines(scales: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of smoothing along a line: sums of the squared weights of a value (scale + 1, size), and products with the next.
+
+    Beyond the reach of the widest kernel from both ends all values are alike.
+    """
+    own = min(size, 8 * 2**scales + 1)
+    rows = [np.eye(own)]
     for scale in range(scales):
         kernel = np.zeros(4 * 2**scale + 1)
         kernel[:: 2**scale] = _KERNEL
-        lines.append(convolve1d(lines[-1], kernel, mode="constant"))
-    for a, b in itertools.pairwise(lines):  # planes are differences of products of lines
-        found.append(float(np.sqrt((a @ a) ** 2 - 2 * (a @ b) ** 2 + (b @ b) ** 2)))
-    return (*found, float(lines[-1] @ lines[-1]))
+        rows.append(convolve1d(rows[-1], kernel, axis=0))
+    squares = np.array([np.einsum("ij,ij->i", a, a) for a in rows])
+    products = np.array([np.einsum("ij,ij->i", a, b) for a, b in itertools.pairwise(rows)]).reshape(scales, own)
+    place = np.arange(size)
+    place = np.where(place < own // 2, place, np.maximum(own // 2, place - (size - own)))
+    return squares[:, place], products[:, place]

@@ -27,7 +27,7 @@ def test_even_powers_of_the_radius_are_followed_exactly(side, powers):
     factors = np.random.default_rng(1).uniform(-0.02, 0.02, (powers, 3)) + np.eye(powers, 1) * 0.5
 
     def true(x, y):
-        return ((x**2 + y**2) / 150**2)[..., None] ** np.arange(powers) @ factors
+        return ((x**2 + y**2) / 360**2)[..., None] ** np.arange(powers) @ factors
 
     nearby = Nearby(passband_of(x, y, true(x, y)))
     at = np.random.default_rng(2).uniform(-60, 60, (2, 4, 5))
@@ -47,6 +47,18 @@ def test_the_measured_curves_come_back_and_what_is_between_them_is_smooth():
     np.testing.assert_allclose(nearby.at(x, y), wave(x, y), atol=3e-5)
     at = np.random.default_rng(3).uniform(-130, 130, (2, 50))
     np.testing.assert_allclose(nearby.at(*at), wave(*at), atol=3e-5)
+
+
+def test_what_the_other_curves_miss_is_found_without_taking_each_out():
+    """Against a fit without it, of a place inside, so that the field is as large."""
+    rng = np.random.default_rng(4)
+    x, y = rng.uniform(-100, 100, (2, 30))
+    light = rng.normal(1, 0.01, 30)
+    i = int(np.argmin(np.hypot(x, y)))
+    others = np.arange(30) != i
+    left = Nearby(passband_of(x[others], y[others], np.full((29, 3), 0.5)))
+    expected = light[i] - left.terms(x[i], y[i]) @ light[others]
+    assert Nearby(passband_of(x, y, np.full((30, 3), 0.5))).missed(light)[i] == pytest.approx(float(expected), abs=1e-9)
 
 
 def test_it_follows_a_filter_better_than_one_polynomial():

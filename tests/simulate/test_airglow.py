@@ -16,6 +16,7 @@ from lsstcal_dask.simulate.airglow import (
     Airglow,
     Moon,
     family_amplitudes,
+    mean_bands,
     rotational_temperature,
     sky_components,
     sky_spectrum,
@@ -337,3 +338,14 @@ def test_moonlight_comes_and_goes():
     blue = moonlight(Moon(blueness=3.0), FULL, 60.0, 0.0, EDGES)
     middle = (EDGES[1:] + EDGES[:-1]) / 2
     np.testing.assert_allclose(blue / bright, 551.0 / middle)
+
+
+def test_bands_have_the_photons_of_their_components():
+    """Of oxygen and the atoms, all of whose light is within reach."""
+    edges = np.arange(300.0, 1150.0, 1.0)
+    light = sky_components(Airglow(), edges).sum(axis=1)
+    bands = mean_bands()
+    for name in ("O2 0-1", "OI green", "OI red", "Na"):
+        component, photons = bands[name]
+        assert light[component] == pytest.approx(photons, rel=1e-3)
+    assert {i for i, _ in bands.values()} == set(range(len(COMPONENTS) - 1))

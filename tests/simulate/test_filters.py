@@ -172,6 +172,15 @@ def test_curves_of_the_camera_team(lsstcam):
     assert found.identical(filter_curves(SEED, settings, small, "r", w))
 
 
+def test_a_filter_that_moved_is_as_it_was_elsewhere():
+    """By half a nm towards the red; what the camera team measured before does not know it."""
+    small, moved, w = load_camera("mini9"), Filters(moved=0.5), np.arange(540.0, 720)
+    x, y = np.array([[0.0, 3.0], [1.0, -2.0]])
+    now, then = transmission(SEED, moved, small, "r", w, x, y), transmission(SEED, Filters(), small, "r", w - 0.5, x, y)
+    np.testing.assert_allclose(now, then)
+    assert filter_curves(SEED, moved, small, "r", w).identical(filter_curves(SEED, Filters(), small, "r", w))
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("band", BANDS[1:])
 def test_curves_of_the_real_filters(real_data, lsstcam, band):

@@ -16,13 +16,33 @@ def test_noise_of_planes_is_that_of_white_images():
     from lsstcal_dask.statistics.starlet import _smooth
 
     image = np.random.default_rng(1).standard_normal((300, 300))
-    for scale, expected in enumerate(_noise(4)[:4]):
+    middle = [float(share[150, 150]) for share in _noise(4, image.shape)]
+    for scale, expected in enumerate(middle[:4]):
         smooth = _smooth(image, scale)
         found = (image - smooth).std()
         assert found == pytest.approx(expected, rel=4 * 2**scale * 2 / 300)
         image = smooth
-    assert _noise(4)[0] == pytest.approx(0.8907, abs=1e-4)  # Starck & Murtagh (2006) give 0.891, 0.200, 0.086, 0.041
-    assert _noise(4)[1:4] == pytest.approx((0.200, 0.086, 0.041), abs=1e-3)
+    assert middle[0] == pytest.approx(0.8907, abs=1e-4)  # Starck & Murtagh (2006) give 0.891, 0.200, 0.086, 0.041
+    assert middle[1:4] == pytest.approx((0.200, 0.086, 0.041), abs=1e-3)
+
+
+def test_noise_of_planes_at_the_edges_is_that_of_white_images():
+    """Pixels of 4000 images of 20 x 20, to four times what so many tell, everywhere."""
+    from lsstcal_dask.statistics.starlet import _planes
+
+    images = np.random.default_rng(4).standard_normal((4000, 20, 20))
+    found = np.array([list(_planes(image, 3)) for image in images]).std(axis=0)
+    expected = np.array(list(_noise(3, (20, 20))))
+    assert np.abs(found / expected - 1).max() < 5 / np.sqrt(2 * 4000)
+    assert expected[3, 0, 0] > 1.9 * expected[3, 10, 10]
+
+
+def test_a_large_image_is_that_of_the_middle_but_for_its_edges():
+    small, large = (list(_noise(2, (size, 33))) for size in (33, 60))
+    for a, b in zip(small, large, strict=True):
+        np.testing.assert_allclose(b[:16], a[:16])
+        np.testing.assert_allclose(b[-17:], a[-17:])
+        np.testing.assert_allclose(b[16:44], np.repeat(a[16:17], 28, axis=0))
 
 
 def test_noise_alone_is_nothing():

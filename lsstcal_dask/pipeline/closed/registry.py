@@ -24,12 +24,17 @@ LOOPS: Final[tuple[str, ...]] = (
     "crosstalk",
     "crosstalk_camera",
     "darks",
+    "synthesis",
+    "contamination",
+    "sky",
     "fringes",
     "overscan",
     "deferred",
     "linearity_applied",
     "crosstalk_applied",
     "interpolation",
+    "sky_flat",
+    "photometric_flat",
 )
 """Names of the loops, which are modules here, in the order of the document."""
 

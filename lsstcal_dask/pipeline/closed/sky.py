@@ -26,7 +26,7 @@ from lsstcal_dask.simulate.recipes import Night, Plan, exposures
 
 __all__ = ["SEEDS", "measure"]
 
-SEEDS = 8
+SEEDS = 20
 _STEP: Final = 0.05  # nm
 _EDGES: Final = np.arange(320.0, 1150.0, _STEP)
 _FINE: Final = (_EDGES[1:] + _EDGES[:-1]) / 2
@@ -59,7 +59,7 @@ def measure(seeds: int, visits: int = 2) -> list[Target]:
         return ratio(np.array([getattr(one, key) for one in rows]), np.ones(1))
 
     return [
-        row("amplitudes of families: width of pulls", (0.8, 1.1), pull("pulls")),
+        row("amplitudes of families: width of pulls", (0.9, 1.1), pull("pulls")),
         row("amplitudes of families: mean pull", (-0.3, 0.3), mean([one.pulls.mean() for one in rows])),
         row("chi2 over degrees of freedom", (0.9, 1.1), mean([one.chi2 for one in rows])),
         row("photons of bands of 100 nm: width of pulls", (0.0, 1.1), pull("bins")),
@@ -67,9 +67,9 @@ def measure(seeds: int, visits: int = 2) -> list[Target]:
         row("photons of single lines: relative error", (0.0, 0.05), pull("line_errors")),
         row("families changed by 20 %: error of the change", (0.0, 0.05), _rms([one.missed for one in followed])),
         row("families changed by 20 %: width of pulls", (0.0, 1.1), _rms([one.pulls for one in followed])),
-        row("lines that are on no list: rejected", (0.95, 1.0), share(sum(strange), len(strange))),
-        row("the right list: rejected", (0.0, 0.05), share(sum(right), len(right))),
-        row("spectra that are stale refused, others not", (0.95, 1.0), share(sum(stale), len(stale))),
+        row("lines that are on no list: rejected", (0.95, np.inf), share(sum(strange), len(strange))),
+        row("the right list: rejected", (-np.inf, 0.05), share(sum(right), len(right))),
+        row("spectra that are stale refused, others not", (0.95, np.inf), share(sum(stale), len(stale))),
     ]
 
 
