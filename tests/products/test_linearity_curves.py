@@ -237,6 +237,11 @@ def test_plateau_and_clusters_by_hand():
         signal, np.arange(1.0, 7), np.ones(6), np.zeros(6), nothing, np.zeros(6, np.int64), np.zeros(6)
     )  # fmt: skip
     assert plateau(ladder).tolist() == [False, False, False, False, True, True]
+    # of two exposures of one level the brighter one is full
+    pair = replace(
+        ladder, signal=np.array([1.0, 2, 4.0, 4.05, 4.05, 4.05]) * 1e4, light=np.array([1, 2, 4, 4.03, 5, 6])
+    )
+    assert plateau(pair).tolist() == [False, False, False, True, True, True]
 
 
 # Whole flats of the one-CCD camera ---------------------------------------------------------------------------------
