@@ -20,6 +20,7 @@ from lsstcal_dask.pipeline.closed import (
     interpolation,
     linearity,
     linearity_applied,
+    lit_boards,
     overscan,
     saturation,
 )
@@ -122,9 +123,9 @@ def test_deferred():
 
 
 def test_any_two_boards_are_lit_together_in_one_exposure():
-    camera = crosstalk_camera.small_camera(21)
+    camera = lit_boards.small_camera(21)
     assert len(camera.detectors) == 189
-    how = crosstalk_camera.plan(camera)
+    how = lit_boards.plan(camera)
     assert how.lit.shape == (72, 63)
     together = how.lit.T.astype(int) @ how.lit
     np.testing.assert_array_equal(together, np.where(np.eye(63, dtype=bool), 9, 1))
@@ -142,7 +143,7 @@ def test_crosstalk_camera():
     assert all(near(one) for one in found.values())
     assert found["camera: pairs unmeasured of 20592"].measured == 0
     site = crosstalk_camera.site_of(1, 1)
-    how = crosstalk_camera.plan(site.camera, coded=False)
+    how = lit_boards.plan(site.camera, coded=False)
     together, condition = crosstalk_camera.matrix(site, how, 1, slice(0, 1))
     assert condition > 20 * found["camera: worst condition number of sources lit together"].measured
     error = together["crosstalk_error"].sel(source=[name.startswith("R01_S2") for name in together["source"].values])
