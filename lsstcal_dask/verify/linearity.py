@@ -1,4 +1,4 @@
-"""Checks of linearity on data that did not make the curves: slopes, each with its error (Lupton 2016, Sec. 2.3).
+"""Checks of linearity, best on data that did not make the curves: slopes with errors (Lupton 2016, Sec. 2.3).
 
 - flux of the same stars as a function of the background on which they stand;
 - size of stars as a function of their brightness, and how that changes with the background;

@@ -1,4 +1,4 @@
-"""Acceptance of linearity on data that did not make the curves: three checks of the source (Lupton 2016, Sec. 2.3).
+"""Acceptance of linearity by its use on visits and flats: the three checks of the source (Lupton 2016, Sec. 2.3).
 
 The numbers are measured of visits and flats, and noted, when a store is verified: see `verify.linearity`.
 """
@@ -80,7 +80,8 @@ METRICS: Final = (
         "linearity",
         "flat levels of amplifiers",
         "flat_level",
-        "relative change of the level of an amplifier less that of its CCD, with the level of flats",
+        "relative change of the level of an amplifier less that of its CCD, with the level of flats: those that "
+        "made the curves, for want of ten others",
         "1/100 ke",
     ),
 )
