@@ -23,14 +23,10 @@ from lsstcal_dask.variables import MASK_BITS, attributes
 
 __all__ = ["COMPRESSION", "OUTPUTS", "SynthesisConfig", "Task", "outputs_of", "synthesis_amplifiers", "synthesize"]
 
-OUTPUTS: Final = {
-    "image": Output("float32", "1"),
-    "variance": Output("float32", "1"),
-    "common_mode": Output("float32", "1"),
-    "mask": Output("uint16"),
-}
-"""Variables of synthetic flats, each with the dim ``spectrum``; see `outputs_of`."""
+OUTPUTS: Final = {"image": Output("float32", "1"), "variance": Output("float32", "1"), "mask": Output("uint16")}
+"""Variables of synthetic flats, each with the dim ``spectrum``; `outputs_of` tells which there are."""
 
+_MODE: Final = {"common_mode": Output("float32", "1")}
 
 COMPRESSION: Final = ("compression_error", "compression_rms")
 """Attributes (spectrum) of flats made of maps: largest and typical difference to those of the slices."""
@@ -55,9 +51,9 @@ class SynthesisConfig(BaseModel):
 
 
 def outputs_of(config: SynthesisConfig) -> dict[str, Output]:
-    """Those of `OUTPUTS` that are worked out."""
-    wanted = {"variance": config.variance, "common_mode": config.modes}
-    return {var: out for var, out in OUTPUTS.items() if wanted.get(var, True)}
+    """Variables of the flats that are worked out."""
+    plain = {var: out for var, out in OUTPUTS.items() if config.variance or var != "variance"}
+    return plain | (_MODE if config.modes else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +66,7 @@ class Task:
     open_slices: Callable[[str], Slices]
     config: SynthesisConfig
     common: np.ndarray | None = None  # (k,) relative error of the response that all wavelengths share, for its mode
-    maps: Callable[[str, int], LowRank | None] = lambda detector, amplifier: None  # in place of codes, where there are
+    maps: Callable[[str, int], LowRank | None] | None = None  # by detector and amplifier, in place of codes
 
     def __call__(self, source: xr.Dataset) -> AmplifierResults:
         """Flats of the amplifiers of one CCD, one after the other."""
@@ -152,7 +148,7 @@ def synthesis_amplifiers(slices: Slices, detector: Detector, task: Task) -> Ampl
             continue
         used = np.flatnonzero(plan.vectors.any(axis=0)).tolist()
         own = {k: exceptions_of(slices, k, a) for k in used}
-        low = task.maps(detector.name, a)
+        low = task.maps(detector.name, a) if task.maps else None
         totals = sum_slices(slices, a, plan.vectors, own) if low is None else sum_maps(low, plan.vectors, unknown=False)
         image, variance, mode = _flats(totals, plan, amplifier, slices.shape, task)
         _few_repeats(variance, plan, own, slices.repeats[:, a])

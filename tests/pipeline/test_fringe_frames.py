@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from making import run_command as run
-from making_cubes import observatory, put_truth
+from stores_of_monochromatic_flats import observatory, put_truth
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.errors import InsufficientInputs
