@@ -257,3 +257,10 @@ def test_the_command_publishes_maps(store, maps, capsys):
     (sky,) = [p for p in list_products(store.url, "sky_blocks-y") if p.version == rows[0]["version"]]
     assert used
     assert not used & {text.partition("/")[0] for text in sky.inputs["upstream"]["calibrated"].values()}
+
+
+def test_what_was_made_is_read_again_as_it_was_written(store, maps, capsys):
+    status, said = run(capsys, "ls", store.url, "--check", "--json")
+    assert status == 0
+    assert all(name in said.out for name in ("sky_blocks-y", "fringe_frame-y", "fringe_modes-y"))
+    assert "PASS" in run(capsys, "verify", store.url, "--product", "calibrated")[1].out

@@ -12,6 +12,7 @@ from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL, Mirrors
 from lsstcal_dask.physics.etalon_table import Line
 from lsstcal_dask.products.etalon_fit import bin_scan, fit_etalon, fit_scan
 from lsstcal_dask.products.etalon_problem import Prior
+from lsstcal_dask.products.etalon_slices import EtalonConfig, _remarks
 from lsstcal_dask.products.etalon_start import follow
 from lsstcal_dask.products.fringe_flat import Light, fringe_factor, fringe_pattern, response_of
 from lsstcal_dask.simulate.etalon import Fringing, fringe_map
@@ -169,3 +170,14 @@ def test_fringes_do_not_depend_on_the_layers_that_are_taken_as_known(name):
     """
     fit, _ = fit_scan(LINE, *scan(), COLLIMATED, (16, 4), replace(PRIOR, **OTHERS[name]))
     assert left_of(fit, SKY) < 0.15
+
+
+def test_nothing_comes_back_from_a_black_coat_and_a_misfit_is_told():
+    """CCDs of ITL have no fringes of the glue (Guo et al. 2023)."""
+    config = EtalonConfig()
+    assert config.prior("ITL").nominal.support == 0
+    assert config.prior("e2v").nominal.support == 1
+    fit, _ = fitted()
+    assert not any("fit badly" in one for one in _remarks(fit, 0))
+    (told,) = [one for one in _remarks(replace(fit, chi2=100 * fit.dof), 0) if "fit badly" in one]
+    assert "chi2 100 of each degree of freedom" in told
