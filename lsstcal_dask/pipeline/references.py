@@ -3,8 +3,8 @@
 What a flat of now is compared with is one taken when the cube was, or the cube's own for the lamp's light. Their ratio
 is one but for the lamp's place, a polynomial of the place, and for what a filter reflects. Anything else is an alarm:
 slices, curves of the filter, or flats are not what they are taken for. Over the field, light between the curves is
-known no better than one curve is predicted from the others, so twice that much is no alarm. Within a CCD, where a cubic
-of the place stands for that, it is dust that came or went between the two.
+known no better than one curve is predicted from the others, so twice that much is no alarm. Within a CCD, where a
+polynomial of the place stands for that, it is dust that came or went between the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from lsstcal_dask.variables import NOTE
 
 __all__ = ["Difference", "difference", "known_to", "told_difference"]
 
+_DEGREE = 5  # of the polynomial of the place within a CCD
 _TIMES = 2.0  # what is known of the light between curves, beyond which a difference is an alarm
 
 
@@ -32,10 +33,11 @@ class Difference:
     known: float  # to which the light between the filter's curves is known
     worst: str  # CCD
     worst_rms: float
-    rough: str  # CCD within which they differ most, a cubic of the place taken out, and by how much
+    rough: str  # CCD within which they differ most, a polynomial of the place taken out, and by how much
     rough_rms: float
     drift: float  # nm, of the filter from its curves to the flat of the cube's epoch; NaN if it cannot be told
     drift_error: float
+    drift_rms: float  # what such a drift changes that the lamp does not
 
 
 def known_to(weights: Weights) -> float:
@@ -63,21 +65,22 @@ def difference(band: str, cells: Mapping[str, Cells], known: float, config: Cont
     plain = fit_lamp(own, config, with_drift=False)
     try:
         moved = fit_lamp(own, config)
-        drift = moved.drift, moved.drift_error
+        change = [moved.at(one.x, one.y, one.drift) - plain.at(one.x, one.y, one.drift) for one in own]
+        drift = moved.drift, moved.drift_error, float(np.std(np.concatenate(change)))
     except DegenerateSolution:
-        drift = float("nan"), float("nan")
+        drift = float("nan"), float("nan"), 0.0
     rest = {name: one.change - plain.at(one.x, one.y, one.drift) for name, one in cells.items() if len(one.x)}
     size = {name: _excess([values], [cells[name]]) for name, values in rest.items()}
-    within = {name: _excess([_without_cubic(values, cells[name])], [cells[name]]) for name, values in rest.items()}
+    within = {name: _excess([_without_smooth(values, cells[name])], [cells[name]]) for name, values in rest.items()}
     worst, rough = (max(one, key=lambda name: one[name]) for one in (size, within))
     total = _excess(list(rest.values()), [cells[name] for name in rest])
     return Difference(band, total, known, worst, size[worst], rough, within[rough], *drift)
 
 
-def _without_cubic(values: np.ndarray, cells: Cells) -> np.ndarray:
-    """Values (n,) less a cubic of the place within a CCD, as large as they would be without the fit."""
+def _without_smooth(values: np.ndarray, cells: Cells) -> np.ndarray:
+    """Values (n,) less a polynomial of the place within a CCD, as large as they would be without the fit."""
     x, y = ((one - one.mean()) / (np.ptp(one) or 1.0) for one in (cells.x, cells.y))
-    design = np.stack([x**i * y**j for i in range(4) for j in range(4 - i)], axis=1)
+    design = np.stack([x**i * y**j for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i)], axis=1)
     if len(values) <= 2 * design.shape[1]:
         return np.zeros_like(values)
     rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
@@ -102,10 +105,11 @@ def told_difference(found: Difference, config: ContaminationConfig) -> list[str]
             f"REFERENCES_DISAGREE: filter {found.band}: flats of the cube's epoch and those of the cube differ by "
             f"{found.rough_rms:.1e} rms within {found.rough}: did dust come or go between them?"
         )
-    if abs(found.drift) > max(config.drift * found.drift_error, config.least_drift):
-        moved = f"{found.drift:+.3f} +- {found.drift_error:.3f} nm"
+    moved = abs(found.drift) > max(config.drift * found.drift_error, config.least_drift)
+    if moved and found.drift_rms > found.known:  # or it is the curves that do not tell the light between them
+        by = f"{found.drift:+.3f} +- {found.drift_error:.3f} nm"
         remarks.append(
-            f"REFERENCES_DISAGREE: filter {found.band} moved by {moved} from its curves to the cube: measure its "
+            f"REFERENCES_DISAGREE: filter {found.band} moved by {by} from its curves to the cube: measure its "
             f"transmission again"
         )
     return remarks or [f"{NOTE}{text}, which the curves of the filter do not tell better than {found.known:.1e}"]

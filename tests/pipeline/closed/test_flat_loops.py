@@ -81,10 +81,10 @@ def test_contamination(monkeypatch):
 
 
 def test_sky():
-    found = by_name(sky.measure(2))
-    # two spectra tell a width to 25 %, of which a limit is four; a share of four to a quarter
+    found = by_name(sky.measure(1, visits=1))
+    # pulls of one spectrum hang together, so that it tells a width to a quarter; of which a limit is four
     assert [one.name for one in found.values() if max(one.low - one.measured, one.measured - one.high) > 1] == []
-    assert found["photons of single lines: relative error"].verdict == "pass"
+    assert found["photons of single lines: relative error"].measured < 0.05
     assert found["lines that are on no list: rejected"].measured == 1
     assert found["spectra that are stale refused, others not"].measured == 1
     assert found["families changed by 20 %: error of the change"].measured < 0.1
@@ -100,7 +100,7 @@ def test_sky_flat():
 
 
 def test_photometric_flat():
-    found = photometric_flat.measure(1, 24, 6, 20.0, (0, 1, 4))
+    found = photometric_flat.measure(1, 16, 5, 30.0, (0, 1))
     identity, undone, itself, clean, plain = found
     assert met([identity, undone, clean, plain]) == []
     # what the cube holds that no star sees is all that is left
