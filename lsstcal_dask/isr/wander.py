@@ -30,6 +30,7 @@ _ENDS: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, np.inf)  # c: what is faster is n
 _JITTERS: Final = (0.0, *np.geomspace(0.03, 1e3, 16))  # j
 _GROWTH: Final = 1.2  # from one block of modes to the next
 _UNLIKELY: Final = 1e-6  # models less likely than so many of the likeliest are left out
+_FAR: Final = 100.0  # twice the logarithm of how much less likely a model is that is lost in the rounding of the sum
 _FILLS: Final = 10  # steps towards the values of rows that have no mean
 
 
@@ -80,9 +81,12 @@ def _likely(modes: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     models, edges = _models(rows, first), _blocks(rows, first)
     power = np.add.reduceat(modes**2, edges[:-1], axis=1) / own[:, None]
     cost = power @ models.inverse.T + models.constant
-    weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
+    cost -= cost.min(axis=1, keepdims=True)
+    near = np.flatnonzero(cost.min(axis=0) < _FAR)  # most models are so far off that only time is lost on them
+    weight = np.exp(-0.5 * cost[:, near])
     likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
     weight = weight[:, likely] / weight.sum(axis=1, keepdims=True)
+    likely = near[likely]
     wander, jitter = models.wander[likely], models.jitter[likely, None]
     many = np.diff(edges)
     many[0] += first  # what is slower than all of these is as the slowest block

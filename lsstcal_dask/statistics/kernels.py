@@ -6,8 +6,11 @@ of every exposure at a time becomes float32 that stay in the first-level cache, 
 memory is asked for the strips to come. From there on `LANES` pixels are one number, a vector (`vectors`), and
 nothing branches on a pixel.
 
-Most pixels have nothing to clip, which one pass over their values tells together with their mean. The others
-are picked out and clipped among themselves, a whole vector of them at a time.
+Most pixels have nothing to clip, which one pass over their values tells together with their mean. A vector with
+one that has is gone through once more for each round of clipping, and what is found for the others is not used.
+
+A product with ``one``, which is 1, makes a difference or a sum an instruction of the units that multiply: those
+that add, compare and find minima are busy, and no bit changes.
 """
 
 from collections.abc import Callable
@@ -28,24 +31,20 @@ from lsstcal_dask.statistics.vectors import (
     inlined,
     load_counts,
     number,
-    number_set,
-    numbered,
     put,
     put_counts,
-    put_some,
     spread,
     sqrt,
     tally,
 )
 
-__all__ = ["DTYPES", "LANES", "MEDIAN", "MODEL", "SAMPLE", "Model", "run"]
+__all__ = ["DTYPES", "LANES", "MEDIAN", "MODEL", "SAMPLE", "STRIP", "Model", "run"]
 
 MEDIAN, SAMPLE, MODEL = 0, 1, 2
-_STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache lines, for none may be needed twice
-_WIDEST: Final = 4 * _STRIP
+STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache lines, for none may be needed twice
+_WIDEST: Final = 4 * STRIP
 _CACHE: Final = 4096  # floats of a strip of all exposures that fill half of a first-level cache
 _AHEAD: Final = 512  # pixels between those being read and those that memory is asked for
-_PICKED: Final = _WIDEST + 2 * LANES  # pixels that wait to be clipped, and rubbish behind them
 
 
 _U = np.uint64
@@ -65,46 +64,52 @@ class Model(NamedTuple):
 
 
 @inlined
-def _calibrate(flat, f, o, c, plane, p, rows, at, width, size, new):
-    """Put a strip of one exposure into the blocks of ``rows``, ``size`` floats each, or add it to them.
-
-    The last vector reaches beyond the strip, but not beyond the stack.
-    """
-    if f + (width + _U(LANES - 1)) // _U(LANES) * _U(LANES) <= _U(flat.size):
-        for x in range(_U(0), width, _U(LANES)):
-            fetch(flat, f + x + _U(_AHEAD))
-            v = (load_counts(flat, f + x) - spread(o) - get(plane, p + x)) * spread(c)
-            put(rows, at, v if new else get(rows, at) + v)
-            at += size
-    else:
-        for x in range(_U(0), width):
-            v = ((_F(flat[f + x]) - o) - plane[p + x]) * c
-            to = at + x // _U(LANES) * size + x % _U(LANES)
-            rows[to] = v if new else rows[to] + v
+def _calibrate(flat, f, o, c, plane, p, rows, at, size, new):
+    """Put a strip of one exposure into the blocks of ``rows``, ``size`` floats each, or add it to what is there."""
+    for x in range(_U(0), _U(STRIP), _U(LANES)):
+        fetch(flat, f + x + _U(_AHEAD))
+        v = load_counts(flat, f + x) - spread(o)
+        if plane.size:
+            v = v - get(plane, p + x)
+        to = at + x // _U(LANES) * size
+        put(rows, to, v * spread(c) if new else get(rows, to) + v * spread(c))
 
 
 @inlined
-def _load(flat, places, offset, plane, scale, strip, size, rows):
+def _calibrate_last(flat, f, o, c, plane, p, rows, at, size, new):
+    """Do so pixel by pixel, where a strip reaches beyond the stack."""
+    for x in range(_U(0), min(_U(STRIP), _U(flat.size) - f)):
+        v = _F(flat[f + x]) - o
+        if plane.size:
+            v = v - plane[p + x]
+        to = at + x // _U(LANES) * size + x % _U(LANES)
+        rows[to] = v * c if new else rows[to] + v * c
+
+
+@inlined
+def _load(flat, exposures, plane, x0, p, size, rows):
     """Calibrate a strip of every exposure into ``rows``, averaging the exposures of a run."""
-    starts, edges, step = places
-    y, x0, width, p = strip
-    for run in range(_U(0), _U(len(edges) - 1)):
-        first, end = _U(edges[run]), _U(edges[run + _U(1)])
-        for i in range(first, end):
-            f, o, c = _U(starts[i] + y * step + x0), offset[i, y], scale[i] / _F(end - first)
-            _calibrate(flat, f, o, c, plane, p, rows, run * _U(LANES), width, size, i == first)
+    begins, levels, factors, runs = exposures
+    many = _U(len(begins))
+    if begins[many - _U(1)] + x0 + _U(STRIP) <= _U(flat.size):
+        for i in range(_U(0), many):
+            at, new = runs[i] >> _U(1), runs[i] & _U(1)
+            _calibrate(flat, begins[i] + x0, levels[i], factors[i], plane, p, rows, at, size, new)
+    else:
+        for i in range(_U(0), many):
+            at, new = runs[i] >> _U(1), runs[i] & _U(1)
+            _calibrate_last(flat, begins[i] + x0, levels[i], factors[i], plane, p, rows, at, size, new)
 
 
 @inlined
-def _load_any(flats, places, calibration, strip, size, rows):
+def _load_any(flats, exposures, plane, x0, p, size, rows):
     """Do so for counts of any type."""
-    offset, plane, scale = calibration
     if flats[0].size:
-        _load(flats[0], places, offset, plane, scale, strip, size, rows)
+        _load(flats[0], exposures, plane, x0, p, size, rows)
     elif flats[1].size:
-        _load(flats[1], places, offset, plane, scale, strip, size, rows)
+        _load(flats[1], exposures, plane, x0, p, size, rows)
     else:
-        _load(flats[2], places, offset, plane, scale, strip, size, rows)
+        _load(flats[2], exposures, plane, x0, p, size, rows)
 
 
 @inlined
@@ -129,21 +134,34 @@ def _high(a, b):
 
 
 @inlined
-def _moments(rows, at, n, step, pivot, half, shift):
-    """Count what lies within ``half`` of the pivot, and sum it and its square about ``pivot + shift``."""
+def _moments(rows, at, n, pivot, half, one):
+    """Count what lies within ``half`` of the pivot, sum it and its square about the pivot; its extremes."""
     count, total, squares = spread(_F(0)), spread(_F(0)), spread(_F(0))
+    lowest, highest, nothing = spread(_F(np.inf)), spread(_F(-np.inf)), spread(_F(np.nan))
     for i in range(n):
-        d = get(rows, at + _U(i) * step) - pivot
+        d = get(rows, at + _U(i * LANES)) * one - pivot
         kept = abs(d) <= half
-        d = (d - shift) & kept
-        count = tally(count, kept)
-        total += d
-        squares += d * d
-    return number(count), total, squares
+        count = choose(kept, count + one, count)
+        total, squares = choose(kept, d * one + total, total), choose(kept, d * d + squares, squares)
+        d = choose(kept, d, nothing)  # NaN, which is neither less nor more
+        lowest, highest = _low(d, lowest), _high(d, highest)
+    return (count, total, squares), (lowest, highest)
 
 
 @inlined
-def _about_mean(rows, at, n, step, pivot, half, sums):
+def _moments_again(rows, at, n, pivot, half, shift):
+    """Sum what lies within ``half`` of the pivot and its square, about ``pivot + shift``."""
+    total, squares = spread(_F(0)), spread(_F(0))
+    for i in range(n):
+        d = get(rows, at + _U(i * LANES)) - pivot
+        d = (d - shift) & (abs(d) <= half)
+        total += d
+        squares += d * d
+    return total, squares
+
+
+@inlined
+def _about_mean(rows, at, n, pivot, half, sums):
     """Mean less pivot, sum of squares about the mean, 1/count.
 
     Where the pivot was too far from the mean for float32 the sums are taken again about the mean.
@@ -153,7 +171,7 @@ def _about_mean(rows, at, n, step, pivot, half, sums):
     far = spread(_F(0.999)) * squares * count < total * total  # false where nothing is left
     if any_set(far):
         shift = choose(far, total / count, shift)
-        _, again, spare = _moments(rows, at, n, step, pivot, half, shift)
+        again, spare = _moments_again(rows, at, n, pivot, half, shift)
         total, squares = choose(far, again, total), choose(far, spare, squares)
     each = spread(_F(1)) / count
     offset = total * each
@@ -175,7 +193,7 @@ def _error(squares, count, each, unclip):
 
 
 @inlined
-def _whole_sample(rows, at, n, gaps, k, unclip):
+def _whole_sample(rows, at, n, gaps, k, unclip, one):
     """Mean of all values, its variance, their number; where there is something to clip, and to what interval.
 
     The pivot is the middle one of three values, rarely an outlier.
@@ -186,47 +204,37 @@ def _whole_sample(rows, at, n, gaps, k, unclip):
     pivot = choose(abs(guess) < spread(_F(1e30)), guess, zero)
     count, total, squares, lowest, highest = zero, zero, zero, zero, zero
     for i in range(n):
-        d = get(rows, at + _U(i * LANES)) - pivot
+        d = get(rows, at + _U(i * LANES)) * one - pivot
         if gaps:
             good = abs(d) <= huge
-            d = d & good
-            count = tally(count, good)
-        total += d
-        squares += d * d
+            count = choose(good, count + one, count)
+            total, squares = choose(good, d * one + total, total), choose(good, d * d + squares, squares)
+        else:
+            total, squares = d * one + total, d * d + squares
         lowest, highest = _low(d, lowest), _high(d, highest)
-    count = number(count) if gaps else spread(_F(n))
+    count = count if gaps else spread(_F(n))
     sums = count, total, squares
-    offset, squares, each = _about_mean(rows, at, n, _U(LANES), pivot, huge, sums)
+    offset, squares, each = _about_mean(rows, at, n, pivot, huge, sums)
     reach = _reach(pivot, offset, squares, each, k)
     mark = (lowest < offset - reach) | (offset + reach < highest)
     return pivot + offset, _error(squares, count, each, unclip), count, mark, reach
 
 
 @inlined
-def _clip_sample(rows, at, n, step, k, rounds, unclip):
-    """Clip at ``k`` sample deviations about the mean, ``rounds`` times; mean, its variance, survivors.
+def _clip_sample(rows, at, n, waits, x, k, unclip, one, results, place):
+    """Clip once more where ``waits`` says so, in the interval that it tells; what there is to clip then.
 
     Intervals only shrink. The pivot is the middle of the interval, so that one comparison tells what is in
     it. A pixel whose survivors stay the same is left alone: the result does not depend on its neighbours.
     """
-    pivot, half, before = (
-        get(rows, at + _U(n) * step),
-        get(rows, at + _U(n + 1) * step),
-        get(rows, at + _U(n + 2) * step),
-    )
-    for turn in range(rounds):
-        count, total, squares = _moments(rows, at, n, step, pivot, half, spread(_F(0)))
-        sums = count, total, squares
-        offset, squares, each = _about_mean(rows, at, n, step, pivot, half, sums)
-        changed = count != before
-        if turn == rounds - 1 or not any_set(changed):
-            break
-        reach = _reach(pivot, offset, squares, each, k)
-        low, high = _high(offset - reach, spread(_F(0)) - half), _low(offset + reach, half)
-        pivot = choose(changed, pivot + spread(_F(0.5)) * (low + high), pivot)
-        half = choose(changed, spread(_F(0.5)) * (high - low), half)
-        before = count
-    return pivot + offset, _error(squares, count, each, unclip), count
+    mark, pivot, half = get(waits, x), get(waits, x + _U(STRIP)), get(waits, x + _U(2 * STRIP))
+    sums, (lowest, highest) = _moments(rows, at, n, pivot, half, one)
+    offset, squares, each = _about_mean(rows, at, n, pivot, half, sums)
+    _store_some(results, place, mark, pivot + offset, _error(squares, sums[0], each, unclip), sums[0])
+    reach = _reach(pivot, offset, squares, each, k)
+    changes = mark & ((lowest < offset - reach) | (offset + reach < highest))
+    low, high = _high(offset - reach, spread(_F(0)) - half), _low(offset + reach, half)
+    return changes, pivot + spread(_F(0.5)) * (low + high), spread(_F(0.5)) * (high - low)
 
 
 @inlined
@@ -244,7 +252,7 @@ def _whole_model(rows, at, centre, model, k):
 
 
 @inlined
-def _clip_model(rows, at, step, centre, model, k, rounds, unclip):
+def _clip_model(rows, at, centre, model, k, rounds, unclip):
     """Weighted mean within ``k`` model sigma of the centre, then of that mean; its variance, survivors.
 
     The first centre may have a variance of its own, ``slack``.
@@ -255,7 +263,7 @@ def _clip_model(rows, at, step, centre, model, k, rounds, unclip):
         level, own = _high(zero, centre), model.slack if turn == 0 else _F(0)
         count, total, weights = zero, zero, zero
         for i in range(model.read.size):
-            d = get(rows, at + _U(i) * step) - centre
+            d = get(rows, at + _U(i * LANES)) - centre
             if model.poisson.size:
                 variance = spread(model.read[i]) + spread(model.poisson[i]) * level
                 kept = d * d < spread(k * k) * (variance + spread(own))
@@ -283,40 +291,79 @@ def _store(results, at, centre, error, count):
 
 
 @inlined
-def _pick(rows, at, n, mark, terms, picked, found):
-    """Put the marked pixels behind those picked before, as columns of n values, centre, half-width, number, place."""
-    if not any_set(mark):
-        return found
-    to = found
-    for i in range(_U(0), _U(n)):
-        put_some(picked, to, get(rows, at + i * _U(LANES)), mark)
-        to += _U(_PICKED)
-    centre, reach, count, place = terms
-    put_some(picked, to, centre, mark)
-    put_some(picked, to + _U(_PICKED), reach, mark)
-    put_some(picked, to + _U(2 * _PICKED), count, mark)
-    put_some(picked, to + _U(3 * _PICKED), place, mark)
-    return found + number_set(mark)
+def _store_some(results, at, mask, centre, error, count):
+    """Write these where the mask is set; the others stay as they are."""
+    value, variance, frames = results
+    centre = choose(spread(_F(0)) < count, centre, spread(_F(np.nan)))
+    put(value, at, choose(mask, centre, get(value, at)))
+    put(variance, at, choose(mask, error, get(variance, at)))
+    put_counts(frames, at, choose(mask, count, load_counts(frames, at)))
 
 
 @inlined
-def _finish(picked, found, most, n, method, model, clip, spare, results):
-    """Clip pixels picked until not more than ``most`` are left; give how many are."""
-    k, rounds, unclip = clip
-    where, step = picked.view(np.uint32), _U(_PICKED)
-    while found > most:
-        size = min(found, _U(LANES))
-        found -= size
+def _wait(waits, x, mark, centre, reach):
+    """Note where there is something to clip, and within what interval."""
+    put(waits, x, mark)
+    put(waits, x + _U(STRIP), centre)
+    put(waits, x + _U(2 * STRIP), reach)
+
+
+@inlined
+def _combine(rows, block, width, first, n, gaps, median, method, model, clip, waits, results):
+    """Combine a strip as if there were nothing to clip, and note in ``waits`` where there is."""
+    k, rounds, unclip, one = clip
+    steps, work, sizes, start = median
+    for x in range(_U(0), width, _U(LANES)):
+        at, place = x * _U(block), first + x
+        error, reach, mark = spread(_F(0)), spread(_F(0)), spread(_F(0))
         if method == SAMPLE:
-            centre, error, count = _clip_sample(picked, found, n, step, k, rounds, unclip)
+            limit = k if rounds > 0 else _F(np.inf)
+            centre, error, count, mark, reach = _whole_sample(rows, at, n, gaps, limit, unclip, spread(one))
+            first_centre = centre
         else:
-            centre = get(picked, found + _U(n) * step)
-            centre, error, count = _clip_model(picked, found, step, centre, model, k, rounds, unclip)
-        _store(spare, _U(0), centre, error, count)
-        for lane in range(size):
-            to = where[found + _U(n + 3) * step + lane]
-            results[0][to], results[1][to], results[2][to] = spare[0][lane], spare[1][lane], spare[2][lane]
-    return found
+            centre, count = _first_centre(rows, at, n, gaps, steps, work, sizes, start, place)
+            first_centre = centre
+            if method == MODEL and model.poisson.size:
+                centre, error, count = _clip_model(rows, at, centre, model, k, rounds, unclip)
+            elif method == MODEL:
+                centre, mark = _whole_model(rows, at, centre, model, k)
+                error = spread(unclip / model.total)
+        _store(results, place, centre, error, count)
+        _wait(waits, x, mark, first_centre, reach)
+
+
+@inlined
+def _clip(rows, block, width, first, n, method, model, clip, waits, results):
+    """Clip the pixels of a strip that wait; one turn for all vectors that need it, so that none waits for itself."""
+    k, rounds, unclip, one = clip
+    for _turn in range(rounds if method == SAMPLE else 1):
+        for x in range(_U(0), width, _U(LANES)):
+            mark, centre = get(waits, x), get(waits, x + _U(STRIP))
+            if any_set(mark):
+                at, place = x * _U(block), first + x
+                if method == SAMPLE:
+                    again, centre, half = _clip_sample(rows, at, n, waits, x, k, unclip, spread(one), results, place)
+                    _wait(waits, x, again, centre, half)
+                else:
+                    centre, error, count = _clip_model(rows, at, centre, model, k, rounds, unclip)
+                    _store_some(results, place, mark, centre, error, count)
+
+
+@inlined
+def _prepare(edges, scale, many, factors, runs, sizes):
+    """Note for each exposure its factor, its place in ``rows`` and whether it is the first there; the sizes of runs."""
+    for i in range(len(edges) - 1):
+        sizes[i] = edges[i + 1] - edges[i]
+        for j in range(edges[i], edges[i + 1]):
+            factors[j] = scale[j] / _F(edges[i + 1] - edges[i])
+            runs[j] = 2 * LANES * i + (j == edges[i])
+    sizes[len(edges) - 1] = many
+
+
+@inlined
+def _line(line):
+    """Place where a cache line begins."""
+    return (_U(64) - line.ctypes.data % _U(64)) % _U(64) // _U(4)
 
 
 def _compile(version: int) -> Callable[..., Any]:
@@ -326,53 +373,27 @@ def _compile(version: int) -> Callable[..., Any]:
     def run(counts, calibration, steps, model, method, clip, shape, results):
         """Combine one amplifier, strip by strip; `stacks` prepares the arguments."""
         _ = version
-        flats, places, gaps = counts
-        terms, start = calibration
-        k, rounds, unclip = clip
-        limit = k if rounds > 0 else _F(np.inf)
-        starts, edges, _ = places
-        ny, nx = shape
-        n = len(edges) - 1
+        flats, (starts, edges, step), gaps = counts
+        (offset, plane, scale), start = calibration
+        (ny, nx), n, many = shape, len(edges) - 1, len(starts)
         block = -(-n // BLOCK) * BLOCK
-        size = _U(block * LANES)
-        room = max(min(_CACHE // n, _WIDEST) // _STRIP, 1) * _STRIP  # pixels of a strip
-        rows = np.full(room * block, _F(np.inf))  # exposures from n on stay +inf
-        picked = np.zeros(_PICKED * (n + 4), np.float32)
+        rows = np.full(STRIP * block + LANES, _F(np.inf))  # exposures from n on stay +inf
+        waits = np.zeros(3 * STRIP + LANES, np.float32)
+        rows, waits = rows[_line(rows) :], waits[_line(waits) :]
         work = np.full(LANES * (2 * block + 1), _F(np.inf))
         put(work, _U(LANES * 2 * block), spread(_F(-np.inf)))
-        lane, zero = number(numbered(_U(0))), spread(_F(0))
-        again = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint16)
-        sizes = np.empty(n + 1, np.float32)
-        for i in range(n):
-            sizes[i] = edges[i + 1] - edges[i]
-        sizes[n] = starts.size
-        found = _U(0)
+        begins, levels, factors = np.empty(many, np.uint64), np.empty(many, np.float32), np.empty(many, np.float32)
+        runs, sizes = np.empty(many, np.uint64), np.empty(n + 1, np.float32)
+        _prepare(edges, scale, many, factors, runs, sizes)
+        exposures, median = (begins, levels, factors, runs), (steps, work, sizes, start)
         for y in range(ny):
-            for x0 in range(0, nx, room):
-                width, first = min(room, nx - x0), _U(y * nx + x0)
-                p = first if terms[1].size >= ny * nx + LANES else _U(x0)
-                _load_any(flats, places, terms, (y, x0, _U(width), p), size, rows)
-                for x in range(_U(0), _U(width), _U(LANES)):
-                    at = x * _U(block)
-                    error, reach, mark, place = zero, zero, zero, first + x
-                    if method == SAMPLE:
-                        centre, error, count, mark, reach = _whole_sample(rows, at, n, gaps, limit, unclip)
-                        first_centre = centre
-                    else:
-                        centre, count = _first_centre(rows, at, n, gaps, steps, work, sizes, start, place)
-                        first_centre = centre
-                        if method == MODEL and model.poisson.size:
-                            centre, error, count = _clip_model(rows, at, _U(LANES), centre, model, k, rounds, unclip)
-                        elif method == MODEL:
-                            centre, mark = _whole_model(rows, at, centre, model, k)
-                            error = spread(unclip / model.total)
-                    mark = mark & (lane < spread(_F(width - x)))
-                    ends = first_centre, reach, count, numbered(place)
-                    found = _pick(rows, at, n, mark, ends, picked, found)
-                    _store(results, place, centre, error, count)
-                last = y == ny - 1 and x0 + room >= nx
-                left = _U(0 if last else LANES - 1)
-                found = _finish(picked, found, left, n, method, model, clip, again, results)
+            for i in range(many):
+                begins[i], levels[i] = starts[i] + y * step, offset[i, y]
+            for x0 in range(0, nx, STRIP):
+                width, first = _U(min(STRIP, nx - x0)), _U(y * nx + x0)
+                _load_any(flats, exposures, plane, _U(x0), first, _U(block * LANES), rows)
+                _combine(rows, block, width, first, n, gaps, median, method, model, clip, waits, results)
+                _clip(rows, block, width, first, n, method, model, clip, waits, results)
 
     return run
 

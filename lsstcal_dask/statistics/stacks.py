@@ -178,7 +178,7 @@ def _combine(
     runs = kept.size // group
     edges = np.arange(runs + 1) * kept.size // runs
     terms = calibration or Calibration(np.zeros((n, ny), np.float32), None, np.ones(n, np.float32))
-    plane = np.zeros((1, nx), np.float32) if terms.plane is None else terms.plane
+    plane = np.empty(0, np.float32) if terms.plane is None else _padded(terms.plane)
     offset, scale = _f4(terms.offset)[kept], _f4(terms.scale)[kept]
     read, poisson = np.ones(kept.size, np.float32), np.empty(0, np.float32)
     if noise is not None:
@@ -193,18 +193,18 @@ def _combine(
     reach = min(k or 0.0, _HUGE)
     shrink = clip_variance_factor(reach) if k else 1.0
     flat, starts, step = lines(stack)
-    gaps = stack.dtype.kind == "f" or any(np.isnan(part.max()) for part in (offset, scale, plane))
+    gaps = stack.dtype.kind == "f" or any(np.isnan(part.max(initial=0)) for part in (offset, scale, plane))
     centre = np.empty(0, np.float32) if start is None else _padded(start)
     room = ny * nx + kernels.LANES  # the last vector of a row may reach beyond the image
     value, variance = np.empty(room, np.float32), np.empty(room if k is not None else 0, np.float32)
     frames = np.empty(room, np.uint16)
     kernels.run(
         (_by_type(flat), (starts[kept], edges, step), gaps),
-        ((offset, _padded(plane), scale), centre),
+        ((offset, plane, scale), centre),
         medians.plan(runs),
         kernels.Model(read, poisson, weight, root, weight.sum(), root.max(), np.float32(slack)),
         method,
-        (np.float32(reach), rounds, np.float32(1 / shrink)),
+        (np.float32(reach), rounds, np.float32(1 / shrink), np.float32(1)),
         (ny, nx),
         (value, variance, frames),
     )
@@ -244,7 +244,7 @@ def _f4(array: NDArray[Any]) -> NDArray[np.float32]:
 
 def _padded(image: NDArray[Any]) -> NDArray[np.float32]:
     """Pixels as one line that the last vector of a row may reach beyond."""
-    return np.pad(image.reshape(-1), (0, kernels.LANES)).astype(np.float32, copy=False)
+    return np.pad(image.reshape(-1), (0, kernels.STRIP)).astype(np.float32, copy=False)
 
 
 def lines(stack: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], int]:

@@ -15,8 +15,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
-from numba.core import cgutils, config, types
+from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
@@ -43,12 +42,9 @@ __all__ = [
     "load_counts",
     "most",
     "number",
-    "number_set",
-    "numbered",
     "prefetch",
     "put",
     "put_counts",
-    "put_some",
     "splat",
     "spread",
     "sqrt",
@@ -70,9 +66,6 @@ VECTOR: Final = _Vector(f"vector of {LANES} float32")
 FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _BITS: Final = ir.VectorType(ir.IntType(32), LANES)
 _INDEX: Final = ir.IntType(32)
-_FIRST: Final = [[_INDEX(i) for i in sorted(range(8), key=lambda i: not bits >> i & 1)] for bits in range(256)]
-_FEATURES: Final = getattr(config, "CPU_FEATURES", None)  # what the user has asked for
-_AVX2: Final = get_host_cpu_features().get("avx2", False) if _FEATURES is None else "+avx2" in _FEATURES
 LINE: Final = types.float32[::1]
 
 
@@ -211,47 +204,6 @@ def any_set(builder, mask):
     """Whether the mask is set in any lane."""
     bits = builder.bitcast(_truth(builder, mask), ir.IntType(LANES))
     return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
-
-
-@emitted(types.uint64, VECTOR)
-def number_set(builder, mask):
-    """Give the number of lanes where the mask is set."""
-    bits = builder.bitcast(_truth(builder, mask), ir.IntType(LANES))
-    return builder.zext(builder.ctpop(bits), ir.IntType(64))
-
-
-@emitted(types.void, LINE, types.uint64, VECTOR, VECTOR)
-def put_some(builder, line, at, vector, mask):
-    """Store the lanes where the mask is set side by side, from a place on; rubbish follows for at most a vector."""
-    truth = _truth(builder, mask)
-    if not _AVX2:  # slow
-        whole = ir.FunctionType(FLOATS, [FLOATS, truth.type, FLOATS])
-        name = f"llvm.experimental.vector.compress.v{LANES}f32"
-        function = cgutils.get_or_insert_function(builder.module, whole, name)
-        some = builder.call(function, [vector, truth, ir.Constant(FLOATS, ir.Undefined)])
-        builder.store(some, address(builder, line, at), align=4)
-        return
-    half, index = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_INDEX, 8)
-    whole = ir.FunctionType(half, [half, index])
-    permute = cgutils.get_or_insert_function(builder.module, whole, "llvm.x86.avx2.permps")
-    table = ir.Constant(ir.ArrayType(index, 256), [ir.Constant(index, row) for row in _FIRST])
-    first = cgutils.global_constant(builder, "some", table)
-    bits = builder.bitcast(truth, ir.IntType(LANES))
-    for start in range(0, LANES, 8):
-        lanes = ir.Constant(index, [_INDEX(lane) for lane in range(start, start + 8)])
-        part = builder.trunc(builder.lshr(bits, bits.type(start)), ir.IntType(8))
-        row = builder.gep(first, [_INDEX(0), builder.zext(part, _INDEX)])
-        some = builder.call(permute, [builder.shuffle_vector(vector, vector, lanes), builder.load(row, align=32)])
-        builder.store(some, address(builder, line, at, half), align=4)
-        at = builder.add(at, builder.zext(builder.ctpop(part), at.type))
-
-
-@emitted(VECTOR, types.uint64)
-def numbered(builder, first):
-    """Give the numbers of lanes counted from ``first`` on, as integers of 32 bits."""
-    number = ir.IntType(32)
-    lanes = ir.Constant(_BITS, [number(lane) for lane in range(LANES)])
-    return builder.bitcast(builder.add(splat(builder, builder.trunc(first, number)), lanes), FLOATS)
 
 
 @emitted(VECTOR, VECTOR, VECTOR)
