@@ -6,7 +6,7 @@ best estimate of what it leaves: how the amplifier settles, a wander, and what e
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numba import njit
@@ -16,8 +16,9 @@ from lsstcal_dask.instrument.camera import Amplifier
 from lsstcal_dask.isr.curves import curve, spline
 from lsstcal_dask.isr.wander import follow_wander
 from lsstcal_dask.statistics.stacks import lines
+from lsstcal_dask.statistics.vectors import LANES, VERSION, compiled, fetch, get, load_counts, spread, sum_of
 
-__all__ = ["OverscanConfig", "RowLevels", "parallel_pixels", "reference_pixels", "row_levels"]
+__all__ = ["OverscanConfig", "RowLevels", "parallel_means", "parallel_pixels", "reference_pixels", "row_levels"]
 
 
 class OverscanConfig(BaseModel):
@@ -44,29 +45,63 @@ class RowLevels:
 _COARSE: Final = 2
 """Spacings of the knots of the spline that finds outliers, between those of the one that is left."""
 
-_AHEAD: Final = 64  # rows of reference pixels: some kilobytes, which stay in the first-level cache
+_AHEAD: Final = 24  # rows that are asked of memory before they are needed: they lie far apart
+
+
+def _compile(version: int) -> Any:
+    """Give the kernel; its cache on disk notices another ``version`` of its parts, being a closure of it."""
+
+    @compiled
+    def sums(line, starts, step, shape):  # type: ignore[no-untyped-def]
+        """Mean (n, y) and sum of squared deviations (n, y) of the pixels of each row.
+
+        Frame i begins at ``starts[i]`` of the line of pixels, its rows are ``step`` apart and at least a vector long.
+        Deviations are from the middle pixel of the row: of integers they are exact.
+        """
+        _ = version
+        ny, nx = shape
+        mean, squares = np.empty((len(starts), ny)), np.empty((len(starts), ny))
+        whole, rest = nx - nx % LANES, nx % LANES
+        lane = np.zeros(LANES, np.float32)
+        lane[LANES - rest :] = 1.0  # of the last vector, the lanes that were in none before
+        last, end = get(lane, np.uint64(0)), np.uint64(nx - LANES)
+        for i in range(len(starts)):
+            for y in range(ny):
+                first = np.uint64(starts[i] + y * step)
+                ahead = np.uint64(first + np.uint64(_AHEAD * step))
+                for x in range(0, nx, 32):
+                    fetch(line, ahead + np.uint64(x))
+                fetch(line, ahead + np.uint64(nx - 1))
+                c = np.float32(line[first + np.uint64(nx // 2)])
+                centre, total, total2 = spread(c), spread(np.float32(0)), spread(np.float32(0))
+                for x in range(0, whole, LANES):
+                    deviation = load_counts(line, first + np.uint64(x)) - centre
+                    total += deviation
+                    total2 += deviation * deviation
+                if rest:
+                    deviation = (load_counts(line, first + end) - centre) * last
+                    total += deviation
+                    total2 += deviation * deviation
+                sum1 = np.float64(sum_of(total))
+                mean[i, y] = np.float64(c) + sum1 / nx
+                squares[i, y] = np.float64(sum_of(total2)) - sum1 * (sum1 / nx)
+        return mean, squares
+
+    return sums
+
+
+_sums = _compile(VERSION)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _row_moments(line, starts, step, nx, centre, reach):  # type: ignore[no-untyped-def]
-    """Mean, sum of squared deviations and number of the pixels of each row within ``reach`` of ``centre``.
-
-    Frame i begins at ``starts[i]`` of the line of pixels, its rows are ``step`` apart and ``nx`` long. They lie
-    so far apart that memory would be waited for at each: `_AHEAD` rows are asked for at once.
-    """
+    """Mean, sum of squared deviations and number of the pixels of each row within ``reach`` of ``centre``."""
     n, ny = centre.shape
     mean = np.empty((n, ny))
     squares = np.empty((n, ny))
     used = np.empty((n, ny), np.int64)
-    seen = np.zeros(1)  # in memory, so that no compiler finds the requests idle
     for place in range(n * ny):
         i, y = place // ny, place % ny
-        if y % _AHEAD == 0:
-            for ahead in range(y, min(y + _AHEAD, ny)):
-                first = starts[i] + ahead * step
-                for x in range(first, first + nx, 32):
-                    seen[0] += line[x]
-                seen[0] += line[first + nx - 1]
         first = starts[i] + y * step
         row, c, r = line[first : first + nx], centre[i, y], reach[i]
         total, total2, count = 0.0, 0.0, 0.0
@@ -83,15 +118,32 @@ def _row_moments(line, starts, step, nx, centre, reach):  # type: ignore[no-unty
     return mean, squares, used
 
 
+def _all_moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, sum of squared deviations and number (n, y) of the pixels of each row that are not NaN."""
+    n, ny, nx = pixels.shape
+    if nx >= LANES:
+        mean, squares = _sums(*lines(pixels), (ny, nx))
+        if not np.isnan(squares.sum()):
+            return mean, squares, np.full((n, ny), nx)
+    start = pixels[:, :, nx // 2].astype(np.float64)
+    return _row_moments(*lines(pixels), nx, start, np.full(n, np.inf))  # type: ignore[no-any-return]
+
+
+def _middle(values: np.ndarray) -> np.ndarray:
+    """Median (n,) of values (n, y), NaN if any is; several pivots, as `numpy.median` has, make the selection slow."""
+    half = values.shape[1] // 2
+    low, high = np.split(np.partition(values, half, axis=1), [half], axis=1)
+    middle = high[:, 0] if values.shape[1] % 2 else 0.5 * (low.max(axis=1) + high[:, 0])
+    return np.where(np.isnan(values.sum(axis=1)), np.nan, middle)
+
+
 def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Row means (n, y) free of outliers, pixels used (n, y), noise of a pixel and its clean rows' count (n,)."""
     n, _, nx = pixels.shape
-    start = pixels[:, :, nx // 2].astype(np.float64)
-    everything = np.full(n, np.inf)
-    mean, squares, used = _row_moments(*lines(pixels), nx, start, everything)
+    mean, squares, used = _all_moments(pixels)
     nu = nx - 1
     # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
-    sigma = np.sqrt(np.median(squares / nu, axis=1) / (1 - 2 / (9 * nu)) ** 3)
+    sigma = np.sqrt(_middle(squares) / nu / (1 - 2 / (9 * nu)) ** 3)
     dirty = squares > sigma[:, None] ** 2 * (nu + clip * np.sqrt(2 * nu))
     for i in np.flatnonzero(dirty.any(axis=1)):
         bad = pixels[i][dirty[i]][None]
@@ -172,13 +224,31 @@ def parallel_pixels(counts: np.ndarray, amplifier: Amplifier, config: OverscanCo
     -------
     (n, x, row) float32, adu: to be levelled as rows are; NaN in one row where there is no parallel overscan.
     """
-    data, box, beside = amplifier.data, amplifier.parallel_overscan, amplifier.overscan
-    if box.shape[0] <= config.skip or beside.shape[1] <= config.skip:
-        return np.full((len(counts), data.shape[1], 1), np.nan, np.float32)
-    rows = slice(box.y0 + config.skip, box.y1)
-    level = counts[:, rows, beside.x0 + config.skip : beside.x1].mean(axis=2, dtype=float)
-    pixels = counts[:, rows, data.x0 : data.x1] - level[:, :, None]
+    if not _has_parallel(amplifier, config):
+        return np.full((len(counts), amplifier.data.shape[1], 1), np.nan, np.float32)
+    below, beside = _parallel_boxes(counts, amplifier, config)
+    pixels = below - beside.mean(axis=2, dtype=float)[:, :, None]
     return np.ascontiguousarray(np.swapaxes(pixels, 1, 2), np.float32)
+
+
+def parallel_means(counts: np.ndarray, amplifier: Amplifier, config: OverscanConfig, use: np.ndarray) -> np.ndarray:
+    """Mean (x,) float32, adu, of `parallel_pixels` over their rows and the frames in ``use`` (n,) bool."""
+    if not _has_parallel(amplifier, config):
+        return np.full(amplifier.data.shape[1], np.nan, np.float32)
+    boxes = _parallel_boxes(counts, amplifier, config)
+    below, beside = boxes if use.all() else (box[use] for box in boxes)
+    return np.asarray(below.mean(axis=(0, 1), dtype=float) - beside.mean(dtype=float), np.float32)
+
+
+def _has_parallel(amplifier: Amplifier, config: OverscanConfig) -> bool:
+    return min(amplifier.parallel_overscan.shape[0], amplifier.overscan.shape[1]) > config.skip
+
+
+def _parallel_boxes(counts: np.ndarray, amplifier: Amplifier, config: OverscanConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the parallel overscan in use, under the data columns and in the serial overscan, (n, row, x) each."""
+    data, box, beside = amplifier.data, amplifier.parallel_overscan, amplifier.overscan
+    rows = counts[:, box.y0 + config.skip : box.y1]
+    return rows[:, :, data.x0 : data.x1], rows[:, :, beside.x0 + config.skip : beside.x1]
 
 
 def row_levels(pixels: np.ndarray, config: OverscanConfig = OverscanConfig()) -> RowLevels:

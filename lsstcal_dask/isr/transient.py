@@ -28,6 +28,8 @@ class _Decays:
 
     level: np.ndarray  # (i, y)
     modes: np.ndarray  # (i, k) of the level at rows in use
+    level_products: np.ndarray  # (i i, y) of every two levels
+    mode_products: np.ndarray  # (k, i i)
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Transient:
 
         Of each decay as much is left in all rows.
         """
-        own = self.decays.modes**2
-        kept = np.sqrt((left**2 @ own.T) / own.sum(axis=1).clip(1e-300))  # (n, i)
+        own = self.decays.mode_products[:, :: len(self.decays.modes) + 1]  # squares
+        kept = np.sqrt((left**2 @ own) / own.sum(axis=0).clip(1e-300))  # (n, i)
         covariance = kept[:, :, None] * kept[:, None] * self.covariance
-        return np.asarray(((covariance @ self.decays.level) * self.decays.level).sum(axis=1))
+        return np.asarray(covariance.reshape(len(left), -1) @ self.decays.level_products)
 
 
 @lru_cache(maxsize=4)
@@ -61,7 +63,13 @@ def _decays(use: bytes, spacing: int) -> _Decays:
     rows = np.frombuffer(use, bool)
     level = np.exp(-np.arange(len(rows)) / np.array(_TIMES)[:, None])
     level -= curve(level, np.broadcast_to(rows.astype(float), level.shape), spacing, start=False)
-    return _Decays(level, dct(level * rows, norm="ortho", axis=1))
+    modes = dct(level * rows, norm="ortho", axis=1)
+    return _Decays(level, modes, _products(level), np.ascontiguousarray(_products(modes).T))
+
+
+def _products(values: np.ndarray) -> np.ndarray:
+    """Of every two rows (i i, k) of the values (i, k)."""
+    return (values[:, None] * values).reshape(-1, values.shape[1])
 
 
 @njit(nogil=True, cache=True)
@@ -123,9 +131,8 @@ def settle(modes: np.ndarray, noise: np.ndarray, use: np.ndarray, inverse: np.nd
     spacing : rows between the knots of that spline.
     """
     decays = _decays(use.tobytes(), spacing)
-    scale = np.sqrt(noise)[:, None]
-    heavy = inverse[:, None] * decays.modes
-    right = np.einsum("nik,nk->ni", heavy, modes) / scale
-    sizes, covariance = _mean_sizes(heavy @ decays.modes.T, right, _WIDTHS)
+    scale, many = np.sqrt(noise)[:, None], len(decays.modes)
+    right = (inverse * modes) @ decays.modes.T / scale
+    sizes, covariance = _mean_sizes((inverse @ decays.mode_products).reshape(-1, many, many), right, _WIDTHS)
     sizes *= scale
     return Transient(sizes @ decays.level, sizes @ decays.modes, noise[:, None, None] * covariance, decays)

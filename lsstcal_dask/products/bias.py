@@ -8,7 +8,7 @@ import xarray as xr
 
 from lsstcal_dask.errors import InsufficientInputs, UnitsError
 from lsstcal_dask.instrument.camera import Amplifier, Camera, Detector
-from lsstcal_dask.isr.overscan import parallel_pixels
+from lsstcal_dask.isr.overscan import parallel_means
 from lsstcal_dask.mapping import AmplifierResults, Output, map_detectors
 from lsstcal_dask.products.combined import combine_detector, stack_outputs, stack_sizes
 from lsstcal_dask.products.exposures import Transform
@@ -73,8 +73,7 @@ def bias_amplifiers(
         return stack, remarks, {"read_noise": stack.read_noise, "method": stack.method}
 
     def columns(counts: np.ndarray, amplifier: Amplifier, stack: Stack) -> dict[str, tuple[str, np.ndarray]]:
-        pixels = parallel_pixels(counts, amplifier, config.overscan)[stack.accepted]
-        return {"column_level": ("x", pixels.mean(axis=(0, 2), dtype=float).astype(np.float32))}
+        return {"column_level": ("x", parallel_means(counts, amplifier, config.overscan, stack.accepted))}
 
     return combine_detector(raw, detector, shape, OUTPUTS, config, transform, finish, columns)
 

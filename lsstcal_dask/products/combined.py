@@ -117,7 +117,7 @@ def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], na
     names : (n,) exposure ids, for the remarks.
     """
     frames = _padded(stack.frames, shape, 0)
-    mask = np.where(frames == 0, np.uint16(MASK_BITS["NO_DATA"]), np.uint16(0))
+    mask = (frames == 0) * np.uint16(MASK_BITS["NO_DATA"])
 
     def spread(values: np.ndarray, fill: float) -> np.ndarray:
         out = np.full(len(present), fill, values.dtype)

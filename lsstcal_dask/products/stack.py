@@ -105,7 +105,7 @@ def combine_amplifier(counts: np.ndarray, amplifier: Amplifier, transform: Trans
         shift = float(np.median(level[found.use]))
     level = level - shift
     return Stack(
-        value=found.value + np.float32(shift * transform.scale[0]),
+        value=found.value + np.float32(shift * transform.scale[0]) if shift else found.value,
         variance=found.variance,
         row_variance=_row_variance(exposures, found, level).astype(np.float32),
         frames=found.frames,

@@ -48,6 +48,7 @@ __all__ = [
     "splat",
     "spread",
     "sqrt",
+    "sum_of",
     "tally",
 ]
 
@@ -228,6 +229,14 @@ def number(builder, tally):
 def spread(builder, scalar):
     """Vector of one value."""
     return splat(builder, scalar)
+
+
+@emitted(types.float32, VECTOR)
+def sum_of(builder, vector):
+    """Sum of the lanes, halves added to halves."""
+    whole = ir.FunctionType(ir.FloatType(), [ir.FloatType(), FLOATS])
+    add = cgutils.get_or_insert_function(builder.module, whole, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    return builder.call(add, [ir.FloatType()(0.0), vector], fastmath=("reassoc",))
 
 
 @emitted(VECTOR, LINE, types.uint64)
