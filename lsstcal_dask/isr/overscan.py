@@ -139,9 +139,8 @@ def _middle(values: np.ndarray) -> np.ndarray:
 
 def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Row means (n, y) free of outliers, pixels used (n, y), noise of a pixel and its clean rows' count (n,)."""
-    n, _, nx = pixels.shape
+    nu = pixels.shape[2] - 1
     mean, squares, used = _all_moments(pixels)
-    nu = nx - 1
     # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
     sigma = np.sqrt(_middle(squares) / nu / (1 - 2 / (9 * nu)) ** 3)
     dirty = squares > sigma[:, None] ** 2 * (nu + clip * np.sqrt(2 * nu))
@@ -149,7 +148,7 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
         bad = pixels[i][dirty[i]][None]
         centre, reach = np.median(bad, axis=-1), np.array([clip * sigma[i] + 0.5])
         for _ in range(2):
-            clipped, _, kept = _row_moments(*lines(bad), nx, centre, reach)
+            clipped, _, kept = _row_moments(*lines(bad), nu + 1, centre, reach)
             centre = np.where(kept > 0, clipped, centre)
         mean[i, dirty[i]], used[i, dirty[i]] = clipped[0], kept[0]
     clean = ~dirty
