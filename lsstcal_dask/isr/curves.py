@@ -26,6 +26,15 @@ def basis(ny: int, spacing: int, start: bool = True) -> tuple[np.ndarray, np.nda
 
 
 @njit(nogil=True, cache=True)
+def _add_four(line, at, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Add four numbers to a line, from a place on."""
+    line[at] += a
+    line[at + 1] += b
+    line[at + 2] += c
+    line[at + 3] += d
+
+
+@njit(nogil=True, cache=True)
 def _normal_equations(mean, weight, local, first, unit):  # type: ignore[no-untyped-def]
     """Matrix (n, nb, nb) and right side (n, nb) of the least squares through the row means.
 
@@ -37,19 +46,26 @@ def _normal_equations(mean, weight, local, first, unit):  # type: ignore[no-unty
     for i in range(n):
         common = weight[i].max()
         matrix[i] = common * unit
+        here, r0, r1, r2, r3 = first[0], 0.0, 0.0, 0.0, 0.0  # in registers for the rows between two knots
         for y in range(ny):
             f, part = first[y], weight[i, y] * mean[i, y]
-            for a in range(4):
-                right[i, f + a] += part * local[y, a]
+            if f != here:
+                _add_four(right[i], here, r0, r1, r2, r3)
+                here, r0, r1, r2, r3 = f, 0.0, 0.0, 0.0, 0.0
+            r0 += part * local[y, 0]
+            r1 += part * local[y, 1]
+            r2 += part * local[y, 2]
+            r3 += part * local[y, 3]
             change = weight[i, y] - common
             if change != 0:
                 for a in range(4):
                     for b in range(4):
                         matrix[i, f + a, f + b] += change * local[y, a] * local[y, b]
+        _add_four(right[i], here, r0, r1, r2, r3)
     return matrix, right
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _values(coefficients, local, first):  # type: ignore[no-untyped-def]
     """Values (n, y) of splines with these coefficients (n, nb)."""
     n, ny = len(coefficients), len(local)
@@ -63,7 +79,7 @@ def _values(coefficients, local, first):  # type: ignore[no-untyped-def]
     return value
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _variances(covariance, local, first):  # type: ignore[no-untyped-def]
     """Variances (n, y) of splines whose coefficients have this covariance (n, nb, nb)."""
     n, ny = len(covariance), len(local)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lsstcal_dask.instrument.camera import Amplifier
 from lsstcal_dask.isr.curves import curve, spline
 from lsstcal_dask.isr.wander import follow_wander
+from lsstcal_dask.statistics.robust import row_medians
 from lsstcal_dask.statistics.stacks import lines
 from lsstcal_dask.statistics.vectors import LANES, VERSION, compiled, fetch, get, load_counts, spread, sum_of
 
@@ -129,20 +130,12 @@ def _all_moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return _row_moments(*lines(pixels), nx, start, np.full(n, np.inf))  # type: ignore[no-any-return]
 
 
-def _middle(values: np.ndarray) -> np.ndarray:
-    """Median (n,) of values (n, y), NaN if any is; several pivots, as `numpy.median` has, make the selection slow."""
-    half = values.shape[1] // 2
-    low, high = np.split(np.partition(values, half, axis=1), [half], axis=1)
-    middle = high[:, 0] if values.shape[1] % 2 else 0.5 * (low.max(axis=1) + high[:, 0])
-    return np.where(np.isnan(values.sum(axis=1)), np.nan, middle)
-
-
 def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Row means (n, y) free of outliers, pixels used (n, y), noise of a pixel and its clean rows' count (n,)."""
     nu = pixels.shape[2] - 1
     mean, squares, used = _all_moments(pixels)
     # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
-    sigma = np.sqrt(_middle(squares) / nu / (1 - 2 / (9 * nu)) ** 3)
+    sigma = np.sqrt(row_medians(squares) / nu / (1 - 2 / (9 * nu)) ** 3)
     dirty = squares > sigma[:, None] ** 2 * (nu + clip * np.sqrt(2 * nu))
     for i in np.flatnonzero(dirty.any(axis=1)):
         bad = pixels[i][dirty[i]][None]

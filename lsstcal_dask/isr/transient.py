@@ -73,48 +73,61 @@ def _products(values: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _guesses(size, seen, widths):  # type: ignore[no-untyped-def]
-    """Best sizes (w, i) for each width, their variances, and the logarithm (w,) of how likely the width is.
+def _factor(normal, right, width, inverse, seen):  # type: ignore[no-untyped-def]
+    """Inverse (i, i) of the Cholesky factor of the matrix (i, i) for sizes of this width, and of it times ``right``.
 
-    Along the axes of the normal matrix, of eigenvalues ``size``, the sizes are independent.
+    The slowest decay comes first: what belongs to fewer decays, without the fastest, is a corner of it.
     """
-    many = len(size)
-    guess, variance = np.empty((len(widths), many)), np.empty((len(widths), many))
-    evidence = np.empty(len(widths))
-    for w, width in enumerate(widths):
-        product, explained = width**2, 0.0  # beforehand 1 / width
-        for i in range(many):
-            odds = 1 + width**2 * max(size[i], 0.0)
-            product *= odds
-            variance[w, i] = width**2 / odds
-            guess[w, i] = variance[w, i] * seen[i]
-            explained += guess[w, i] * seen[i]
-        evidence[w] = 0.5 * (explained - np.log(product))
-    return guess, variance, evidence
+    many = len(right)
+    factor = np.zeros((many, many))
+    for a in range(many):
+        for b in range(a + 1):
+            left = normal[many - 1 - a, many - 1 - b] + (width**-2.0 if a == b else 0.0)
+            for c in range(b):
+                left -= factor[a, c] * factor[b, c]
+            factor[a, b] = np.sqrt(left) if a == b else left / factor[b, b]
+        seen[a] = right[many - 1 - a]
+        for b in range(a):
+            seen[a] -= factor[a, b] * seen[b]
+            inverse[a, b] = 0.0
+            for c in range(b, a):
+                inverse[a, b] -= factor[a, c] * inverse[c, b] / factor[a, a]
+        inverse[a, a] = 1 / factor[a, a]
+        seen[a] /= factor[a, a]
 
 
 @njit(nogil=True, cache=True)
 def _mean_sizes(normal, right, widths):  # type: ignore[no-untyped-def]
     """Mean (n, i) and covariance (n, i, i) of the sizes, averaged over the decays in a model and over the widths.
 
-    From the normal equations in units of the noise, (n, i, i) and (n, i). Model s has all but the s fastest decays.
-    What the models before it are worth is discounted as soon as one is more likely.
+    From the normal equations in units of the noise, (n, i, i) and (n, i). A model has all but the fastest decays: it
+    is the one without its fastest, more by a row of the factor. What the models before it are worth is discounted as
+    soon as one is more likely.
     """
     n, many = right.shape
     sizes, second = np.zeros((n, many)), np.zeros((n, many, many))
+    inverse, seen = np.empty((many, many)), np.empty(many)
     for f in range(n):
         most, total = -np.inf, 0.0
-        for s in range(many):
-            size, axes = np.linalg.eigh(np.ascontiguousarray(normal[f, s:, s:]))
-            guess, variance, evidence = _guesses(size, axes.T @ right[f, s:], widths)
-            before, most = most, max(most, evidence.max())
-            weight, less = np.exp(evidence - most), np.exp(before - most)
-            mean, moment = weight @ guess, (guess.T * weight) @ guess + np.diag(weight @ variance)
-            total = total * less + weight.sum()
-            sizes[f], second[f] = sizes[f] * less, second[f] * less
-            sizes[f, s:] += axes @ mean
-            second[f, s:, s:] += axes @ moment @ axes.T
-        sizes[f], second[f] = sizes[f] / total, second[f] / total
+        for width in widths:
+            _factor(normal[f], right[f], width, inverse, seen)
+            guess, covariance = np.zeros(many), np.zeros((many, many))
+            evidence = -np.log(width)  # beforehand 1 / width
+            for a in range(many):
+                evidence += 0.5 * seen[a] ** 2 + np.log(inverse[a, a] / width)
+                for b in range(a + 1):
+                    guess[b] += inverse[a, b] * seen[a]
+                    for c in range(a + 1):
+                        covariance[b, c] += inverse[a, b] * inverse[a, c]
+                before, most = most, max(most, evidence)
+                weight, less = np.exp(evidence - most), np.exp(before - most)
+                total = total * less + weight
+                for b in range(many):
+                    sizes[f, b] = sizes[f, b] * less + weight * guess[b]
+                    for c in range(many):
+                        moment = covariance[b, c] + guess[b] * guess[c]
+                        second[f, b, c] = second[f, b, c] * less + weight * moment
+        sizes[f], second[f] = sizes[f, ::-1] / total, second[f, ::-1, ::-1] / total
         second[f] -= np.outer(sizes[f], sizes[f])
     return sizes, second
 

@@ -41,7 +41,7 @@ class Exposures:
         """Noise (n,) of a typical pixel of each frame, in the unit of the product."""
         scale = self.transform.scale
         known = np.isfinite(self.levels.level).all(axis=1) & (self.noise > 0)
-        if not known.any():
+        if not known.any() or np.isinf(self.transform.gain):  # no photons
             return self.noise * scale
         longest = int(np.argmin(np.where(known, scale, np.inf)))
         signal = _typical_signal(self.data[longest], self.levels.level[longest], self.transform)

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from lsstcal_dask.products.exposures import Exposures
+from lsstcal_dask.statistics.robust import row_medians
 from lsstcal_dask.statistics.stacks import lines
 from lsstcal_dask.statistics.vectors import (
     LANES,
@@ -128,14 +129,14 @@ def residual_blocks(exposures: Exposures, value: np.ndarray) -> Residuals:
     value = np.nan_to_num(value) if np.isnan(value.sum()) else value
     plane = np.zeros((1, value.shape[1]), np.float32) if transform.plane is None else transform.plane
     inverse = (1 / transform.scale).astype(np.float32)
-    offset = np.nan_to_num(levels.level)
+    offset = np.nan_to_num(levels.level) if np.isnan(levels.level.sum()) else levels.level
     data, box = exposures.data, exposures.amplifier.data
     some = _sample(value.shape)
     base, signal = np.broadcast_to(plane, value.shape)[some], value[some]
     # A frame off as a whole must not lose its pixels to the limits.
     residual = data[:, *some] - offset[:, some[0]] - (base + signal * inverse[:, None])
-    centre = np.median(residual, axis=1).astype(np.float32)
-    typical = max(float(np.median(value[some])), 0.0) * inverse / np.float32(transform.gain)
+    centre = row_medians(residual).astype(np.float32)
+    typical = max(float(np.median(signal)), 0.0) * inverse / np.float32(transform.gain)
     limits = (6 * np.sqrt(np.nan_to_num(noise) ** 2 + typical)).astype(np.float32)
     blocks, counted = _block_means(
         exposures.counts, (box.y0, box.x0), offset + centre[:, None], plane, value, inverse, limits

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["clip_variance_factor", "robust_mean", "robust_sigma"]
+__all__ = ["clip_variance_factor", "robust_mean", "robust_sigma", "row_medians"]
 
 _MAD_TO_SIGMA: Final = 1.482602218505602
 
@@ -52,6 +52,14 @@ def robust_mean(a: ArrayLike, sigma: ArrayLike, k: float = 4.0, axis: int | None
     count = kept.sum(axis=axis)
     total = np.where(kept, values - centre, 0.0).sum(axis=axis)
     return np.squeeze(centre, axis) + total / np.where(count > 0, count, np.nan)
+
+
+def row_medians(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Median (n,) of values (n, m), NaN if one is; `numpy.median` selects with several pivots, which is slower."""
+    half = values.shape[1] // 2
+    low, high = np.split(np.partition(values, half, axis=1), [half], axis=1)
+    middle = high[:, 0] if values.shape[1] % 2 else (low.max(axis=1) + high[:, 0]) / 2
+    return np.where(np.isnan(values.sum(axis=1)), np.nan, middle).astype(values.dtype)
 
 
 def _nanmedian(values: NDArray[np.float64], axis: int | None, keepdims: bool = False) -> NDArray[np.float64]:
