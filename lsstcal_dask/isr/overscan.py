@@ -127,7 +127,7 @@ def _all_moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         if not np.isnan(squares.sum()):
             return mean, squares, np.full((n, ny), nx)
     start = pixels[:, :, nx // 2].astype(np.float64)
-    return _row_moments(*lines(pixels), nx, start, np.full(n, np.inf))  # type: ignore[no-any-return]
+    return _row_moments(*lines(pixels), nx, start, np.full(n, np.inf))
 
 
 def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ class _Decays:
     modes: np.ndarray  # (i, k) of the level at rows in use
     level_products: np.ndarray  # (i i, y) of every two levels
     mode_products: np.ndarray  # (k, i i)
+    squares: np.ndarray  # (k, i) of the modes
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Transient:
 
         Of each decay as much is left in all rows.
         """
-        own = self.decays.mode_products[:, :: len(self.decays.modes) + 1]  # squares
+        own = self.decays.squares
         kept = np.sqrt((left**2 @ own) / own.sum(axis=0).clip(1e-300))  # (n, i)
         covariance = kept[:, :, None] * kept[:, None] * self.covariance
         return np.asarray(covariance.reshape(len(left), -1) @ self.decays.level_products)
@@ -64,7 +65,8 @@ def _decays(use: bytes, spacing: int) -> _Decays:
     level = np.exp(-np.arange(len(rows)) / np.array(_TIMES)[:, None])
     level -= curve(level, np.broadcast_to(rows.astype(float), level.shape), spacing, start=False)
     modes = dct(level * rows, norm="ortho", axis=1)
-    return _Decays(level, modes, _products(level), np.ascontiguousarray(_products(modes).T))
+    products = np.ascontiguousarray(_products(modes).T)
+    return _Decays(level, modes, _products(level), products, np.ascontiguousarray((modes**2).T))
 
 
 def _products(values: np.ndarray) -> np.ndarray:

@@ -46,6 +46,14 @@ def _blocks(rows: int, first: int) -> np.ndarray:
     return np.array(edges)
 
 
+@lru_cache(maxsize=8)
+def _block_of(rows: int, first: int) -> np.ndarray:
+    """Block of each mode; what is slower than all of them is as the slowest."""
+    many = np.diff(_blocks(rows, first))
+    many[0] += first
+    return np.repeat(np.arange(len(many)), many)
+
+
 @dataclass(frozen=True)
 class _Models:
     """Powers over that of the noise, of every model; the last is that of noise alone."""
@@ -72,10 +80,20 @@ def _models(rows: int, first: int) -> _Models:
 class _Parts:
     """What a mode of each frame holds, by the models that its powers make likely."""
 
-    smooth: np.ndarray  # (n, k) share that is wander
+    smooth: np.ndarray  # (n, block) share that is wander
     jitter: np.ndarray  # (n, 1) variance of the jitter over that of the noise
     share: np.ndarray  # (n, 1) of what the wander leaves, that is jitter
-    wander: np.ndarray  # (n, k) power over that of the noise
+    wander: np.ndarray  # (n, block) power over that of the noise
+    block: np.ndarray  # (k,) block of each mode
+
+    def along(self, values: np.ndarray) -> np.ndarray:
+        """Value (n, k) at each mode, of values (n, block)."""
+        return values.take(self.block, axis=1, mode="clip")  # without a check of each
+
+    @property
+    def inverse(self) -> np.ndarray:
+        """Power (n, k) of all but the transient over that of the noise, inverted."""
+        return self.along(1 / (1 + self.wander + self.jitter))
 
 
 def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
@@ -91,17 +109,12 @@ def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     weight = weight[:, likely] / weight.sum(axis=1, keepdims=True)
     likely = near[likely]
     wander, jitter = models.wander[likely], models.jitter[likely, None]
-    many = np.diff(edges)
-    many[0] += first  # what is slower than all of these is as the slowest block
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        return np.repeat(weight @ values, many, axis=1)
-
     return _Parts(
-        smooth=spread(wander * models.inverse[likely]),
+        smooth=weight @ (wander * models.inverse[likely]),
         jitter=weight @ jitter,
         share=weight @ (jitter / (1 + jitter)),
-        wander=spread(wander),
+        wander=weight @ wander,
+        block=_block_of(rows, first),
     )
 
 
@@ -124,8 +137,10 @@ def follow_wander(
     """
     noise = (own * good).sum(axis=1) / np.maximum(good.sum(axis=1), 1)
     some, clean = (noise > 0) & (good.sum(axis=1) > 2 * freedom), good.all(axis=1)
-    value, variance = np.zeros(residual.shape), np.zeros(residual.shape)
     first = min(freedom, residual.shape[1] // 2)
+    if (some & clean).all():
+        return _followed(residual, good[0], noise, first, spacing)
+    value, variance = np.zeros(residual.shape), np.zeros(residual.shape)
     # Frames without a gap go together.
     for here in (np.flatnonzero(some & clean), *np.flatnonzero(some & ~clean)[:, None]):
         if len(here):
@@ -143,20 +158,21 @@ def _followed(
     # The powers of all else are not known before a transient, however rough, is taken out.
     start = settle(modes, noise, use, np.ones(modes.shape), spacing)
     parts = _likely((modes - start.modes) ** 2, noise, first)
-    start = settle(modes, noise, use, 1 / (1 + parts.wander + parts.jitter), spacing)
+    start = settle(modes, noise, use, parts.inverse, spacing)
     for _ in range(_TURNS if modes.shape[1] < spacing else 0):
         parts = _likely((modes - start.modes) ** 2 + start.power, noise, first)
-        start = settle(modes, noise, use, 1 / (1 + parts.wander + parts.jitter), spacing)
-    share = parts.share
+        start = settle(modes, noise, use, parts.inverse, spacing)
+    share, smooth = parts.share, parts.along(parts.smooth)
     if use.all():
         seen, modes, unknown = seen - start.level, modes - start.modes, np.zeros((len(seen), 1))
     else:
         seen, share = seen - start.level * use, share * use
-        modes = dct(_filled(seen, use, parts.smooth), norm="ortho", axis=1)
-        unknown = parts.jitter * ~use + _unknown(parts.wander, use)
-    slow = idct(parts.smooth * modes, norm="ortho", axis=1)
-    spread = share + (1 - share) ** 2 * (1 + parts.jitter) * parts.smooth.mean(axis=1, keepdims=True)
-    variance = start.variance((1 - parts.share) * (1 - parts.smooth)) + noise[:, None] * (spread + unknown)
+        modes = dct(_filled(seen, use, smooth), norm="ortho", axis=1)
+        unknown = parts.jitter * ~use + _unknown(parts.along(parts.wander), use)
+    slow = idct(smooth * modes, norm="ortho", axis=1)
+    spread = share + (1 - share) ** 2 * (1 + parts.jitter) * smooth.mean(axis=1, keepdims=True)
+    left = parts.along((1 - parts.share) * (1 - parts.smooth))
+    variance = start.variance(left) + noise[:, None] * (spread + unknown)
     return start.level + slow + share * (seen - slow), variance
 
 

@@ -34,7 +34,7 @@ def combine_detector(
     shape : (ny, nx) of the padded image.
     transform : gives what turns the counts of an amplifier into the product; may raise InsufficientInputs.
     finish : gives the final Stack, remarks and summary of an amplifier.
-    more : gives further variables, each a dim and values, from the raw counts (n, y, x) of an amplifier.
+    more : gives further variables, each a dim (y or x) and values, from the raw counts (n, y, x) of an amplifier.
 
     Yields
     ------
@@ -43,22 +43,24 @@ def combine_detector(
     """
     present = raw["present"].values
     names = [str(name) for name in raw["exposure"].values]
-    counts = raw["counts"].isel(exposure=np.flatnonzero(present))
+    # Without the coordinates, whose lookups would cost as much as a step of the combination.
+    counts = raw["counts"].isel(exposure=np.flatnonzero(present)).variable
+    sizes = dict(zip("yx", shape, strict=True))
+    places = {str(name): i for i, name in enumerate(raw["amplifier"].values)}
     for amplifier in detector.amplifiers:
         try:
             terms = transform(amplifier)
-            own = counts.sel(amplifier=amplifier.name).values
+            own = counts.isel(amplifier=places[amplifier.name]).values
             stack = combine_amplifier(own, amplifier, terms, config)
             stack, remarks, summary = finish(amplifier, terms, stack)
         except InsufficientInputs as error:
             yield amplifier.name, _dead_amplifier(outputs, stack_sizes(raw, shape), str(error))
             continue
-        result = _stack_dataset(stack, present, shape, names)
-        result.attrs["remarks"] += remarks
-        result.attrs["summary"] = summary
+        variables = _stack_variables(stack, present, shape)
         for key, (dim, values) in more(own, amplifier, stack).items():
-            result[key] = (dim, _padded(values, (result.sizes[dim],), np.nan))
-        yield amplifier.name, result[list(outputs)]
+            variables[key] = (dim, _padded(values, (sizes[dim],), np.nan))
+        attrs = {"remarks": _left_out(stack, present, names) + remarks, "summary": summary}
+        yield amplifier.name, xr.Dataset({key: variables[key] for key in outputs}, attrs=attrs)
 
 
 def stack_outputs(units: str) -> dict[str, Output]:
@@ -107,14 +109,19 @@ def _padded(values: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarr
     return out
 
 
-def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], names: list[str]) -> xr.Dataset:
-    """Dataset of one amplifier from its Stack, padded to the camera's image shape.
+def _left_out(stack: Stack, present: np.ndarray, names: list[str]) -> list[str]:
+    """Remarks on the exposures left out, of all with these ids (n,)."""
+    there = [name for name, here in zip(names, present, strict=True) if here]
+    return [f"exposure {there[i]} left out: {why}" for i, why in sorted(stack.reasons.items())]
+
+
+def _stack_variables(stack: Stack, present: np.ndarray, shape: tuple[int, int]) -> dict[str, Any]:
+    """Variables of one amplifier from its Stack, padded to the camera's image shape.
 
     Parameters
     ----------
     present : (n,) bool, exposures that have a frame of this detector.
     shape : (ny, nx) of the padded image.
-    names : (n,) exposure ids, for the remarks.
     """
     frames = _padded(stack.frames, shape, 0)
     mask = (frames == 0) * np.uint16(MASK_BITS["NO_DATA"])
@@ -124,19 +131,15 @@ def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], na
         out[present] = values
         return out
 
-    there = [name for name, here in zip(names, present, strict=True) if here]
-    return xr.Dataset(
-        {
-            "image": (("y", "x"), _padded(stack.value, shape, np.nan)),
-            "variance": (("y", "x"), _padded(stack.variance, shape, np.nan)),
-            "mask": (("y", "x"), mask),
-            "frames": (("y", "x"), frames),
-            "row_variance": ("y", _padded(stack.row_variance, shape[:1], np.nan)),
-            "level": ("exposure", spread(stack.level, np.nan)),
-            "level_error": ("exposure", spread(stack.level_error, np.nan)),
-            "accepted": ("exposure", spread(stack.accepted, False)),
-            "read_noise": stack.read_noise,
-            "read_noise_error": stack.read_noise_error,
-        },
-        attrs={"remarks": [f"exposure {there[i]} left out: {why}" for i, why in sorted(stack.reasons.items())]},
-    )
+    return {
+        "image": (("y", "x"), _padded(stack.value, shape, np.nan)),
+        "variance": (("y", "x"), _padded(stack.variance, shape, np.nan)),
+        "mask": (("y", "x"), mask),
+        "frames": (("y", "x"), frames),
+        "row_variance": ("y", _padded(stack.row_variance, shape[:1], np.nan)),
+        "level": ("exposure", spread(stack.level, np.nan)),
+        "level_error": ("exposure", spread(stack.level_error, np.nan)),
+        "accepted": ("exposure", spread(stack.accepted, False)),
+        "read_noise": stack.read_noise,
+        "read_noise_error": stack.read_noise_error,
+    }

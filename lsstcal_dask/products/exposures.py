@@ -37,6 +37,11 @@ class Exposures:
         return self.counts[(slice(None), *self.amplifier.data.slices)]
 
     @cached_property
+    def row_variance(self) -> np.ndarray:
+        """Mean variance (n,) of the levels of the rows of each frame, adu**2."""
+        return self.levels.variance.mean(axis=1)
+
+    @cached_property
     def sigma(self) -> np.ndarray:
         """Noise (n,) of a typical pixel of each frame, in the unit of the product."""
         scale = self.transform.scale

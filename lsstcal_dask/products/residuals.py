@@ -1,6 +1,7 @@
 """How each frame differs from the combination: its level, and whether it belongs there (Lupton 2016, Sec. 2.1)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -113,6 +114,7 @@ def _block_means(
     return _sums(flat, starts, step, (ny, nx), offset, plane, value.reshape(-1), inverse, limits) / pixels, pixels
 
 
+@lru_cache(maxsize=8)
 def _sample(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of `_SAMPLE` pixels all over an image, in runs that are fetched from memory as one."""
     ny, nx = shape
@@ -156,7 +158,7 @@ def _odd_structure(exposures: Exposures, residuals: Residuals, reject: float) ->
         return {}
     level = blocks.mean(axis=(1, 2))
     sigma2 = np.maximum(residuals.sigma[:, None, None], 1e-3) ** 2 / residuals.pixels
-    sigma2 = sigma2 + np.nan_to_num(exposures.levels.variance.mean(axis=1))[:, None, None]
+    sigma2 = sigma2 + np.nan_to_num(exposures.row_variance)[:, None, None]
     chi2 = ((blocks - level[:, None, None]) ** 2 / sigma2).mean(axis=(1, 2))
     freedom = max(blocks[0].size - 1, 1)
     # Pattern noise common to all frames raises their chi2 and its scatter: judge each against the others.
@@ -207,7 +209,7 @@ def _far_off(exposures: Exposures, residuals: Residuals, reject: float) -> dict[
 def frame_levels(exposures: Exposures, residuals: Residuals) -> tuple[np.ndarray, np.ndarray]:
     """Mean of each frame less the combination, and its error (n,), adu."""
     blocks, share = residuals.blocks, residuals.pixels / residuals.pixels.sum()
-    rows = exposures.levels.variance.mean(axis=1) / blocks.shape[1]
+    rows = exposures.row_variance / blocks.shape[1]
     level = (blocks * share).sum(axis=(1, 2))
     if not exposures.rows_known:
         level = level + exposures.levels.level.mean(axis=1)  # what was taken out of whole frames
