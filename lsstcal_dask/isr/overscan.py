@@ -183,14 +183,15 @@ def _inliers(mean: np.ndarray, weight: np.ndarray, fit: np.ndarray, clip: float)
 
 
 def _smooth(mean: np.ndarray, used: np.ndarray, sigma: np.ndarray, config: OverscanConfig) -> RowLevels:
-    mean = np.where(used >= 2, mean, 0.0)
+    enough = used >= 2
+    mean = mean if enough.all() else np.where(enough, mean, 0.0)
     own = np.maximum(sigma[:, None], 1e-6) ** 2 / np.maximum(used, 1)
-    weight = (used >= 2) / own
+    weight = enough / own
     fit = curve(mean, weight, config.knots)
     good = _usable_rows(mean, weight, fit, config)
     # The trend alone: what is faster is better told from noise by its spectrum, and the start by its shape.
     coarse = _COARSE * config.knots
-    fit, unsure, freedom = spline(mean, good / own, coarse, start=False)
+    fit, unsure, freedom = spline(mean, weight * good, coarse, start=False)
     rows = good.sum(axis=1)
     more, spread = follow_wander(mean - fit, good, own, freedom, coarse)
     level, variance = fit + more, unsure + spread

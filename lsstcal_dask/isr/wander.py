@@ -60,8 +60,7 @@ class _Models:
 
     wander: np.ndarray  # (model, block)
     jitter: np.ndarray  # (model,)
-    inverse: np.ndarray  # (model, block) of all power
-    constant: np.ndarray  # (model,) twice the logarithm that goes with it, and with what is known beforehand
+    inverse: np.ndarray  # (model, block + 1) of all power, and twice the logarithm that goes with it
 
 
 @lru_cache(maxsize=8)
@@ -72,8 +71,9 @@ def _models(rows: int, first: int) -> _Models:
     wander = a[:, None] * (30 * middle / rows) ** -b[:, None] / (1 + (middle / (c[:, None] * rows)) ** 6)
     power = 1 + wander + jitter[:, None]
     constant = np.log(power) @ np.diff(edges)  # of the last model, noise alone, this is zero
+    # And with what is known beforehand.
     constant[:-1] += 2 * np.log((len(a) - 1) / (_FEW if first == 1 else 1))
-    return _Models(wander, jitter, 1 / power, constant)
+    return _Models(wander, jitter, np.column_stack([1 / power, constant]))
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,17 @@ def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     rows = power.shape[1]
     models, edges = _models(rows, first), _blocks(rows, first)
     power = np.add.reduceat(power, edges[:-1], axis=1) / own[:, None]
-    cost = power @ models.inverse.T + models.constant
-    cost -= cost.min(axis=1, keepdims=True)
-    near = np.flatnonzero(cost.min(axis=0) < _FAR)  # most models are so far off that only time is lost on them
-    weight = np.exp(-0.5 * cost[:, near])
+    cost = np.column_stack([power, np.ones(len(power))]) @ models.inverse.T  # -2 log of how likely each model is
+    least = cost.min(axis=1, keepdims=True)
+    # Most models are so far off that only time is lost on them.
+    near = np.flatnonzero((cost < least + _FAR).any(axis=0))
+    weight = np.exp(-0.5 * (cost[:, near] - least))
     likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
     weight = weight[:, likely] / weight.sum(axis=1, keepdims=True)
     likely = near[likely]
     wander, jitter = models.wander[likely], models.jitter[likely, None]
     return _Parts(
-        smooth=weight @ (wander * models.inverse[likely]),
+        smooth=weight @ (wander * models.inverse[likely, :-1]),
         jitter=weight @ jitter,
         share=weight @ (jitter / (1 + jitter)),
         wander=weight @ wander,
