@@ -50,7 +50,7 @@ def bin_slices(
     slices : value and variance (y, x) of each.
     good : (y, x) pixels that are good in all slices.
     steps : px of the large blocks, a whole number of small ones, and of these, a fraction of the distance of fringes.
-    most : small blocks that are kept, spread over the CCD without a pattern, for thickness is smooth between; 0: all.
+    most : about so many small blocks are kept, one in each cell, for thickness is smooth between; 0: all.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def bin_slices(
     if rest or not factor:
         raise WrongUse(f"etalon: blocks of {steps[0]} px do not consist of blocks of {steps[1]} px: choose others")
     count = _sums(good, steps[1])
-    at = chosen(count.ravel(), most or count.size)
+    at = chosen(count.ravel(), (count.shape[0], count.shape[1]), most or count.size)
     large, small = [], []
     for pair in slices:
         sums = [_sums(np.where(good, one, 0.0), steps[1]) for one in pair]
@@ -84,11 +84,24 @@ def _whole(
     return Binned(line, found[:, 0], found[:, 1], blocks[0] / step**2, blocks[1], step, size)
 
 
-def chosen(share: Floats, most: int) -> NDArray[np.intp]:
-    """At most so many of the blocks that have a good pixel, spread without a pattern; all, if they are few."""
+def chosen(share: Floats, shape: tuple[int, int], most: int) -> NDArray[np.intp]:
+    """About so many of the blocks that have a good pixel, one anywhere in each cell of a mesh; all, if they are few.
+
+    Blocks drawn from all over the CCD alike would leave holes as large as splines can bend in.
+
+    Parameters
+    ----------
+    share : (block,) part of its pixels that are good.
+    shape : blocks along y and x.
+    """
     if share.size <= most:
         return np.arange(share.size)
-    return np.sort(np.random.default_rng(0).permutation(np.flatnonzero(share > 0))[:most])
+    rows = int(np.clip(np.sqrt(most * shape[0] / shape[1]), 1, shape[0]))
+    columns = int(np.clip(most // rows, 1, shape[1]))
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(share > 0))
+    y, x = np.divmod(drawn, shape[1])
+    cell = y * rows // shape[0] * columns + x * columns // shape[1]
+    return np.sort(drawn[np.unique(cell, return_index=True)[1]])
 
 
 def _sums(values: Any, step: int) -> Floats:

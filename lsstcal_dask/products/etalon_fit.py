@@ -24,10 +24,21 @@ from lsstcal_dask.errors import DegenerateSolution
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
 from lsstcal_dask.products.etalon_bins import Binned, bin_scan, bin_slices, blocks_of, chosen, split_scan, thinned
-from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning, to_vector
+from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning
 from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
 
-__all__ = ["FEWEST", "MOST", "EtalonFit", "Prior", "bin_scan", "fit_binned", "fit_etalon", "fit_scan", "refine"]
+__all__ = [
+    "FEWEST",
+    "MOST",
+    "EtalonFit",
+    "Prior",
+    "bin_scan",
+    "fit_binned",
+    "fit_etalon",
+    "fit_scan",
+    "needed",
+    "refine",
+]
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +51,7 @@ _GLANCE: Final = 2  # turns after a move that only asks what it costs
 _ORDERS: Final = 8  # fringes by which the first thickness may be off
 MOST: Final = 1024
 """Blocks of which the least squares are made: more do not tell a smooth map of thickness better."""
+_EACH: Final = 4.0  # small blocks for each coefficient: with fewer, splines bend between them
 _NEAR: Final = 0.1  # of chi2: the fit stands still
 
 
@@ -91,14 +103,14 @@ def fit_etalon(blocks: Blocks, cone: Cone, prior: Prior = Prior(), start: Start 
     """
     _check(blocks, prior)
     start = start or first_thickness(blocks, Span(prior.silicon, prior.glue), cone, prior.mirrors, prior.smooth)
-    at = chosen(blocks.share, MOST)
+    at = chosen(blocks.share, blocks.shape, MOST)
     start = Start(start.silicon[at], start.glue[at], start.tuning)
     problem = Problem(thinned(blocks, at), cone, prior)
     return _result(problem, _best_order(problem, _solve(problem, problem.state(start))))
 
 
 def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
-    """Fit again from where a fit of larger blocks, over which fringes blur, has ended; on the same CCD.
+    """Fit again from where a fit of larger blocks, over which fringes blur, has ended; on the same CCD, knots nearer.
 
     Raises
     ------
@@ -106,8 +118,15 @@ def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
         As `fit_etalon`.
     """
     _check(blocks, prior)
-    problem = Problem(blocks, fit.cone, prior)
-    return _result(problem, _solve(problem, problem.at(np.r_[fit.silicon, fit.glue, to_vector(fit.tuning)])))
+    problem = Problem(blocks, fit.cone, replace(prior, scale=min(prior.scale, prior.fine)))
+    start = Start(*fit.thickness_at(*blocks.centre), fit.tuning)
+    return _result(problem, _solve(problem, problem.state(start)))
+
+
+def needed(size: tuple[int, int], prior: Prior = Prior()) -> int:
+    """Small blocks that tell the thickness of a CCD of so many px along y and x: some for each knot of its splines."""
+    knots = [n / min(prior.scale, prior.fine) + 3 for n in size]
+    return max(MOST, round(_EACH * knots[0] * knots[1]))
 
 
 def fit_scan(
@@ -128,7 +147,9 @@ def fit_scan(
     DegenerateSolution, InconsistentGeometry, InsufficientInputs, WrongUse
         As `fit_etalon` and `bin_scan`.
     """
-    return fit_binned(bin_slices(line, *split_scan(line, value, variance), steps, MOST), cone, prior)
+    slices, good = split_scan(line, value, variance)
+    most = needed((good.shape[0], good.shape[1]), prior)
+    return fit_binned(bin_slices(line, slices, good, steps, most), cone, prior)
 
 
 def fit_binned(binned: tuple[Binned, Binned], cone: Cone, prior: Prior = Prior()) -> tuple[EtalonFit, Blocks]:

@@ -40,7 +40,8 @@ class Prior:
     nominal: Tuning = field(default_factory=Tuning)  # about which the numbers above scatter
     mirrors: Mirrors = field(default_factory=Mirrors)  # layers whose thickness and index are taken as known
     smooth: int = 7  # degree of the polynomial in wavelength of what is common to a CCD
-    scale: float = 250.0  # px between knots of thickness
+    scale: float = 250.0  # px between knots of thickness, of the search
+    fine: float = 170.0  # px, of the answer, if that is less
 
     @property
     def widths(self) -> Floats:
@@ -101,15 +102,15 @@ class Problem:
         used = int((blocks.share > 0).sum())
         self.dof = (used - 1) * (len(nm) - _DEGREE - 1) + len(nm) - prior.smooth - 1 - 2 * self.basis.shape[1]
         self.rough = _roughness(self.knots)
+        self.rows = self._rows()
+        self.stiff = self.rows.T @ self.rows
 
     def state(self, start: Start) -> "State":
         """The splines nearest to the first thicknesses."""
         root = np.sqrt(self.blocks.share)[:, None]
         left = np.vstack([self.basis * root, 1e-2 * self.rough])
-        zeros = np.zeros(len(self.rough))
-        found = [
-            np.linalg.lstsq(left, np.r_[one * root[:, 0], zeros], rcond=None)[0] for one in (start.silicon, start.glue)
-        ]
+        wanted = np.stack([start.silicon, start.glue], axis=1) * root
+        found = np.linalg.solve(left.T @ left, (self.basis * root).T @ wanted).T
         return self.at(np.r_[found[0], found[1], to_vector(start.tuning)])
 
     def shifted(self, state: "State", layer: int, fringes: int) -> "State":
@@ -168,8 +169,8 @@ class Problem:
             slopes.append((np.log(np.maximum(there, _DARKEST)) - np.log(np.maximum(fringes, _DARKEST))) / step)
         residual = self.residual_of(fringes)
         normal, gradient = self._normal(np.stack(slopes), residual)
-        rows, pull = self._rows(), self._pull(vector)
-        return State(vector, normal + rows.T @ rows, gradient - rows.T @ pull, self.total(residual, vector))
+        pull = self._pull(vector)
+        return State(vector, normal + self.stiff, gradient - self.rows.T @ pull, self.total(residual, vector))
 
     def _rows(self) -> Floats:
         """Priors as rows of the design."""

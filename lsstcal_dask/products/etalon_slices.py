@@ -21,7 +21,7 @@ from lsstcal_dask.mapping import AmplifierResults, Output
 from lsstcal_dask.physics.etalon import COLLIMATED, PUPIL, Cone, Tuning
 from lsstcal_dask.physics.etalon_table import Line
 from lsstcal_dask.products.etalon_bins import Binned, bin_slices
-from lsstcal_dask.products.etalon_fit import MOST, EtalonFit, fit_binned
+from lsstcal_dask.products.etalon_fit import EtalonFit, fit_binned, needed
 from lsstcal_dask.products.etalon_problem import Prior, to_tuning, to_vector
 from lsstcal_dask.products.fringe_flat import response_of
 from lsstcal_dask.products.sums import UNUSABLE, Slices
@@ -66,7 +66,8 @@ class EtalonConfig(BaseModel):
     first: float = Field(900.0, ge=700, le=1200, description="nm, the shortest wavelength that is fitted")
     beam: Literal["pupil", "parallel"] = Field("pupil", description="of the flats, and of the sky")
     blocks: tuple[int, int] = Field((32, 8), description="px of the blocks of the search, and of the fit")
-    knots: float = Field(250.0, gt=0, description="px between the knots of the splines of thickness")
+    knots: float = Field(250.0, gt=0, description="px between the knots of the splines of thickness, of the search")
+    fine: float = Field(170.0, gt=0, description="px between those of the fit, if that is less")
     silicon: tuple[float, float] = Field((96.0, 104.0), description="um, where the thickness is searched")
     glue: tuple[float, float] = Field((10.5, 17.5), description="um, where that of the glue is searched")
     black: tuple[str, ...] = Field(("ITL",), description="vendors whose CCDs have a black coat below the glue")
@@ -78,7 +79,7 @@ class EtalonConfig(BaseModel):
 
     def prior(self, vendor: str) -> Prior:
         """What the fit knows before of the CCDs of a vendor: of some, that nothing comes back from below the glue."""
-        own = Prior(silicon=self.silicon, glue=self.glue, scale=self.knots)
+        own = Prior(silicon=self.silicon, glue=self.glue, scale=self.knots, fine=self.fine)
         return replace(own, nominal=Tuning(support=0.0), support=_BLACK) if vendor in self.black else own
 
 
@@ -113,7 +114,7 @@ def etalon_amplifiers(
     DegenerateSolution, InsufficientInputs, WrongUse
         As `fit_binned`; it names the CCD.
     """
-    binned, used = _binned(slices, detector, scanned, config.blocks)
+    binned, used = _binned(slices, detector, scanned, config)
     try:
         fit, blocks = fit_binned(binned, config.cone, config.prior(detector.vendor))
     except DegenerateSolution as error:
@@ -157,7 +158,7 @@ def _middle(amplifier: Amplifier) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _binned(
-    slices: Readable, detector: Detector, scanned: Scanned, steps: tuple[int, int]
+    slices: Readable, detector: Detector, scanned: Scanned, config: EtalonConfig
 ) -> tuple[tuple[Binned, Binned], NDArray[np.bool_]]:
     """Sums of the slices in which all amplifiers are that most slices have, and which (wavelength,) these are."""
     names = scanned.camera.amplifier_names
@@ -170,7 +171,9 @@ def _binned(
     live, places = own[usual], scanned.places[used]
     line = Line(scanned.line.wavelength[used], scanned.line.width[used], scanned.line.shape)
     good = np.asarray(assemble(_good(slices, live, places).astype(np.uint8), detector, scanned.camera), bool)
-    return bin_slices(line, _images(slices, (detector, scanned.camera), live, places), good, steps, MOST), used
+    images = _images(slices, (detector, scanned.camera), live, places)
+    most = needed(detector.shape, config.prior(detector.vendor))
+    return bin_slices(line, images, good, config.blocks, most), used
 
 
 def _good(slices: Slices, live: np.ndarray, places: np.ndarray) -> NDArray[np.bool_]:

@@ -73,8 +73,11 @@ def light_of(
         (terms @ n) * np.interp(nm, response.wavelength, response.value) for nm, n in ((at, photons), (lines, strength))
     )
     own, line = response.inside(at), response.inside(lines) & (bright != 0)
-    bins = np.histogram(at[own], edges, weights=seen[own])[0]
+    bins, moment = (np.histogram(at[own], edges, weights=one[own])[0] for one in (seen, seen * at))
     middles, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    # a step or a slope within a bin moves its light, and the phase of fringes with it
+    centre = np.divide(moment, bins, out=middles.copy(), where=bins > 0)
+    middles = np.clip(centre, edges[:-1], edges[1:])
     elements = Line(np.r_[middles, lines[line]], np.r_[widths, np.zeros(int(line.sum()))], "tophat")
     plain = seen[~own].sum() + bright[~response.inside(lines)].sum()
     return Light(elements, np.r_[bins, bright[line]], float(plain))

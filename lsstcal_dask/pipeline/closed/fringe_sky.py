@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.physics.etalon_table import Line
+from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.simulate import Exposure, Observatory, Settings
 from lsstcal_dask.simulate.airglow import family_amplitudes, sky_components
 from lsstcal_dask.simulate.etalon import Fringing
@@ -19,10 +21,12 @@ from lsstcal_dask.simulate.recipes import FlatCube, Plan, exposures
 from lsstcal_dask.simulate.response import quantum_efficiency, response_map
 from lsstcal_dask.simulate.scene import light
 
-__all__ = ["Flats", "Night", "amplitudes", "flats", "fringe_site", "hats", "night", "sky_map"]
+__all__ = ["Flats", "Night", "amplitudes", "flats", "fringe_site", "hats", "night", "sky_map", "sky_spectrum"]
 
 _START = np.datetime64("2026-07-14T02:00:00", "ms")
 _FIELD = Pointing(50.0, -30.0, 70.0, 30.0)
+_EDGE: Final = 1e-5  # nm, between the ends of bins that touch
+_DARK: Final = (850.0, 1150.0)  # nm, as far as nothing shines
 
 
 def fringe_site(seed: int, collimated: bool, camera: str = "mini9", fringes: bool = True) -> Observatory:
@@ -108,6 +112,14 @@ def sky_map(seed: int, collimated: bool, name: str, photons: np.ndarray, fringes
     return response_map(
         seed, s.quantum_efficiency, s.fringing, site.camera, detector, line.wavelength, photons, width=line.width
     )
+
+
+def sky_spectrum(line: Line, photons: np.ndarray) -> Spectrum:
+    """Light that is even within each bin, as that of `night`: of lines in their middles silicon would fringe more."""
+    half = line.width / 2 - _EDGE
+    ends = np.stack([line.wavelength - half, line.wavelength + half], axis=1).ravel()
+    at = np.r_[_DARK[0], ends[0] - _EDGE, ends, ends[-1] + _EDGE, _DARK[1]]
+    return Spectrum(at, np.pad(np.repeat(photons / line.width, 2), 2), "sky")
 
 
 def amplitudes(seed: int, count: int) -> np.ndarray:

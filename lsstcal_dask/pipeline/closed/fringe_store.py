@@ -17,7 +17,7 @@ from lsstcal_dask.instrument.assembly import assemble, split
 from lsstcal_dask.instrument.camera import Detector
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.build import Built, Validity
-from lsstcal_dask.pipeline.closed.fringe_sky import flats, hats, night, sky_map
+from lsstcal_dask.pipeline.closed.fringe_sky import flats, hats, night, sky_map, sky_spectrum
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import Wanted, make_flat
 from lsstcal_dask.pipeline.fringes import make_fringes
@@ -62,8 +62,7 @@ def left_by_store(seed: int, name: str, level: float) -> Left:
         A step has failed.
     """
     photons, line = night(seed).parts.sum(axis=0), night(seed).line
-    even = flats(seed, False, name, False)
-    sky = Spectrum(np.array([850.0, 1150.0]), np.zeros(2), "sky", line.wavelength, photons)
+    even, sky = flats(seed, False, name, False), sky_spectrum(line, photons)
     with TemporaryDirectory() as folder, cluster("threads", 1) as compute:
         store = create_store(f"{folder}/s", "mini9")
         detector = store.camera.detector(name)

@@ -5,10 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsstcal_dask.physics.etalon import PUPIL, Mirrors, silicon_index
+from lsstcal_dask.physics.etalon import PUPIL, Mirrors, Tuning, silicon_index
+from lsstcal_dask.physics.etalon_table import Span
+from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.closed import fringes
-from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, hats, night
+from lsstcal_dask.pipeline.closed.fringe_sky import amplitudes, flats, hats, night, sky_spectrum
 from lsstcal_dask.products.etalon_fit import Prior, fit_scan
+from lsstcal_dask.products.fringe_flat import Layers, Light, fringe_table
+from lsstcal_dask.products.fringe_light import Response, light_of
 
 
 def test_weights_of_flats_hold_all_of_the_light():
@@ -29,6 +33,42 @@ def test_the_sky_in_y_is_that_of_four_families():
     scale = amplitudes(1, 12)
     assert scale.shape == (12, len(parts))
     assert 0.02 < np.std(scale[:, 0] / scale[:, 1]) < 0.2
+
+
+def test_the_spectrum_that_a_store_is_given_has_the_fringes_of_its_bins():
+    """To a twentieth; were its light that of lines in the middle of bins, a fifth would be wrong.
+
+    `light_of` takes light to be even within 0.2 nm. Where a step of the spectrum is within, that adds at most
+    0.2**2 / 12 nm**2 to the mean square of 1 - cos(2 pi x / 1 nm), 0.07, and two bins of five have one.
+    """
+    line, photons = night(1).line, night(1).parts.sum(axis=0)
+    nm = np.arange(905.0, 1081.0)
+    response = Response(nm, np.linspace(1.0, 0.5, len(nm)), (905.0, 1080.0))
+    electrons = photons * np.interp(line.wavelength, nm, response.value)
+
+    def fringes_of(light):
+        return fringe_table(Layers(PUPIL, Mirrors(), Tuning()), Span((99.5, 100.0), (13.0, 14.0)), light).mesh - 1
+
+    true = fringes_of(Light(line, electrons))
+    lines = Spectrum(np.array([850.0, 1150.0]), np.zeros(2), "sky", line.wavelength, photons)
+    even, wrong = (
+        np.std(fringes_of(light_of(one, None, None, response, np.ones(1))) - true) / np.std(true)
+        for one in (sky_spectrum(line, photons), lines)
+    )
+    assert even < 0.05
+    assert wrong > 0.15
+
+
+def test_the_light_of_a_bin_stands_at_its_middle():
+    """A step within a bin moves its light; first moments are kept."""
+    nm = np.arange(905.0, 1081.0)
+    step = Spectrum(np.array([905.0, 950.07 - 1e-6, 950.07 + 1e-6, 1080.0]), np.array([1.0, 1.0, 3.0, 3.0]), "step")
+    light = light_of(step, None, None, Response(nm, np.ones_like(nm), (905.0, 1080.0)), np.ones(1))
+    at, share = light.line.wavelength, light.electrons
+    wanted = (950.07**2 - 905**2) / 2 + 3 * (1080**2 - 950.07**2) / 2
+    assert share @ at == pytest.approx(wanted, rel=1e-8)
+    k = int(np.flatnonzero(np.abs(at - 950.1) < 0.1)[0])
+    assert at[k] == pytest.approx((0.07 * 950.035 + 3 * 0.13 * 950.135) / (0.07 + 3 * 0.13), abs=1e-5)
 
 
 @pytest.mark.slow
