@@ -33,6 +33,7 @@ _GROWTH: Final = 1.2  # from one block of modes to the next
 _UNLIKELY: Final = 1e-6  # models less likely than so many of the likeliest are left out
 _FEW: Final = 20  # times as likely as noise alone are all other models, of few rows
 _TURNS: Final = 3  # of transient and wander, of frames with rows so few that the slow ones of the two are alike
+_FAR: Final = 100.0  # twice the logarithm of how much less likely a model is that is lost in the rounding of the sum
 _FILLS: Final = 10  # steps towards the values of rows that have no mean
 
 
@@ -83,9 +84,12 @@ def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     models, edges = _models(rows, first), _blocks(rows, first)
     power = np.add.reduceat(power, edges[:-1], axis=1) / own[:, None]
     cost = power @ models.inverse.T + models.constant
-    weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
+    cost -= cost.min(axis=1, keepdims=True)
+    near = np.flatnonzero(cost.min(axis=0) < _FAR)  # most models are so far off that only time is lost on them
+    weight = np.exp(-0.5 * cost[:, near])
     likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
     weight = weight[:, likely] / weight.sum(axis=1, keepdims=True)
+    likely = near[likely]
     wander, jitter = models.wander[likely], models.jitter[likely, None]
     many = np.diff(edges)
     many[0] += first  # what is slower than all of these is as the slowest block

@@ -100,7 +100,9 @@ def _padded(values: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarr
     """``values`` in the lower corner of an array of the padded shape; themselves where they fill it."""
     if values.shape == shape:
         return values
-    out = np.full(shape, fill, values.dtype)
+    out = np.empty(shape, values.dtype)
+    for axis, size in enumerate(values.shape):
+        out[(*(slice(None),) * axis, slice(size, None))] = fill
     out[tuple(slice(size) for size in values.shape)] = values
     return out
 
@@ -114,7 +116,8 @@ def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], na
     shape : (ny, nx) of the padded image.
     names : (n,) exposure ids, for the remarks.
     """
-    mask = (stack.frames == 0) * np.uint16(MASK_BITS["NO_DATA"])
+    frames = _padded(stack.frames, shape, 0)
+    mask = np.where(frames == 0, np.uint16(MASK_BITS["NO_DATA"]), np.uint16(0))
 
     def spread(values: np.ndarray, fill: float) -> np.ndarray:
         out = np.full(len(present), fill, values.dtype)
@@ -126,8 +129,8 @@ def _stack_dataset(stack: Stack, present: np.ndarray, shape: tuple[int, int], na
         {
             "image": (("y", "x"), _padded(stack.value, shape, np.nan)),
             "variance": (("y", "x"), _padded(stack.variance, shape, np.nan)),
-            "mask": (("y", "x"), _padded(mask, shape, MASK_BITS["NO_DATA"])),
-            "frames": (("y", "x"), _padded(stack.frames, shape, 0)),
+            "mask": (("y", "x"), mask),
+            "frames": (("y", "x"), frames),
             "row_variance": ("y", _padded(stack.row_variance, shape[:1], np.nan)),
             "level": ("exposure", spread(stack.level, np.nan)),
             "level_error": ("exposure", spread(stack.level_error, np.nan)),

@@ -1,12 +1,24 @@
 """How each frame differs from the combination: its level, and whether it belongs there (Lupton 2016, Sec. 2.1)."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
 from lsstcal_dask.products.exposures import Exposures
+from lsstcal_dask.statistics.stacks import lines
+from lsstcal_dask.statistics.vectors import (
+    LANES,
+    VERSION,
+    choose,
+    compiled,
+    fetch,
+    get,
+    inlined,
+    load_counts,
+    put,
+    spread,
+)
 
 __all__ = ["Residuals", "frame_levels", "misfits", "residual_blocks"]
 
@@ -23,36 +35,81 @@ class Residuals:
     sigma: np.ndarray  # (n,) noise of a pixel
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _block_means(counts, corner, offset, plane, value, inverse, limits):  # type: ignore[no-untyped-def]
+@inlined
+def _cut(flat, at, level, plane, value, p, factor, limit):  # type: ignore[no-untyped-def]
+    """Residuals of a vector of pixels, cut to the limit on both sides."""
+    residual = load_counts(flat, at) - level
+    if plane.size:
+        residual = residual - get(plane, p)
+    residual = residual - get(value, p) * factor
+    low = spread(np.float32(0)) - limit
+    residual = choose(low < residual, residual, low)
+    return choose(residual < limit, residual, limit)
+
+
+def _compile(version: int) -> Any:
+    """Give the kernel; its cache on disk notices another ``version`` of its parts, being a closure of it."""
+
+    @compiled
+    def sums(flat, starts, step, shape, offset, plane, value, inverse, limits):  # type: ignore[no-untyped-def]
+        """Sum the residuals (n, by, bx) of each frame in each block."""
+        _ = version
+        (ny, nx), n = shape, len(starts)
+        total = np.zeros((n, (ny + _BLOCK - 1) // _BLOCK, (nx + _BLOCK - 1) // _BLOCK), np.float32)
+        columns = np.empty(nx, np.float32)
+        for b in range(total.shape[1]):  # what is common to the exposures stays in the cache
+            y0, end = b * _BLOCK, min((b + 1) * _BLOCK, ny)
+            for i in range(n):
+                factor, limit = spread(inverse[i]), spread(limits[i])
+                ahead = np.uint64(starts[i + 1] - starts[i] if i + 1 < n else starts[0] + _BLOCK * step - starts[i])
+                for x0 in range(0, nx, _BLOCK):
+                    x = min(x0, nx - _BLOCK)  # the last columns once more, rather than pixels beyond
+                    left, right = spread(np.float32(0)), spread(np.float32(0))
+                    for y in range(y0, end):
+                        at, p, level = np.uint64(starts[i] + y * step + x), np.uint64(y * nx + x), spread(offset[i, y])
+                        fetch(flat, at + ahead)
+                        fetch(flat, at + ahead + np.uint64(LANES))
+                        left += _cut(flat, at, level, plane, value, p, factor, limit)
+                        at, p = at + np.uint64(LANES), p + np.uint64(LANES)
+                        right += _cut(flat, at, level, plane, value, p, factor, limit)
+                    put(columns, np.uint64(x), left)
+                    put(columns, np.uint64(x + LANES), right)
+                for x in range(nx):
+                    total[i, b, x // _BLOCK] += columns[x]
+        return total
+
+    return sums
+
+
+_sums = _compile(VERSION)
+
+
+def _block_means(
+    counts: np.ndarray,
+    corner: tuple[int, int],
+    offset: np.ndarray,
+    plane: np.ndarray,
+    value: np.ndarray,
+    inverse: np.ndarray,
+    limits: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean residual (n, by, bx) in adu of each frame against ``value * inverse``, and pixels per block (by, bx).
 
-    ``counts`` are raw, contiguous, and ``corner`` is where the data begin in them. Residuals are cut to
+    ``counts`` are raw, and ``corner`` is where the data begin in them. Residuals are cut to
     ``limits``: one cosmic ray moves a block by next to nothing, a change of the whole block still shows.
-    The rows of a block are added column by column, which takes one vector instruction for eight pixels.
+    The rows of a block are added column by column, a vector of columns at a time.
     """
-    n = len(counts)
     ny, nx = value.shape
-    by, bx = (ny + _BLOCK - 1) // _BLOCK, (nx + _BLOCK - 1) // _BLOCK
-    total = np.zeros((n, by, bx), np.float32)
-    count = np.zeros((by, bx), np.float32)
-    columns = np.empty(nx, np.float32)
-    for b in range(by):  # what is common to the exposures stays in the cache
-        for i in range(n):
-            limit, factor = limits[i], inverse[i]
-            columns[:] = 0
-            for y in range(b * _BLOCK, min((b + 1) * _BLOCK, ny)):
-                row = counts[i, corner[0] + y, corner[1] : corner[1] + nx]
-                base, signal, level = plane[y if len(plane) > 1 else 0], value[y], offset[i, y]
-                for x in range(nx):
-                    residual = np.float32(row[x]) - level - base[x] - signal[x] * factor
-                    columns[x] += min(max(residual, -limit), limit)
-            for x in range(nx):
-                total[i, b, x // _BLOCK] += columns[x]
-    for y in range(ny):
-        for x in range(nx):
-            count[y // _BLOCK, x // _BLOCK] += 1
-    return total / count, count
+    rows, columns = (np.arange(0, size, _BLOCK) for size in (ny, nx))
+    pixels = np.outer(np.minimum(_BLOCK, ny - rows), np.minimum(_BLOCK, nx - columns)).astype(np.float32)
+    data = counts[:, corner[0] : corner[0] + ny, corner[1] : corner[1] + nx]
+    if nx < _BLOCK:  # narrower than the vectors
+        residual = data - offset[:, :, None] - plane - value * inverse[:, None, None]
+        cut = np.clip(residual, -limits[:, None, None], limits[:, None, None]).sum(axis=2, keepdims=True)
+        return np.add.reduceat(cut, rows, axis=1) / pixels, pixels
+    flat, starts, step = lines(data)
+    plane = plane.reshape(-1) if plane.shape == value.shape else np.empty(0, np.float32)
+    return _sums(flat, starts, step, (ny, nx), offset, plane, value.reshape(-1), inverse, limits) / pixels, pixels
 
 
 def _sample(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -75,10 +132,9 @@ def residual_blocks(exposures: Exposures, value: np.ndarray) -> Residuals:
     data, box = exposures.data, exposures.amplifier.data
     some = _sample(value.shape)
     base, signal = np.broadcast_to(plane, value.shape)[some], value[some]
-    centre = np.zeros(len(data), np.float32)
-    for i in range(len(data)):  # a frame off as a whole must not lose its pixels to the limits
-        residual = data[i][some] - offset[i][some[0]] - (base + signal * inverse[i])
-        centre[i] = np.median(residual)
+    # A frame off as a whole must not lose its pixels to the limits.
+    residual = data[:, *some] - offset[:, some[0]] - (base + signal * inverse[:, None])
+    centre = np.median(residual, axis=1).astype(np.float32)
     typical = max(float(np.median(value[some])), 0.0) * inverse / np.float32(transform.gain)
     limits = (6 * np.sqrt(np.nan_to_num(noise) ** 2 + typical)).astype(np.float32)
     blocks, counted = _block_means(

@@ -6,8 +6,11 @@ of every exposure at a time becomes float32 that stay in the first-level cache, 
 memory is asked for the strips to come. From there on `LANES` pixels are one number, a vector (`vectors`), and
 nothing branches on a pixel.
 
-Most pixels have nothing to clip, which one pass over their values tells together with their mean. The others
-are picked out and clipped among themselves, a whole vector of them at a time.
+Most pixels have nothing to clip, which one pass over their values tells together with their mean. A vector with
+one that has is gone through once more for each round of clipping, and what is found for the others is not used.
+
+A product with ``one``, which is 1, makes a difference or a sum an instruction of the units that multiply: those
+that add, compare and find minima are busy, and no bit changes.
 """
 
 from collections.abc import Callable
@@ -28,12 +31,8 @@ from lsstcal_dask.statistics.vectors import (
     inlined,
     load_counts,
     number,
-    number_set,
-    numbered,
-    permuted,
     put,
     put_counts,
-    packed,
     spread,
     sqrt,
     tally,
@@ -46,7 +45,6 @@ STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache lines
 _WIDEST: Final = 4 * STRIP
 _CACHE: Final = 4096  # floats of a strip of all exposures that fill half of a first-level cache
 _AHEAD: Final = 512  # pixels between those being read and those that memory is asked for
-_ENDS: Final = 3  # what is kept of a pixel that waits to be clipped, besides its values
 
 
 _U = np.uint64
@@ -136,23 +134,34 @@ def _high(a, b):
 
 
 @inlined
-def _moments(rows, at, n, pivot, half, shift, one):
-    """Count what lies within ``half`` of the pivot, sum it and its square about ``pivot + shift``; its extremes."""
-    zero = spread(_F(0))
-    count, total, squares, lowest, highest = zero, zero, zero, zero, zero
+def _moments(rows, at, n, pivot, half, one):
+    """Count what lies within ``half`` of the pivot, sum it and its square about the pivot; its extremes."""
+    count, total, squares = spread(_F(0)), spread(_F(0)), spread(_F(0))
+    lowest, highest, nothing = spread(_F(np.inf)), spread(_F(-np.inf)), spread(_F(np.nan))
     for i in range(n):
         d = get(rows, at + _U(i * LANES)) * one - pivot
         kept = abs(d) <= half
-        d = (d * one - shift) & kept
-        count = tally(count, kept)
-        total = d * one + total
-        squares += d * d
+        count = choose(kept, count + one, count)
+        total, squares = choose(kept, d * one + total, total), choose(kept, d * d + squares, squares)
+        d = choose(kept, d, nothing)  # NaN, which is neither less nor more
         lowest, highest = _low(d, lowest), _high(d, highest)
-    return (number(count), total, squares), (lowest, highest)
+    return (count, total, squares), (lowest, highest)
 
 
 @inlined
-def _about_mean(rows, at, n, pivot, half, sums, one):
+def _moments_again(rows, at, n, pivot, half, shift):
+    """Sum what lies within ``half`` of the pivot and its square, about ``pivot + shift``."""
+    total, squares = spread(_F(0)), spread(_F(0))
+    for i in range(n):
+        d = get(rows, at + _U(i * LANES)) - pivot
+        d = (d - shift) & (abs(d) <= half)
+        total += d
+        squares += d * d
+    return total, squares
+
+
+@inlined
+def _about_mean(rows, at, n, pivot, half, sums):
     """Mean less pivot, sum of squares about the mean, 1/count.
 
     Where the pivot was too far from the mean for float32 the sums are taken again about the mean.
@@ -162,7 +171,7 @@ def _about_mean(rows, at, n, pivot, half, sums, one):
     far = spread(_F(0.999)) * squares * count < total * total  # false where nothing is left
     if any_set(far):
         shift = choose(far, total / count, shift)
-        (_, again, spare), _ = _moments(rows, at, n, pivot, half, shift, one)
+        again, spare = _moments_again(rows, at, n, pivot, half, shift)
         total, squares = choose(far, again, total), choose(far, spare, squares)
     each = spread(_F(1)) / count
     offset = total * each
@@ -198,38 +207,34 @@ def _whole_sample(rows, at, n, gaps, k, unclip, one):
         d = get(rows, at + _U(i * LANES)) * one - pivot
         if gaps:
             good = abs(d) <= huge
-            d = d & good
-            count = tally(count, good)
-        total = d * one + total
-        squares += d * d
+            count = choose(good, count + one, count)
+            total, squares = choose(good, d * one + total, total), choose(good, d * d + squares, squares)
+        else:
+            total, squares = d * one + total, d * d + squares
         lowest, highest = _low(d, lowest), _high(d, highest)
-    count = number(count) if gaps else spread(_F(n))
+    count = count if gaps else spread(_F(n))
     sums = count, total, squares
-    offset, squares, each = _about_mean(rows, at, n, pivot, huge, sums, one)
+    offset, squares, each = _about_mean(rows, at, n, pivot, huge, sums)
     reach = _reach(pivot, offset, squares, each, k)
     mark = (lowest < offset - reach) | (offset + reach < highest)
     return pivot + offset, _error(squares, count, each, unclip), count, mark, reach
 
 
 @inlined
-def _clip_sample(rows, at, n, k, rounds, unclip, one):
-    """Clip at ``k`` sample deviations about the mean, ``rounds`` times; mean, its variance, survivors.
+def _clip_sample(rows, at, n, waits, x, k, unclip, one, results, place):
+    """Clip once more where ``waits`` says so, in the interval that it tells; what there is to clip then.
 
     Intervals only shrink. The pivot is the middle of the interval, so that one comparison tells what is in
     it. A pixel whose survivors stay the same is left alone: the result does not depend on its neighbours.
     """
-    pivot, half = get(rows, at + _U(n * LANES)), get(rows, at + _U((n + 1) * LANES))
-    for turn in range(rounds):
-        sums, (lowest, highest) = _moments(rows, at, n, pivot, half, spread(_F(0)), one)
-        offset, squares, each = _about_mean(rows, at, n, pivot, half, sums, one)
-        reach = _reach(pivot, offset, squares, each, k)
-        changes = (lowest < offset - reach) | (offset + reach < highest)
-        if turn == rounds - 1 or not any_set(changes):
-            break
-        low, high = _high(offset - reach, spread(_F(0)) - half), _low(offset + reach, half)
-        pivot = choose(changes, pivot + spread(_F(0.5)) * (low + high), pivot)
-        half = choose(changes, spread(_F(0.5)) * (high - low), half)
-    return pivot + offset, _error(squares, sums[0], each, unclip), sums[0]
+    mark, pivot, half = get(waits, x), get(waits, x + _U(STRIP)), get(waits, x + _U(2 * STRIP))
+    sums, (lowest, highest) = _moments(rows, at, n, pivot, half, one)
+    offset, squares, each = _about_mean(rows, at, n, pivot, half, sums)
+    _store_some(results, place, mark, pivot + offset, _error(squares, sums[0], each, unclip), sums[0])
+    reach = _reach(pivot, offset, squares, each, k)
+    changes = mark & ((lowest < offset - reach) | (offset + reach < highest))
+    low, high = _high(offset - reach, spread(_F(0)) - half), _low(offset + reach, half)
+    return changes, pivot + spread(_F(0.5)) * (low + high), spread(_F(0.5)) * (high - low)
 
 
 @inlined
@@ -286,33 +291,73 @@ def _store(results, at, centre, error, count):
 
 
 @inlined
-def _pick(rows, at, n, ends, index, mine, picked, to):
-    """Put lanes, in the order of an index, where the mask is set: n values, centre, half-width and place.
-
-    Only whole vectors are stored, for one that reaches into a second cache line takes several times as long.
-    """
-    for i in range(_U(0), _U(n * LANES), _U(LANES)):
-        v = choose(mine, permuted(get(rows, at + i), index), get(picked, to + i))
-        put(picked, to + i, v + spread(_F(0)))  # + 0: else a masked store, several cycles on AMD
-    for i in range(_ENDS):
-        last = to + _U((n + i) * LANES)
-        put(picked, last, choose(mine, permuted(ends[i], index), get(picked, last)))
+def _store_some(results, at, mask, centre, error, count):
+    """Write these where the mask is set; the others stay as they are."""
+    value, variance, frames = results
+    centre = choose(spread(_F(0)) < count, centre, spread(_F(np.nan)))
+    put(value, at, choose(mask, centre, get(value, at)))
+    put(variance, at, choose(mask, error, get(variance, at)))
+    put_counts(frames, at, choose(mask, count, load_counts(frames, at)))
 
 
 @inlined
-def _finish(picked, at, size, n, method, model, clip, spare, results):
-    """Clip the first pixels of a vector that was picked."""
+def _wait(waits, x, mark, centre, reach):
+    """Note where there is something to clip, and within what interval."""
+    put(waits, x, mark)
+    put(waits, x + _U(STRIP), centre)
+    put(waits, x + _U(2 * STRIP), reach)
+
+
+@inlined
+def _combine(rows, block, width, first, n, gaps, median, method, model, clip, waits, results):
+    """Combine a strip as if there were nothing to clip, and note in ``waits`` where there is."""
     k, rounds, unclip, one = clip
-    where = picked.view(np.uint32)
-    if method == SAMPLE:
-        centre, error, count = _clip_sample(picked, at, n, k, rounds, unclip, spread(one))
-    else:
-        centre = get(picked, at + _U(n * LANES))
-        centre, error, count = _clip_model(picked, at, centre, model, k, rounds, unclip)
-    _store(spare, _U(0), centre, error, count)
-    for lane in range(size):
-        to = where[at + _U((n + _ENDS - 1) * LANES) + lane]
-        results[0][to], results[1][to], results[2][to] = spare[0][lane], spare[1][lane], spare[2][lane]
+    steps, work, sizes, start = median
+    for x in range(_U(0), width, _U(LANES)):
+        at, place = x * _U(block), first + x
+        error, reach, mark = spread(_F(0)), spread(_F(0)), spread(_F(0))
+        if method == SAMPLE:
+            limit = k if rounds > 0 else _F(np.inf)
+            centre, error, count, mark, reach = _whole_sample(rows, at, n, gaps, limit, unclip, spread(one))
+            first_centre = centre
+        else:
+            centre, count = _first_centre(rows, at, n, gaps, steps, work, sizes, start, place)
+            first_centre = centre
+            if method == MODEL and model.poisson.size:
+                centre, error, count = _clip_model(rows, at, centre, model, k, rounds, unclip)
+            elif method == MODEL:
+                centre, mark = _whole_model(rows, at, centre, model, k)
+                error = spread(unclip / model.total)
+        _store(results, place, centre, error, count)
+        _wait(waits, x, mark, first_centre, reach)
+
+
+@inlined
+def _clip(rows, block, width, first, n, method, model, clip, waits, results):
+    """Clip the pixels of a strip that wait; one turn for all vectors that need it, so that none waits for itself."""
+    k, rounds, unclip, one = clip
+    for _turn in range(rounds if method == SAMPLE else 1):
+        for x in range(_U(0), width, _U(LANES)):
+            mark, centre = get(waits, x), get(waits, x + _U(STRIP))
+            if any_set(mark):
+                at, place = x * _U(block), first + x
+                if method == SAMPLE:
+                    again, centre, half = _clip_sample(rows, at, n, waits, x, k, unclip, spread(one), results, place)
+                    _wait(waits, x, again, centre, half)
+                else:
+                    centre, error, count = _clip_model(rows, at, centre, model, k, rounds, unclip)
+                    _store_some(results, place, mark, centre, error, count)
+
+
+@inlined
+def _prepare(edges, scale, many, factors, runs, sizes):
+    """Note for each exposure its factor, its place in ``rows`` and whether it is the first there; the sizes of runs."""
+    for i in range(len(edges) - 1):
+        sizes[i] = edges[i + 1] - edges[i]
+        for j in range(edges[i], edges[i + 1]):
+            factors[j] = scale[j] / _F(edges[i + 1] - edges[i])
+            runs[j] = 2 * LANES * i + (j == edges[i])
+    sizes[len(edges) - 1] = many
 
 
 @inlined
@@ -328,72 +373,27 @@ def _compile(version: int) -> Callable[..., Any]:
     def run(counts, calibration, steps, model, method, clip, shape, results):
         """Combine one amplifier, strip by strip; `stacks` prepares the arguments."""
         _ = version
-        flats, places, gaps = counts
-        terms, start = calibration
-        k, rounds, unclip, unit = clip
-        limit = k if rounds > 0 else _F(np.inf)
-        starts, edges, step = places
-        ny, nx = shape
-        n = len(edges) - 1
+        flats, (starts, edges, step), gaps = counts
+        (offset, plane, scale), start = calibration
+        (ny, nx), n, many = shape, len(edges) - 1, len(starts)
         block = -(-n // BLOCK) * BLOCK
-        size = _U(block * LANES)
         rows = np.full(STRIP * block + LANES, _F(np.inf))  # exposures from n on stay +inf
-        picked = np.zeros((2 * (n + _ENDS) + 1) * LANES, np.float32)
-        rows, picked = rows[_line(rows) :], picked[_line(picked) :]
-        many = edges[n]
-        begins, levels, factors = np.empty(many, np.uint64), np.empty(many, np.float32), np.empty(many, np.float32)
-        runs = np.empty(many, np.uint64)  # place in ``rows``, and whether an exposure is the first there
-        offset, plane, scale = terms
-        for i in range(n):
-            for j in range(edges[i], edges[i + 1]):
-                factors[j] = scale[j] / _F(edges[i + 1] - edges[i])
-                runs[j] = 2 * LANES * i + (j == edges[i])
-        exposures = begins, levels, factors, runs
-        waits, found, room = _U(0), _U(0), _U((n + _ENDS) * LANES)
+        waits = np.zeros(3 * STRIP + LANES, np.float32)
+        rows, waits = rows[_line(rows) :], waits[_line(waits) :]
         work = np.full(LANES * (2 * block + 1), _F(np.inf))
         put(work, _U(LANES * 2 * block), spread(_F(-np.inf)))
-        lane, zero, one = number(numbered(_U(0))), spread(_F(0)), spread(unit)
-        again = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint16)
-        sizes = np.empty(n + 1, np.float32)
-        for i in range(n):
-            sizes[i] = edges[i + 1] - edges[i]
-        sizes[n] = starts.size
+        begins, levels, factors = np.empty(many, np.uint64), np.empty(many, np.float32), np.empty(many, np.float32)
+        runs, sizes = np.empty(many, np.uint64), np.empty(n + 1, np.float32)
+        _prepare(edges, scale, many, factors, runs, sizes)
+        exposures, median = (begins, levels, factors, runs), (steps, work, sizes, start)
         for y in range(ny):
             for i in range(many):
                 begins[i], levels[i] = starts[i] + y * step, offset[i, y]
             for x0 in range(0, nx, STRIP):
-                width, first = min(STRIP, nx - x0), _U(y * nx + x0)
-                _load_any(flats, exposures, plane, _U(x0), first, size, rows)
-                for x in range(_U(0), _U(width), _U(LANES)):
-                    at = x * _U(block)
-                    error, reach, mark, place = zero, zero, zero, first + x
-                    if method == SAMPLE:
-                        centre, error, count, mark, reach = _whole_sample(rows, at, n, gaps, limit, unclip, one)
-                        first_centre = centre
-                    else:
-                        centre, count = _first_centre(rows, at, n, gaps, steps, work, sizes, start, place)
-                        first_centre = centre
-                        if method == MODEL and model.poisson.size:
-                            centre, error, count = _clip_model(rows, at, centre, model, k, rounds, unclip)
-                        elif method == MODEL:
-                            centre, mark = _whole_model(rows, at, centre, model, k)
-                            error = spread(unclip / model.total)
-                    _store(results, place, centre, error, count)
-                    mark = mark & (lane < spread(_F(width - x)))
-                    last = place + _U(LANES) >= _U(ny * nx)
-                    if any_set(mark):
-                        ends, chosen = (first_centre, reach, numbered(place)), packed(numbered(_U(0)), mark)
-                        index, free = permuted(chosen, numbered(_U(0) - found)), spread(_F(found)) <= lane
-                        _pick(rows, at, n, ends, index, free, picked, waits)
-                        before, found = found, found + number_set(mark)
-                        if found >= _U(LANES):  # of these some begin the other vector
-                            index = permuted(chosen, numbered(_U(LANES) - before))
-                            _pick(rows, at, n, ends, index, lane == lane, picked, room - waits)
-                            _finish(picked, waits, _U(LANES), n, method, model, clip, again, results)
-                            waits, found = room - waits, found - _U(LANES)
-                    if last:
-                        _finish(picked, waits, found, n, method, model, clip, again, results)
-                        found = _U(0)
+                width, first = _U(min(STRIP, nx - x0)), _U(y * nx + x0)
+                _load_any(flats, exposures, plane, _U(x0), first, _U(block * LANES), rows)
+                _combine(rows, block, width, first, n, gaps, median, method, model, clip, waits, results)
+                _clip(rows, block, width, first, n, method, model, clip, waits, results)
 
     return run
 

@@ -15,8 +15,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
-from numba.core import cgutils, config, types
+from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
@@ -43,10 +42,6 @@ __all__ = [
     "load_counts",
     "most",
     "number",
-    "number_set",
-    "numbered",
-    "packed",
-    "permuted",
     "prefetch",
     "put",
     "put_counts",
@@ -71,11 +66,6 @@ VECTOR: Final = _Vector(f"vector of {LANES} float32")
 FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _BITS: Final = ir.VectorType(ir.IntType(32), LANES)
 _INDEX: Final = ir.IntType(32)
-_FEATURES: Final = getattr(config, "CPU_FEATURES", None)  # what the user has asked for
-_AVX2, _AVX512 = (
-    get_host_cpu_features().get(name, False) if _FEATURES is None else f"+{name}" in _FEATURES
-    for name in ("avx2", "avx512f")
-)
 LINE: Final = types.float32[::1]
 
 
@@ -214,63 +204,6 @@ def any_set(builder, mask):
     """Whether the mask is set in any lane."""
     bits = builder.bitcast(_truth(builder, mask), ir.IntType(LANES))
     return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
-
-
-@emitted(types.uint64, VECTOR)
-def number_set(builder, mask):
-    """Give the number of lanes where the mask is set."""
-    bits = builder.bitcast(_truth(builder, mask), ir.IntType(LANES))
-    return builder.zext(builder.ctpop(bits), ir.IntType(64))
-
-
-@emitted(VECTOR, VECTOR, VECTOR)
-def packed(builder, vector, mask):
-    """Lanes where the mask is set side by side, rubbish behind them."""
-    truth = _truth(builder, mask)
-    whole = ir.FunctionType(FLOATS, [FLOATS, truth.type, FLOATS])
-    name = f"llvm.experimental.vector.compress.v{LANES}f32"
-    function = cgutils.get_or_insert_function(builder.module, whole, name)
-    return builder.call(function, [vector, truth, ir.Constant(FLOATS, ir.Undefined)])
-
-
-@emitted(VECTOR, VECTOR, VECTOR)
-def permuted(builder, vector, index):
-    """Lanes in the order of an index, integers of 32 bits of which the last four bits count."""
-    index = builder.bitcast(index, _BITS)
-    if _AVX512:
-        whole = ir.FunctionType(FLOATS, [FLOATS, _BITS])
-        function = cgutils.get_or_insert_function(builder.module, whole, "llvm.x86.avx512.permvar.sf.512")
-        return builder.call(function, [vector, index])
-    if _AVX2:
-        return _permuted_halves(builder, vector, index)
-    result = ir.Constant(FLOATS, ir.Undefined)
-    for lane in range(LANES):
-        source = builder.and_(builder.extract_element(index, _INDEX(lane)), _INDEX(LANES - 1))
-        result = builder.insert_element(result, builder.extract_element(vector, source), _INDEX(lane))
-    return result
-
-
-def _permuted_halves(builder: Any, vector: Any, index: Any) -> Any:
-    """Write what AVX2 has for that: instructions that permute eight lanes by the last three bits."""
-    half, eight = ir.VectorType(ir.FloatType(), 8), ir.VectorType(_INDEX, 8)
-    whole = ir.FunctionType(half, [half, eight])
-    permute = cgutils.get_or_insert_function(builder.module, whole, "llvm.x86.avx2.permps")
-    lanes = [ir.Constant(eight, [_INDEX(lane) for lane in range(start, start + 8)]) for start in (0, 8)]
-    low, high = (builder.shuffle_vector(vector, vector, half) for half in lanes)
-    parts = []
-    for half in lanes:
-        part = builder.shuffle_vector(index, index, half)
-        upper = builder.icmp_signed("!=", builder.and_(part, eight([8] * 8)), eight([0] * 8))
-        parts.append(builder.select(upper, builder.call(permute, [high, part]), builder.call(permute, [low, part])))
-    return builder.shuffle_vector(*parts, ir.Constant(_BITS, list(range(LANES))))
-
-
-@emitted(VECTOR, types.uint64)
-def numbered(builder, first):
-    """Give the numbers of lanes counted from ``first`` on, as integers of 32 bits."""
-    number = ir.IntType(32)
-    lanes = ir.Constant(_BITS, [number(lane) for lane in range(LANES)])
-    return builder.bitcast(builder.add(splat(builder, builder.trunc(first, number)), lanes), FLOATS)
 
 
 @emitted(VECTOR, VECTOR, VECTOR)

@@ -48,7 +48,7 @@ class Codec:
             body = bytes(self._bits.encode(little))
         return body + google_crc32c.value(body).to_bytes(_CHECKSUM, "little")
 
-    def decode(self, blob: bytes, out: np.ndarray) -> None:
+    def decode(self, blob: bytes | np.ndarray, out: np.ndarray) -> None:
         """Decode one chunk into a contiguous array of its own type.
 
         Raises
@@ -56,10 +56,10 @@ class Codec:
         ValueError
             The bytes are not those that were written.
         """
-        body = memoryview(blob)[:-_CHECKSUM]
+        body = np.frombuffer(blob, np.uint8)[:-_CHECKSUM]
         if google_crc32c.value(blob) != _RESIDUE:
             raise ValueError("its checksum is wrong")
-        if (size := int.from_bytes(body[_SIZE], "little")) != out.nbytes:
+        if (size := int.from_bytes(body[_SIZE].tobytes(), "little")) != out.nbytes:
             raise ValueError(f"it holds {size} bytes instead of {out.nbytes}")
         blosc.decompress(body, out)
 
@@ -96,6 +96,7 @@ class ChunkArray(BackendArray):
         sizes = tuple(len(axis) for axis in axes)
         out = np.empty(sizes, self.dtype)
         whole = sizes[-2:] == self.shape[-2:]
+        remote, buffer = objects.is_remote(self.url), bytearray()
 
         def read(place: tuple[int, ...]) -> None:
             index = tuple(int(axis[i]) for axis, i in zip(axes, place, strict=False))
@@ -107,7 +108,10 @@ class ChunkArray(BackendArray):
             target = out[place]
             chunk = target if whole and kind == self.dtype else np.empty(self.shape[-2:], kind)
             try:
-                self.codec.decode(objects.read_bytes(self.url, path), chunk)
+                if remote:
+                    self.codec.decode(objects.read_bytes(self.url, path), chunk)
+                else:
+                    self.codec.decode(objects.read_into(self.url, path, buffer), chunk)
             except (FileNotFoundError, RuntimeError, ValueError) as error:
                 if isinstance(error, CalibrationError):
                     raise
@@ -117,7 +121,7 @@ class ChunkArray(BackendArray):
                 target[:] = chunk[key[-2]][..., key[-1]].reshape(target.shape)
 
         places = itertools.product(*(range(size) for size in sizes[:-2]))
-        if objects.is_remote(self.url):
+        if remote:
             with ThreadPoolExecutor(_READ_THREADS) as pool:
                 list(pool.map(read, places))
         else:

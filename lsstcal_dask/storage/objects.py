@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 import zarr.abc.store
 from obstore import exceptions
@@ -34,6 +35,7 @@ __all__ = [
     "list_names",
     "normalise",
     "read_bytes",
+    "read_into",
     "read_json",
     "read_ranges",
     "sweep",
@@ -145,6 +147,22 @@ def read_bytes(url: str, path: str) -> bytes:
     """
     with _reaching(url):
         return bytes(_connect(url).get(path).bytes()) if is_remote(url) else Path(url, path).read_bytes()
+
+
+def read_into(url: str, path: str, buffer: bytearray) -> np.ndarray:
+    """Read one object of a folder into a buffer, which grows to its size: fresh memory costs as much as the reading.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    with _reaching(url), open(f"{url}/{path}", "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if len(buffer) < size:
+            buffer.extend(bytes(size - len(buffer)))
+        found = np.frombuffer(buffer, np.uint8, size)
+        return found[: file.readinto(found.data)]
 
 
 def read_ranges(url: str, path: str, places: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -126,11 +126,11 @@ def test_photon_noise_without_overscan_is_counted_once():
     assert np.std(pull) == pytest.approx(1, abs=0.06)
 
 
-def simple_block_means(data, offset, value, inverse, limits):
+def simple_block_means(data, offset, plane, value, inverse, limits):
     """What `_block_means` gives, the obvious way."""
     ny, nx = value.shape
     size = module._BLOCK
-    residual = data - offset[:, :, None] - value * inverse[:, None, None]
+    residual = data - offset[:, :, None] - plane - value * inverse[:, None, None]
     residual = np.clip(residual, -limits[:, None, None], limits[:, None, None])
     return np.array(
         [
@@ -140,14 +140,19 @@ def simple_block_means(data, offset, value, inverse, limits):
     )
 
 
-def test_block_means_equal_the_simple_ones():
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("nx", [5, 32, 33, 64, 70, 82])
+@pytest.mark.parametrize("known", [True, False])
+def test_block_means_equal_the_simple_ones(dtype, nx, known):
+    """Narrower than a vector, of whole blocks and not, up to the last pixel of the counts."""
     rng = np.random.default_rng(3)
-    counts = rng.integers(900, 1100, (4, 50, 90)).astype(np.uint16)
-    value = rng.normal(1000, 5, (45, 70)).astype(np.float32)
+    counts = rng.integers(900, 1100, (4, 48, 90)).astype(dtype)
+    value = rng.normal(1000, 5, (45, nx)).astype(np.float32)
     offset = rng.normal(0, 3, (4, 45)).astype(np.float32)
+    plane = rng.normal(0, 9, (45, nx)).astype(np.float32) if known else np.zeros((1, nx), np.float32)
     inverse = np.array([1, 0.9, 1.1, 1], np.float32)
     limits = np.array([50, 60, 70, 80], np.float32)
-    found, counted = module._block_means(counts, (3, 8), offset, np.zeros_like(value), value, inverse, limits)
-    expected = simple_block_means(counts[:, 3:48, 8:78], offset, value, inverse, limits)
+    found, counted = module._block_means(counts, (3, 8), offset, plane, value, inverse, limits)
+    expected = simple_block_means(counts[:, 3:48, 8 : 8 + nx], offset, plane, value, inverse, limits)
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert counted.sum() == value.size

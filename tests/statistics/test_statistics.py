@@ -648,7 +648,7 @@ import numpy as np
 from lsstcal_dask.statistics import kernels as s, median
 assert not s.run.signatures
 median(np.zeros((9, 1, 64), np.uint16))
-clips = "_moments", "_whole_sample", "_clip_sample", "_whole_model", "_clip_model", "_pick", "_finish"
+clips = "_moments", "_whole_sample", "_clip_sample", "_whole_model", "_clip_model", "_store_some"
 for name in ("_calibrate", "middle", "fill", *clips, "_store", "run"):
     f = getattr(s, name)
     print("==", name)
@@ -669,28 +669,6 @@ for name in ("_calibrate", "middle", "fill", *clips, "_store", "run"):
     assert re.search(r"\bvdivps\b", parts["_clip_model"])
     for name, code in parts.items():
         assert not re.search(r"vmaskmovps\s+%ymm\d+, %ymm\d+, ", code), f"masked store in {name}"
-
-
-@pytest.mark.parametrize("instruction", [True, False])
-def test_some_lanes_are_stored_side_by_side(instruction, monkeypatch):
-    if instruction and not vectors._AVX2:
-        pytest.skip("not a processor with AVX2")
-    monkeypatch.setattr(vectors, "_AVX2", instruction)
-
-    @numba.njit
-    def pack(line, flags, packed):
-        mask = vectors.get(flags, np.uint64(0)) < vectors.spread(np.float32(1))
-        vectors.put_some(packed, np.uint64(1), vectors.get(line, np.uint64(0)), mask)
-        return vectors.number_set(mask)
-
-    rng = np.random.default_rng(9)
-    line = np.arange(vectors.LANES, dtype=np.float32)
-    for kept in (np.zeros(16, bool), np.ones(16, bool), *(rng.random((200, 16)) < 0.5)):
-        packed = np.full(2 * vectors.LANES + 1, -1, np.float32)
-        assert pack(line, np.where(kept, 0, 1).astype(np.float32), packed) == kept.sum()
-        np.testing.assert_array_equal(packed[1 : 1 + kept.sum()], line[kept])
-        assert packed[0] == -1
-        assert (packed[1 + vectors.LANES :] == -1).all()
 
 
 def test_compiles_where_no_cache_folder_is_writable(monkeypatch):

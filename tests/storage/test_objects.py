@@ -135,3 +135,13 @@ def test_a_second_writer_of_an_array_opens_that_of_the_first(url):
     second[2:] = [3, 4]
     found = zarr.open_array(objects.zarr_store(url, "d", read_only=True), path="v", mode="r")
     assert found[:].tolist() == [1, 2, 3, 4]
+
+
+def test_a_buffer_grows_to_what_is_read_into_it(tmp_path):
+    url, buffer = str(tmp_path), bytearray()
+    for content in (b"long enough", b"short", b"", b"longer than any before"):
+        objects.write_bytes(url, "x", content)
+        assert objects.read_into(url, "x", buffer).tobytes() == content
+    assert len(buffer) == len(b"longer than any before")
+    with pytest.raises(FileNotFoundError):
+        objects.read_into(url, "y", buffer)

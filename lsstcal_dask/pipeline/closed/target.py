@@ -121,11 +121,14 @@ def ratio(values: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
     Notes
     -----
-    One seed, or values of one each, tell the error only as Gaussian and independent ones have it.
+    One seed, or values of one each, tell the error only as Gaussian and independent ones have it. Seeds without any
+    value tell nothing.
     """
     values = np.asarray(values, np.float64)
     scale = np.sqrt(np.nanmean(np.square(np.broadcast_to(expected, values.shape))))
     squares = np.square(values / scale).reshape(len(values), -1)
+    if np.isfinite(squares).any():
+        squares = squares[np.isfinite(squares).any(axis=1)]
     found = float(np.sqrt(np.nanmean(squares)))
     if squares.shape[0] > 1 and squares.shape[1] > 1:
         error = np.nanmean(squares, axis=1).std(ddof=1) / np.sqrt(len(squares)) / (2 * found) if found else 0.0

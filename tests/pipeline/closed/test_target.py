@@ -10,7 +10,7 @@ from lsstcal_dask import cli
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.pipeline import closed
 from lsstcal_dask.pipeline.closed import Target, registry
-from lsstcal_dask.pipeline.closed.target import pulls, ratio, share
+from lsstcal_dask.pipeline.closed.target import pulls, ratio, rms, share
 from lsstcal_dask.pipeline.store import create_store, open_store
 from lsstcal_dask.pipeline.verify import verify
 from lsstcal_dask.verify.report import report
@@ -161,3 +161,8 @@ def test_pulls_without_what_was_drawn():
     assert width.error < 0.05 < pulls("2.1", "x", drawn)[0].error
     assert centre.measured == pytest.approx(0, abs=4 * centre.error)
     assert centre.error < 0.03
+
+
+def test_a_seed_without_values_tells_nothing():
+    values = np.array([[1.0, 2.0], [np.nan, np.nan], [2.0, 1.5]])
+    assert rms(values) == rms(values[[0, 2]])
