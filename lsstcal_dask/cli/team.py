@@ -24,18 +24,15 @@ from lsstcal_dask.errors import WrongUse
 __all__: list[str] = []
 
 
-_EXCHANGED = "gain, linearity, crosstalk, defects or saturation"
-_FILES = "gain, linearity, crosstalk, defects, saturation or ptc"
+_EXCHANGED = "gain, linearity, crosstalk, defects, saturation or ptc"
 RemeasuredOption = Annotated[str, typer.Option("--version", help="Remeasured version; the last by default.")]
 ExchangedArgument = Annotated[str, typer.Argument(metavar="PRODUCT", help=f"{_EXCHANGED[0].upper()}{_EXCHANGED[1:]}.")]
-
-ExportedArgument = Annotated[str, typer.Argument(metavar="PRODUCT", help=f"{_FILES[0].upper()}{_FILES[1:]}.")]
 
 
 @app.command("import")
 def import_(
     store: StoreArgument,
-    product: Annotated[str | None, typer.Argument(metavar="PRODUCT", help=f"What the files are: {_FILES}.")] = None,
+    product: Annotated[str | None, typer.Argument(metavar="PRODUCT", help=f"What the files are: {_EXCHANGED}.")] = None,
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Files of the camera team.")] = None,
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Import the tables that are in STORE/inputs instead of files.")
@@ -73,7 +70,7 @@ def import_(
 @app.command()
 def export(
     store: StoreArgument,
-    product: ExportedArgument,
+    product: ExchangedArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write into.")],
     form: Annotated[str, typer.Option("--format", help="ecsv, fits or yaml; crosstalk is always ecsv.")] = "ecsv",
     version: Annotated[str, typer.Option(help="Version of the product; the one that was made last by default.")] = "",
@@ -82,7 +79,8 @@ def export(
     """Write a product as files that Rubin's software reads; saturation, of which it has none, as a plain table.
 
     One for each CCD, as FOLDER/linearizer/r22_s11/20260701T120000.ecsv; imported again they give the same values, and
-    what was imported from such files comes out as it was. The table is FOLDER/saturation.ecsv, one row a channel.
+    what was imported from such files comes out as it was. Files in FOLDER/gain are photon transfer curves without
+    matrices, those in FOLDER/ptc have them. The table is FOLDER/saturation.ecsv, one row a channel.
     """
     from lsstcal_dask.pipeline.export import export_product  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415

@@ -369,7 +369,7 @@ def version_of(pointer: Pointer) -> str:
 def unusable(remarks: Sequence[str]) -> str:
     """Why nothing of a detector can be used: what its amplifiers said first, if they said anything."""
     said = next(iter(remarks), "none of its values is a number: look at what it is made of with 'lsstcal show'")
-    return f"no usable amplifier: {said}"
+    return f"no usable amplifier: {said.removeprefix(NOTE)}"
 
 
 def image_template(

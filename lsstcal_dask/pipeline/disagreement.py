@@ -48,6 +48,7 @@ LIMIT: Final = 4.0
 """Sigma beyond which products differ."""
 
 _BAD: Final = MASK_BITS["BAD"] | MASK_BITS["SUSPECT"]
+_LAGS: Final = ("lag_y", "lag_x")  # matrices may have more or fewer
 _LEAST: Final = 2  # nodes of a curve that can differ from another: a factor between the two is free
 
 
@@ -145,8 +146,11 @@ def _nodes(curve: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _pair(team: xr.Dataset, remeasured: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Difference of a quantity of an amplifier, and its error: (n,), of numbers that both have."""
-    values = [np.atleast_1d(d[name].values).astype(np.float64) for d in (team, remeasured)]
-    errors = [np.atleast_1d(d[f"{name}_error"].values).astype(np.float64) for d in (team, remeasured)]
+    lags = {dim: slice(min(team.sizes[dim], remeasured.sizes[dim])) for dim in team[name].dims if dim in _LAGS}
+    values, errors = (
+        [np.atleast_1d(d[key].isel(lags).values).astype(np.float64) for d in (team, remeasured)]
+        for key in (name, f"{name}_error")
+    )
     if "source" in team[name].dims:
         errors[0] = np.where(values[0] == 0, np.nan_to_num(errors[0]), errors[0])  # a pair that is not listed
     both = np.isfinite(values[0]) & np.isfinite(values[1])

@@ -36,10 +36,10 @@ from lsstcal_dask.variables import DEFECT_KINDS, NOTE
 __all__ = ["BESIDE", "EXCHANGED", "KEPT", "OF_FILES", "check_product", "import_all", "import_files", "import_inputs"]
 
 EXCHANGED: Final = tuple(DELIVERED)
-"""Products that can be imported and exported, and compared."""
+"""Products that can be imported of plain tables, too."""
 
 OF_FILES: Final = ("ptc",)
-"""Products that can be imported from Rubin's files alone, and exported."""
+"""Products that can be imported from Rubin's files alone."""
 
 KEPT: Final = ("gain", "linearity", "crosstalk", "ptc")
 """Products of which Rubin's files, one for each CCD, are kept as they were delivered."""
@@ -87,8 +87,8 @@ class _Delivery:
             self.dates.add(date)
 
 
-def check_product(product: str, known: Sequence[str] = EXCHANGED) -> None:
-    """Refuse a product that cannot be imported or exported; raises WrongUse."""
+def check_product(product: str, known: Sequence[str] = EXCHANGED + OF_FILES) -> None:
+    """Refuse a product that cannot be imported, exported or compared; raises WrongUse."""
     if product not in known:
         raise WrongUse(f"unknown product {product!r} to exchange: choose from {', '.join(known)}")
 
@@ -115,7 +115,7 @@ def import_files(
     WrongUse
         No such product, or no file.
     """
-    check_product(product, EXCHANGED + OF_FILES)
+    check_product(product)
     if not files:
         raise WrongUse(f"{product}: name files to import")
     delivery, errors = _Delivery(), []
@@ -148,9 +148,13 @@ def import_inputs(
 
     Raises
     ------
+    WrongUse
+        One of them is made of no table.
     CalibrationError
         There is none.
     """
+    for name in names:
+        check_product(name, EXCHANGED)
     wanted = [name for name in EXCHANGED if name in names]
     there = [name for name in wanted if name in input_names(store.url)]
     if not there:

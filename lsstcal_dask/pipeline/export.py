@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import Camera, Detector
-from lsstcal_dask.pipeline.exchange import BESIDE, EXCHANGED, OF_FILES, check_product
+from lsstcal_dask.pipeline.exchange import BESIDE, check_product
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.storage.delivered import kept
 from lsstcal_dask.storage.products import Pointer, list_products, open_product
@@ -38,9 +38,12 @@ class Exported:
 def export_product(store: Store, product: str, folder: str | Path, form: str = "ecsv", version: str = "") -> Exported:
     """Write a product as Rubin's files, where Rubin's repositories have them: ``<kind>/<detector>/<date>.<form>``.
 
+    Gains are in files as those of photon transfer curves, without matrices; their kind is ``gain``, so that both have a
+    place in one folder.
+
     Parameters
     ----------
-    product : of `EXCHANGED` or `OF_FILES`. Gains and photon transfer curves are files of one name: use two folders.
+    product : of `exchange.EXCHANGED` or `exchange.OF_FILES`.
     form : of `FORMATS`; crosstalk has ECSV only, saturation, which Rubin has no file for, a plain table.
     version : the one that was made last by default.
 
@@ -51,7 +54,7 @@ def export_product(store: Store, product: str, folder: str | Path, form: str = "
     CalibrationError
         The product is not there.
     """
-    check_product(product, EXCHANGED + OF_FILES)
+    check_product(product)
     if form not in FORMATS:
         raise WrongUse(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     if form != "ecsv" and product == "crosstalk":
@@ -101,7 +104,7 @@ def _write(product: str, own: xr.Dataset, place: tuple[Camera, Detector], where:
 
 
 def _path(folder: Path, product: str, detector: Detector, date: str, form: str) -> Path:
-    return location(folder, {"gain": "ptc", "linearity": "linearizer"}.get(product, product), detector.name, date, form)
+    return location(folder, "linearizer" if product == "linearity" else product, detector.name, date, form)
 
 
 def _delivered(store: Store, pointer: Pointer, place: tuple[Camera, Detector], where: tuple[Path, str]) -> list[Path]:

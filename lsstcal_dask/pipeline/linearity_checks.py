@@ -101,10 +101,8 @@ def star_numbers(url: str, detector: Detector, visits: Sequence[Visit]) -> tuple
     ``flux_background`` of the CCD and ``flux_background_own`` of each amplifier against it, per 1000 electrons;
     ``size_peak``, pixel**2, per 1e5 electrons of the peak, ``size_peak_background`` its change per 1000 electrons.
     """
-    shown = [visit for visit in visits if detector.name in visit.detectors]
-    measured = [_stars_of(url, detector, visit) for visit in shown]
-    lists, levels = [stars for stars, _ in measured], [level for _, level in measured]
-    seconds = [visit.seconds for visit in shown]
+    shown, lost = _shown(url, detector, visits)
+    lists, levels, seconds = [one[0] for one in shown], [one[1] for one in shown], [one[2] for one in shown]
     found: Numbers = {}
     why: dict[str, str] = {}
     count = len(detector.amplifiers)
@@ -114,7 +112,22 @@ def star_numbers(url: str, detector: Detector, visits: Sequence[Visit]) -> tuple
         found["flux_background_own"] = value, error
     except InsufficientInputs as reason:
         why |= dict.fromkeys(("flux_background", "flux_background_own"), str(reason))
-    return found | _sizes(lists, levels, count, why), why
+    found |= _sizes(lists, levels, count, why)
+    return found, {name: "; ".join([reason, *lost]) for name, reason in why.items()}
+
+
+def _shown(
+    url: str, detector: Detector, visits: Sequence[Visit]
+) -> tuple[list[tuple[np.ndarray, float, float]], list[str]]:
+    """Stars of a CCD, its sky and the seconds of each visit; those in which none can be found, and why."""
+    found, lost = [], []
+    for visit in visits:
+        if detector.name in visit.detectors:
+            try:
+                found.append((*_stars_of(url, detector, visit), visit.seconds))
+            except InsufficientInputs as reason:
+                lost.append(f"{visit.exposure}: {reason}")
+    return found, lost
 
 
 def _stars_of(url: str, detector: Detector, visit: Visit) -> tuple[np.ndarray, float]:

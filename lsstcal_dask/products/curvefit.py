@@ -186,12 +186,12 @@ class _Columns:
 
 
 def _columns(ladder: Ladder, model: Model, prior: Nuisance) -> _Columns:
-    groups = int(ladder.group.max()) + 1
-    ratio = ladder.signal / ladder.light
-    slopes = np.array([np.median(ratio[ladder.group == i]) for i in range(groups)])
-    light = slopes[ladder.group] * ladder.light
+    group = np.unique(ladder.group, return_inverse=True)[1]  # all of one may have been left out
+    groups, ratio = int(group.max()) + 1, ladder.signal / ladder.light
+    slopes = np.array([np.median(ratio[group == i]) for i in range(groups)])
+    light = slopes[group] * ladder.light
     spline, others = spline_columns(model, ladder.signal), _nuisance(ladder, light, prior)
-    one_each = light[:, None] * (ladder.group[:, None] == np.arange(1, groups))
+    one_each = light[:, None] * (group[:, None] == np.arange(1, groups))
     design = np.column_stack([-spline, one_each, *others])
     free, total = spline.shape[1] + groups - 1, design.shape[1]
     bent, width = penalty(model), np.eye(total)[free:]

@@ -182,12 +182,12 @@ def _peel(ladder: Ladder, use: np.ndarray, found: Solution, config: LinearityCon
         rest = left.copy()
         rest[last] = False
         part = ladder.take(rest)
+        if not np.isin(ladder.group[last], part.group).all():
+            return peeled
         model = _below(found.model, part)
         below = solve(part, model, variance[rest], prior)
         # the k of the level that is asked about are those of its group below
         scale = np.array([np.median((below.light / part.light)[part.group == g]) for g in ladder.group[last]])
-        if not np.isfinite(scale).all():
-            return peeled
         level = ladder.signal[last]
         correction, covariance = below.correction(level)
         away = float(np.mean((level + correction) / (scale * ladder.light[last]) - 1))
@@ -321,7 +321,8 @@ def _dataset(fitted: Fitted, limits: dict[str, float]) -> xr.Dataset:
     correction[0] = 0.0
     correction[1] = correction[2] / 4  # a parabola at first: the Akima spline then has no slope at zero
     error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    ceiling = min([level[-1] if np.isnan(fitted.turnoff) else fitted.turnoff, *limits.values()])
+    # not the turnoff: between the highest level that was fitted and that nothing tells the curve
+    ceiling = min([level[-1], *limits.values()])
     remarks = []
     if np.isnan(fitted.turnoff):
         remarks.append(f"{NOTE}the flats end at {level[-1]:.0f} adu, below the turnoff: unknown above")

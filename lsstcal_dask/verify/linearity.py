@@ -29,6 +29,8 @@ _CLIP: Final = 4.0
 _LEAST: Final = 10  # measurements
 _EXPOSURES: Final = 4  # whose scatter about a line says something
 _RANGE: Final = 0.2  # by which the backgrounds must differ, of the highest
+_PLANE: Final = 2  # slopes of a plane
+_NOTHING: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def flux_against_background(seen: Seen, amplifiers: int) -> tuple[Slope, np.ndar
 
     Returns
     -------
-    Slope of the CCD; slopes and errors (amplifier,), NaN for one with fewer than ten measurements.
+    Slope of the CCD; slopes and errors (amplifier,), NaN for one with fewer than ten measurements, or none beside it.
 
     Raises
     ------
@@ -89,7 +91,8 @@ def flux_against_background(seen: Seen, amplifiers: int) -> tuple[Slope, np.ndar
     number = np.unique(seen.star, return_inverse=True)[1]
     weight = (seen.flux / seen.error) ** 2
     mean = np.bincount(number, weight * seen.flux) / np.bincount(number, weight)
-    lit = np.flatnonzero(np.bincount(seen.amplifier, minlength=amplifiers) >= _LEAST)
+    again = np.bincount(number)[number] > 1  # a star that is seen once tells nothing
+    lit = np.flatnonzero(np.bincount(seen.amplifier[again], minlength=amplifiers) >= _LEAST)
     use = np.isin(seen.amplifier, lit)
     exposure, own = place[:, None] == np.arange(len(level)), seen.amplifier[:, None] == lit
     away = level - level.mean()
@@ -99,7 +102,8 @@ def flux_against_background(seen: Seen, amplifiers: int) -> tuple[Slope, np.ndar
     turn = _to_common(away, len(lit))
     found, spread = turn @ found, np.sqrt(np.maximum(np.diag(turn @ covariance @ turn.T), 1e-30))
     value, error = np.full((2, amplifiers), np.nan)
-    value[lit], error[lit] = found[len(level) :], spread[len(level) :]
+    if len(lit) > 1:  # one alone is its own mean
+        value[lit], error[lit] = found[len(level) :], spread[len(level) :]
     return _line(what, level, found[: len(level)], spread[: len(level)]), value, error
 
 
@@ -117,9 +121,15 @@ def _levels(what: str, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     level = np.bincount(number, seen.background) / np.maximum(np.bincount(number), 1)
     if len(level) < _EXPOSURES:
         raise InsufficientInputs(f"{what}: {len(level)} exposures of the same stars, at least {_EXPOSURES} are needed")
-    if np.ptp(level) < _RANGE * level.max():
-        raise InsufficientInputs(f"{what}: backgrounds of {level.min():.0f} to {level.max():.0f} are alike")
+    if not _differ(level):
+        part = f"{100 * np.ptp(level) / level.max():.2g} %" if level.max() > 0 else "less than any light"
+        raise InsufficientInputs(f"{what}: backgrounds are alike: they differ by {part}, {100 * _RANGE:g} % are needed")
     return level, number
+
+
+def _differ(background: np.ndarray) -> bool:
+    """Whether backgrounds are so different that a slope with them can be told."""
+    return bool(len(background) and np.ptp(background) >= _RANGE * max(background.max(), _NOTHING))
 
 
 def _line(what: str, level: np.ndarray, value: np.ndarray, error: np.ndarray) -> Slope:
@@ -165,7 +175,7 @@ def size_against_light(
     size, error, peak, background = (np.asarray(v, np.float64) for v in (size, error, peak, background))
     group = np.unique(np.asarray(exposure), return_inverse=True)[1]
     columns = [peak]
-    several = len(background) and np.ptp(background) >= _RANGE * background.max()
+    several = _differ(background)
     if several:
         columns.append(peak * (background - background.mean()))
     first = _PLANE if len(place) else 0
@@ -177,9 +187,6 @@ def size_against_light(
         for i, name in enumerate((what, f"{what}, change with background")[: len(columns)])
     ]
     return slopes[0], slopes[1] if several else None
-
-
-_PLANE: Final = 2
 
 
 def _slopes_over(place: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
@@ -252,9 +259,6 @@ def _fit(
     freedom = int(use.sum()) - np.linalg.matrix_rank(rows / scale) - len(np.unique(group[use]))
     excess = max(1.0, float(np.sum(residual[~wild] ** 2)) / max(freedom, 1))
     return found / scale, inverse * excess / np.outer(scale, scale)
-
-
-_NOTHING: Final = 1e-9
 
 
 def _within(

@@ -80,8 +80,8 @@ METRICS: Final = (
         "linearity",
         "flat levels of amplifiers",
         "flat_level",
-        "relative change of the level of an amplifier less that of its CCD, with the level of flats: those that "
-        "made the curves, for want of ten others",
+        "relative change of the level of an amplifier less that of its CCD, with the level of flats: others than "
+        "made the curves, if there are ten",
         "1/100 ke",
     ),
 )

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from scipy.spatial import cKDTree
 
+from lsstcal_dask.errors import InsufficientInputs
 from lsstcal_dask.instrument.camera import Detector
 
 __all__ = ["STAR", "amplifier_of", "match_stars", "measure_stars"]
@@ -45,12 +46,23 @@ def measure_stars(image: np.ndarray, variance: np.ndarray, good: np.ndarray) -> 
     Returns
     -------
     (star,) of `STAR`.
+
+    Raises
+    ------
+    InsufficientInputs
+        So much of the image is above its background that no stars can be found.
     """
     import sep  # noqa: PLC0415
 
     above, sky, bad = _above(image, good)
     noise = np.sqrt(np.where(good, variance, 1.0)).astype(np.float32)
-    found = sep.extract(above, _FOUND, err=noise, mask=bad, minarea=_AREA)
+    try:
+        found = sep.extract(above, _FOUND, err=noise, mask=bad, minarea=_AREA)
+    except Exception as full:  # SEP raises no other when its buffers are full
+        reason = str(full).partition(":")[0]
+        raise InsufficientInputs(
+            f"stars cannot be told from what is round them, which is too bright ({reason})"
+        ) from full
     if not len(found):
         return np.empty(0, STAR)
     sigma = float(np.median(np.sqrt(found["a"] * found["b"])))

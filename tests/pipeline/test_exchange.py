@@ -227,12 +227,10 @@ def test_turnoff_of_a_photon_transfer_curve(delivered, tmp_path, threads):
     assert np.isnan(own["well_bloom"]).all()
 
 
-@pytest.mark.parametrize("form", ["ecsv", "fits", "yaml"])
-def test_photon_transfer_with_its_covariances(tmp_path, threads, form):
-    """What was built goes out as Rubin's files and comes back to the last bit; what was imported goes out as it was."""
-    store = create_store(tmp_path / "a", "mini9")
+def transfer(camera, lags=4):
+    """Product ``ptc`` of two CCDs, as built."""
     names, random = ["R22_S10", "R22_S11"], np.random.default_rng(5)
-    built = xr.Dataset(coords={"detector": names, "amplifier": list(store.camera.amplifier_names)})
+    built = xr.Dataset(coords={"detector": names, "amplifier": list(camera.amplifier_names)})
     shape = (2, len(built["amplifier"]))
     for name in (
         "gain",
@@ -247,9 +245,16 @@ def test_photon_transfer_with_its_covariances(tmp_path, threads, form):
         built[name] = (("detector", "amplifier"), random.uniform(1, 2, shape), units)
     for name, scale in {"a_matrix": 1e-6, "c_matrix": 1e-12, "noise_matrix": 1.0}.items():
         for end in ("", "_error"):
-            lags = np.abs(random.normal(0, scale, (*shape, 4, 4)))
-            built[name + end] = (("detector", "amplifier", "lag_y", "lag_x"), lags)
-    remeasure(store, "ptc", built, "v1", TIME)
+            matrix = np.abs(random.normal(0, scale, (*shape, 6, 6)))[..., :lags, :lags]
+            built[name + end] = (("detector", "amplifier", "lag_y", "lag_x"), matrix)
+    return built
+
+
+@pytest.mark.parametrize("form", ["ecsv", "fits", "yaml"])
+def test_photon_transfer_with_its_covariances(tmp_path, threads, form):
+    """What was built goes out as Rubin's files and comes back to the last bit; what was imported goes out as it was."""
+    store = create_store(tmp_path / "a", "mini9")
+    remeasure(store, "ptc", transfer(store.camera), "v1", TIME)
     out = export_product(store, "ptc", tmp_path / "out", form)
     other = create_store(tmp_path / "b", "mini9")
     made = import_files(other, "ptc", [str(path) for path in out.files], threads)
@@ -257,6 +262,38 @@ def test_photon_transfer_with_its_covariances(tmp_path, threads, form):
     assert same(product(other, "ptc"), product(store, "ptc"))
     again = export_product(other, "ptc", tmp_path / "again", form)
     assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in out.files]
+
+
+def test_photon_transfer_is_compared_and_accepted(tmp_path, threads):
+    """Matrices of more lags than the camera team's by those that both have."""
+    store = create_store(tmp_path / "s", "mini9")
+    remeasure(store, "ptc", transfer(store.camera), "v1", TIME)
+    files = export_product(store, "ptc", tmp_path / "out").files
+    assert not import_files(store, "ptc", [str(path) for path in files], threads).errors
+    longer = transfer(store.camera, 6)
+    remeasure(store, "ptc", longer, "v2", TIME)
+    rows = compare(store, "ptc").rows
+    assert {row.dof for row in rows if row.quantity == "a_matrix"} == {16}
+    assert all(row.significance == 0 for row in rows)
+    at = {"detector": "R22_S11", "amplifier": "C04"}
+    longer["a_matrix"].loc[at] += 9 * longer["a_matrix_error"].loc[at]
+    remeasure(store, "ptc", longer, "v3", TIME)
+    found = [(r.detector, r.amplifier, r.quantity) for r in compare(store, "ptc").rows if r.exceeds]
+    assert found == [("R22_S11", "C04", "a_matrix")]
+    assert in_use(store, "ptc", "R22_S11", TIME).origin == CAMERA_TEAM
+    assert list(accept(store, "ptc", threads).detectors) == ["R22_S11"]
+    assert in_use(store, "ptc", "R22_S11", TIME).version == "v3"
+    assert in_use(store, "ptc", "R22_S10", TIME).origin == CAMERA_TEAM
+
+
+def test_gains_and_photon_transfer_have_a_place_in_one_folder(tmp_path):
+    store = create_store(tmp_path / "s", "mini9")
+    built = transfer(store.camera)
+    remeasure(store, "ptc", built, "v1", TIME)
+    remeasure(store, "gain", built[["gain", "gain_error"]], "v1", TIME)
+    made = [path for name in ("ptc", "gain") for path in export_product(store, name, tmp_path / "out").files]
+    assert len(set(made)) == 4
+    assert {path.parts[-3] for path in made} == {"ptc", "gain"}
 
 
 def test_photon_transfer_of_plain_tables_is_refused(one_ccd, threads):

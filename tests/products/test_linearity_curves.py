@@ -15,7 +15,13 @@ from lsstcal_dask.isr.linearity import curve, tables
 from lsstcal_dask.products.bending import Model, spline_columns, spline_model
 from lsstcal_dask.products.curvefit import Ladder, Nuisance, clusters, noise_model, solve
 from lsstcal_dask.products.ladder import find_rungs, make_ladder, plateau
-from lsstcal_dask.products.linearity import LinearityConfig, check_linearity, fit_ladder, measure_linearity
+from lsstcal_dask.products.linearity import (
+    LinearityConfig,
+    _dataset,
+    check_linearity,
+    fit_ladder,
+    measure_linearity,
+)
 from lsstcal_dask.simulate import Settings
 from lsstcal_dask.simulate.electronics import channel, read_out
 from lsstcal_dask.simulate.linearity import Nonlinearity, linearity_truth, true_to_measured
@@ -186,6 +192,28 @@ def test_a_changed_range_is_found_named_and_fitted():
     assert step == pytest.approx(0.003, abs=3e-4)
     _, left, _, _ = residual(whole, 2)
     assert np.sqrt((left**2).mean()) < 1.5e-4
+
+
+def test_a_group_of_which_nothing_is_left_is_no_group():
+    """The rest is fitted as if its exposures had never been taken."""
+    ladder = draw(5, np.geomspace(150, 9e4, 20))
+    group = np.where(ladder.signal < 300, 1, 0)
+    variance, left = np.full(len(group), 1e-8), group == 0
+    with_gap = replace(ladder, group=2 * (1 - group) + group).take(left)
+    model = spline_model(float(with_gap.signal.max()))
+    found, alone = (
+        solve(one, model, variance[left], Nuisance()) for one in (with_gap, replace(ladder, group=group).take(left))
+    )
+    assert np.array_equal(found.parameters, alone.parameters)
+
+
+def test_nothing_is_trusted_above_the_highest_node():
+    """Of a ladder so coarse that its brightest level is taken for the turnoff; the curve is frozen above its nodes."""
+    ladder = draw(5, np.geomspace(150, 1.3e5, 11))
+    fit = fit_ladder(ladder)
+    assert fit.turnoff > 1.1 * fit.solution.model.top
+    made = _dataset(fit, {})
+    assert float(made["linearity_ceiling"]) == np.nanmax(made["linearity_level"])
 
 
 def test_outliers_and_known_groups():

@@ -498,7 +498,7 @@ def test_files_that_are_none(tmp_path):
         ("x.ecsv", "nonsense", "cannot be read as ECSV"),
         ("x.fits", "nonsense", "cannot be read as FITS"),
         ("x.yaml", "a: [", "cannot be read as YAML"),
-        ("y.yaml", "a: 1", "cannot be read as YAML"),
+        ("y.yaml", "a: 1", "has no entry '.*': name a file of the kind that is imported"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(CalibrationError, match=rf"{name}: {says}"):

@@ -1,5 +1,7 @@
 """The checks of linearity: pulls without an effect, the effect found where it is, what cannot be told refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -124,7 +126,7 @@ def test_what_cannot_be_told_is_refused():
     with pytest.raises(InsufficientInputs, match="3 exposures of the same stars, at least 4 are needed"):
         flux_against_background(few, AMPLIFIERS)
     alike = Seen(some.star, some.exposure, some.amplifier, some.flux, some.error, np.full(len(some.star), 500.0))
-    with pytest.raises(InsufficientInputs, match="backgrounds of 500 to 500 are alike"):
+    with pytest.raises(InsufficientInputs, match="backgrounds are alike: they differ by 0 %, 20 % are needed"):
         flux_against_background(alike, AMPLIFIERS)
     size, error, peak, exposure, background, _ = sizes(1)
     with pytest.raises(InsufficientInputs, match="size of stars against brightness: 5 measurements, at least 10"):
@@ -197,3 +199,37 @@ def test_amplifiers_of_stars_are_those_of_their_middles():
         (x0, y0), nx = amplifier.position, amplifier.data.shape[1]
         stars["x"][i], stars["y"][i] = x0 + nx - 1, y0
     assert amplifier_of(stars, detector).tolist() == list(range(len(stars)))
+
+
+def test_an_amplifier_whose_stars_are_seen_once_has_no_slope():
+    """Zero would be taken for its slope, and what the others have in common for its distance from them."""
+    some = seen(8, own=(2e-6, 0.0, 0.0, 2e-6))
+    keep = (some.amplifier != 3) | (some.star % EXPOSURES == some.exposure)
+    once = Seen(*(getattr(some, name)[keep] for name in some.__dataclass_fields__))
+    star = np.where(once.amplifier == 3, STARS + once.star, once.star)  # not those of another amplifier
+    assert (once.amplifier == 3).sum() >= 10
+    _, value, error = flux_against_background(replace(once, star=star), AMPLIFIERS)
+    assert np.isnan([value[3], error[3]]).all()
+    truth = np.array([4e-6, -2e-6, -2e-6]) / 3
+    assert np.abs((value[:3] - truth) / error[:3]).max() < 4
+
+
+def test_an_amplifier_alone_is_compared_with_none():
+    _, value, error = flux_against_background(replace(seen(9), amplifier=np.zeros(STARS * EXPOSURES, int)), AMPLIFIERS)
+    assert np.isnan(value).all()
+    assert np.isnan(error).all()
+
+
+def test_no_background_tells_no_change():
+    some = seen(1)
+    with pytest.raises(InsufficientInputs, match="backgrounds are alike: they differ by less than any light"):
+        flux_against_background(replace(some, background=np.zeros(len(some.star))), AMPLIFIERS)
+    size, error, peak, exposure, background, place = sizes(5)
+    assert size_against_light(size, error, peak, exposure, 0 * background, place)[1] is None
+
+
+def test_an_image_that_is_bright_all_over_is_refused():
+    """Half a million pixels of noise that the variance does not know of."""
+    image = 1e3 * np.random.default_rng(1).standard_normal((1500, 1500))
+    with pytest.raises(InsufficientInputs, match="stars cannot be told from what is round them, which is too bright"):
+        measure_stars(image, np.ones(image.shape), np.ones(image.shape, bool))

@@ -191,6 +191,8 @@ def pulls(section: str, name: str, values: np.ndarray, drawn: np.ndarray | None 
         squares, left = pull**2 - known**2 + 1, pull - known
         width, centre = float(np.sqrt(squares.mean())), float(left.mean())
         errors = float(squares.std()) / np.sqrt(n) / (2 * width), float(left.std()) / np.sqrt(n)
+    if n == 1:  # one pull has no width
+        errors = np.inf, np.inf if drawn is not None else errors[1]
     return [
         Target(section, f"{name}: width of pulls", "", 0.90, 1.10, width, errors[0], seeds),
         Target(section, f"{name}: mean pull", "", -0.3, 0.3, centre, errors[1], seeds),

@@ -130,6 +130,8 @@ def read_file(path: str | Path, from_yaml: Callable[[Mapping[str, Any]], Table] 
         raise
     except FileNotFoundError:
         raise CalibrationError(f"{path}: there is no such file") from None
+    except KeyError as missing:
+        raise CalibrationError(f"{path}: has no entry {missing}: name a file of the kind that is imported") from None
     except Exception as error:  # of a parser of parsers anything may come
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise CalibrationError(f"{path}: cannot be read as {kind.upper()} ({why}): copy it again") from error

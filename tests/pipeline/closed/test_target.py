@@ -166,3 +166,10 @@ def test_pulls_without_what_was_drawn():
 def test_a_seed_without_values_tells_nothing():
     values = np.array([[1.0, 2.0], [np.nan, np.nan], [2.0, 1.5]])
     assert rms(values) == rms(values[[0, 2]])
+
+
+def test_one_pull_has_no_width():
+    """Its mean is told to one; beside what was drawn not even that."""
+    width, mean = pulls("2.3", "c", np.array([0.2]))
+    assert (width.verdict, mean.error) == ("undecided", 1.0)
+    assert {one.verdict for one in pulls("2.3", "c", np.array([0.2]), np.array([0.1]))} == {"undecided"}
