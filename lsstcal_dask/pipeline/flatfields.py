@@ -144,13 +144,15 @@ def make_flat(
     ------
     CalibrationError
         There is no such cube, or as `products.weights.make_weights`.
+    WrongUse
+        Its validity ends before it begins.
     """
     name = product_of(wanted.kind, wanted.band)
     cube = read_cube(store.url, wanted.cube)
     source, scan = wanted.source, scan_of(cube, store.camera)
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
-    made_of, start = cube_inputs(cube, upstream), validity.valid_from or noon_before(cube)
+    made_of, start = cube_inputs(cube, upstream), validity.start(name, noon_before(cube))
     remarks = _of_old_slices(cube, upstream)
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
