@@ -39,6 +39,8 @@ FLAT_FNU: Final = "flat-fnu"
 """Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
 
 _WHOLE_NM: Final = (250.0, 1300.0)
+_HOLE: Final = 10.0  # typical steps of a spectrum without any value
+_LIT: Final = 0.01  # share of the light in it that is worth a warning
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def make_flat(
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
     made_of, start = cube_inputs(cube, upstream), validity.start(name, noon_before(cube))
-    remarks = _of_old_slices(cube, upstream)
+    remarks = _of_old_slices(cube, upstream) + _of_holes(source, weights)
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
     dust, of_dust = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
@@ -203,6 +205,24 @@ def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
     slot = next(one for one in cube.pointer.slots if one.slot in old)
     told = f"{len(old)} slices of cube {cube.name} are outdated, that of {slot.wavelength:.1f} nm was {old[slot.slot]}"
     return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
+
+
+def _of_holes(source: Source, weights: Weights) -> list[str]:
+    """A warning of stretches without any value in a spectrum or an atmosphere, where much of the light is."""
+    found = []
+    for what, one in (("spectrum", source.spectrum), ("atmosphere", source.atmosphere)):
+        if one is None:
+            continue
+        steps = np.diff(one.wavelength)
+        for i in np.flatnonzero(steps > _HOLE * np.median(steps)):
+            first, last = one.wavelength[i : i + 2]
+            part = float(weights.light[(weights.wavelength > first) & (weights.wavelength < last)].sum())
+            if part > _LIT:
+                found.append(
+                    f"{what} {one.name} has no values from {first:g} to {last:g} nm, where {part:.0%} of the light is: "
+                    f"it is taken to be straight there"
+                )
+    return found
 
 
 def _attributes(name: str, wanted: Wanted, weights: Weights, scan: Scan) -> dict[str, Any]:
