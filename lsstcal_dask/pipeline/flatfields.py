@@ -13,7 +13,7 @@ from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
-from lsstcal_dask.pipeline.compressed import compressed_of
+from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
