@@ -94,7 +94,10 @@ def test_help_lists_the_commands():
         (["ingest", "{store}/new", "x.fits", "--camera", "mini1", "--type", "Bias"], "unknown type of exposure 'Bias'"),
         (["build", "{store}", "--scheduler", "cloud"], "scheduler 'cloud' is unknown: use threads, local, slurm"),
         (["build", "{store}", "--workers", "0"], "give at least 1"),
-        (["history", "{store}", "--product", "dark"], "no history of 'dark': choose from gain, ptc, continuity, muons"),
+        (
+            ["history", "{store}", "--product", "dark"],
+            "no history of 'dark': choose from gain, ptc, continuity, muons, or a cube",
+        ),
         (["calibrate", "{store}", "--skip", "flat"], "unknown correction 'flat' to skip"),
         (["build"], "Missing argument 'STORE'"),
         (["frobnicate"], "No such command 'frobnicate'"),

@@ -75,7 +75,7 @@ def compress_cube(
         told = f"cube {name}: its compressed form is not published; run the same command to resume"
         return Compressed(None, len(made), [*errors, told])
     if not done | made:
-        return Compressed(None, 0, [f"cube {name}: {d}: {why}" for d, why in failed.items()])
+        return Compressed(None, 0, [f"cube {name}: {why}" for why in failed.values()])
     markers = {d: marker for d, marker in {**done, **made}.items() if d in there}
     pointer = CompressedPointer(
         cube=name,
