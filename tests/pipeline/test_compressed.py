@@ -182,7 +182,10 @@ def test_a_damaged_map_is_told_with_its_remedy(store, threads, tmp_path):
     (pointer,) = list_compressed(mine.url, "c")
     name = mine.camera.amplifier_names[0]
     path = Path(mine.url, "cubes/c/compressed", pointer.version, "data/R22_S11", name, "maps/c/0/0/0")
+    assert list_contents(mine, check=True)["damaged"] == []
     path.write_bytes(path.read_bytes()[:-3] + b"abc")
+    (told,) = list_contents(mine, check=True)["damaged"]
+    assert told.startswith(f"cube c compressed {pointer.version} R22_S11: delete cubes/c/compressed/published/")
     _, maps = compressed_of(mine, read_cube(mine.url, "c"))
     with pytest.raises(StoreFailure, match=f"cube c R22_S11 {name}: its compressed form cannot be read .* again"):
         maps("R22_S11", 0)
