@@ -19,7 +19,8 @@ from rich.table import Table
 
 from lsstcal_dask.compute import cluster
 from lsstcal_dask.physics.spectra import Spectrum
-from lsstcal_dask.pipeline.compressed import compress_cube, compressed_of
+from lsstcal_dask.pipeline.compressed import compress_cube
+from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.store import Store, create_store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
 from lsstcal_dask.products.lowrank import LowRankConfig, compress_amplifier

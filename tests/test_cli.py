@@ -94,7 +94,10 @@ def test_help_lists_the_commands():
         (["ingest", "{store}/new", "x.fits", "--camera", "mini1", "--type", "Bias"], "unknown type of exposure 'Bias'"),
         (["build", "{store}", "--scheduler", "cloud"], "scheduler 'cloud' is unknown: use threads, local, slurm"),
         (["build", "{store}", "--workers", "0"], "give at least 1"),
-        (["history", "{store}", "--product", "dark"], "no history of 'dark': choose from gain, ptc, continuity, muons"),
+        (
+            ["history", "{store}", "--product", "dark"],
+            "no history of 'dark': choose from gain, ptc, continuity, muons, or a cube",
+        ),
         (["calibrate", "{store}", "--skip", "flat"], "unknown correction 'flat' to skip"),
         (["build"], "Missing argument 'STORE'"),
         (["frobnicate"], "No such command 'frobnicate'"),
@@ -329,10 +332,25 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
         (["--stale"], "--stale needs --visit"),
         (["--sky", "nearest"], "--sky needs --visit"),
         (["--flux-unit", "Jy"], "--wavelength-unit and --flux-unit belong together"),
+        (["--flux-unit", "Jy", "--wavelength-unit", "nm"], "--wavelength-unit and --flux-unit are of a file"),
     ],
 )
 def test_options_of_synthesize_that_would_be_ignored_are_refused(store, options, says):
     code, out, err = run("synthesize", store, "sky_flat", "--filter", "r", *options)
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.replace("\u2502", "").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--exposure", "E1"], "--exposure is nothing to method etalon"),
+        (["--method", "pca", "--filter", "y", "--cube", "other"], "--cube is nothing to method pca"),
+        (["--method", "pca"], "--filter belongs to methods classical and pca"),
+    ],
+)
+def test_options_of_fringes_that_would_be_ignored_are_refused(store, options, says):
+    code, out, err = run("fringes", store, *options)
     assert (code, out) == (2, "")
     assert says in " ".join(err.replace("\u2502", "").split())
 

@@ -118,7 +118,7 @@ def fringes(
     ] = "etalon",
     band: Annotated[str, typer.Option("--filter", help="Filter of the frames of the sky.")] = "",
     exposure: Annotated[list[str] | None, typer.Option(help="Use only this frame of the sky; may be repeated.")] = None,
-    cube: Annotated[str, typer.Option(help="Name of the cube, of method etalon.")] = "flats",
+    cube: Annotated[str | None, typer.Option(help="Name of the cube, of method etalon; flats by default.")] = None,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",
     workers: WorkersOption = None,
@@ -140,11 +140,16 @@ def fringes(
 
     if (method == "etalon") == bool(band):
         raise typer.BadParameter("--filter belongs to methods classical and pca, and they need it")
+    if (name := "--exposure" if method == "etalon" else "--cube") in _said({"--exposure": exposure, "--cube": cube}):
+        raise typer.BadParameter(f"{name} is nothing to method {method}: leave it out")
     settings, opened = read_config(config), open_store(store)
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         if method == "etalon":
-            yield FRINGES, make_fringes(opened, settings.fringes, compute, cube=cube, progress=shows_progress())
+            yield (
+                FRINGES,
+                make_fringes(opened, settings.fringes, compute, cube=cube or "flats", progress=shows_progress()),
+            )
         else:
             yield from make_fringe_frames(
                 opened, band, method, settings.fringe_frames, compute, exposures=exposure, progress=shows_progress()
@@ -236,17 +241,24 @@ def _both(wavelength: str | None, flux: str | None) -> tuple[str, str] | None:
     return None if wavelength is None or flux is None else (wavelength, flux)
 
 
+def _said(options: dict[str, Any]) -> list[str]:
+    """Names of options that are given."""
+    return [name for name, value in options.items() if value]
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """Those options that are said."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _only_one_source(visit: list[str] | None, of_sky: dict[str, Any], said: dict[str, str | None]) -> None:
-    """Refuse what the sky of a visit would silently overrule."""
-    if visit and (other := [name for name, value in said.items() if value]):
+    """Refuse what the sky of a visit would silently overrule, and what is said of no source."""
+    if visit and (other := _said(said)):
         raise typer.BadParameter(f"{other[0]} cannot be with --visit, whose sky and time count: leave one of them out")
-    if not visit and (alone := [name for name, value in of_sky.items() if value]):
+    if not visit and (alone := _said(of_sky)):
         raise typer.BadParameter(f"{alone[0]} needs --visit")
+    if said["--flux-unit"] and not said["--spectrum"]:
+        raise typer.BadParameter("--wavelength-unit and --flux-unit are of a file: give --spectrum")
 
 
 @app.command()

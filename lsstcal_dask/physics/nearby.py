@@ -64,8 +64,11 @@ class Nearby:
         """Value (place,) at each place less what the others predict of it, of values at the places (place,).
 
         ``e_i = (A v)_i / A_ii``, A being the inverse of the system of kriging (Dubrule 1983, Math. Geol. 15, 687).
+        Zero where there is but one place, for which no other says anything.
         """
         count = len(self._places)
+        if count == 1:
+            return np.zeros(1)
         return np.asarray((self._inverse[:count, :count] @ light) / np.diag(self._inverse)[:count])
 
     @property

@@ -270,6 +270,9 @@ def multiply(spectrum: Spectrum, curve: Curve) -> Spectrum:
         They do not overlap, or a line is beyond the curve.
     """
     at = joint_wavelengths(spectrum.wavelength, curve.wavelength)
+    if len(at) < 2:
+        own, other = (f"{one[0]:g} to {one[-1]:g} nm" for one in (spectrum.wavelength, curve.wavelength))
+        raise CalibrationError(f"spectrum {spectrum.name}: from {own}, curve {curve.name} from {other}: extend one")
     passed, lines = np.clip(curve.at(at), 0, None), np.clip(curve.at(spectrum.line_wavelength), 0, None)
     modes, line_modes = spectrum.density_modes, spectrum.line_modes
     if modes is not None:

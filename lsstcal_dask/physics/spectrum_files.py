@@ -70,8 +70,10 @@ def read_table(path: str | Path) -> Table:
         options["unit_parse_strict"] = "silent"  # other columns may be in anything
     try:
         return Table.read(path, **options)
+    except FileNotFoundError:
+        raise CalibrationError(f"{path}: there is no such file: give the path of one") from None
     except Exception as error:  # of parsers anything may come
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CalibrationError(f"{path}: is no FITS table, ECSV or two-column text ({why}): convert it") from error
 
 

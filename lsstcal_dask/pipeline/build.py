@@ -70,6 +70,13 @@ class Validity:
     valid_from: str = ""
     valid_until: str = ""
 
+    def start(self, name: str, usual: str) -> str:
+        """Start of validity of a product, ISO; WrongUse if it ends before it begins."""
+        found = self.valid_from or usual
+        if self.valid_until and self.valid_until <= found:
+            raise WrongUse(f"{name}: --valid-until {self.valid_until} is not later than its start {found}")
+        return found
+
 
 @dataclass(frozen=True)
 class Built:
@@ -149,7 +156,8 @@ def _input_sets(raw: xr.Dataset, recipe: Recipe, by_night: bool) -> Iterator[xr.
 def _build_one(run: _Run, recipe: Recipe, raw: xr.Dataset) -> Built:
     raw, repeated = once(raw.isel(detector=np.flatnonzero(raw["present"].values.any(axis=0))))
     settings = getattr(run.config, recipe.name)
-    start = _start(recipe, raw, run.validity)
+    night = np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s")
+    start = run.validity.start(recipe.name, str(night))
     recipe.check(raw, settings)
     ways = noted(readouts(recipe.name, raw))
     upstream, failed, remarks = _upstream(run.store, recipe, raw, start, settings)
@@ -189,14 +197,6 @@ def once(raw: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
         return raw, {}
     raw = raw.assign(present=raw["present"].copy(data=present)).isel(exposure=np.flatnonzero(present.any(axis=1)))
     return raw, {names[i]: f"its pixels are those of {names[k]}" for i, k in same.items()}
-
-
-def _start(recipe: Recipe, raw: xr.Dataset, validity: Validity) -> str:
-    """Start of validity, ISO; of a product that ends before it begins there is none."""
-    start = validity.valid_from or np.datetime_as_string(nights(raw).min() + np.timedelta64(12, "h"), unit="s")
-    if validity.valid_until and validity.valid_until <= start:
-        raise WrongUse(f"{recipe.name}: --valid-until {validity.valid_until} is not later than its start {start}")
-    return str(start)
 
 
 def _inputs(raw: xr.Dataset, upstream: Mapping[str, Mapping[str, Pointer]]) -> dict[str, Any]:

@@ -26,14 +26,13 @@ from lsstcal_dask.storage.compressed import (
     finished_ccds,
     list_compressed,
     publish_compressed,
-    read_amplifier,
     write_amplifier,
 )
 from lsstcal_dask.storage.cubelayout import Cube
 from lsstcal_dask.storage.cubes import read_cube
 from lsstcal_dask.storage.provenance import digest, software
 
-__all__ = ["Compressed", "MapsOpener", "compress_cube", "compressed_of"]
+__all__ = ["Compressed", "compress_cube"]
 
 
 @dataclass(frozen=True)
@@ -43,27 +42,6 @@ class Compressed:
     pointer: CompressedPointer | None  # None where it could not be published
     made: int = 0  # CCDs
     errors: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class MapsOpener:
-    """Gives the maps of an amplifier where they are wanted; None for a CCD that was not compressed."""
-
-    url: str
-    cube: str
-    version: str
-    amplifiers: tuple[str, ...]
-    detectors: frozenset[str]
-
-    def __call__(self, detector: str, amplifier: int) -> LowRank | None:
-        """Maps of an amplifier, by its place in the cube; raises `StoreFailure` where they are damaged."""
-        if detector not in self.detectors:
-            return None
-        arrays = read_amplifier(self.url, (self.cube, self.version, detector, self.amplifiers[amplifier]))
-        if arrays is None:
-            return None
-        maps = arrays.pop("maps")
-        return LowRank(maps=maps.reshape(len(maps), -1), **arrays)
 
 
 def compress_cube(
@@ -97,7 +75,7 @@ def compress_cube(
         told = f"cube {name}: its compressed form is not published; run the same command to resume"
         return Compressed(None, len(made), [*errors, told])
     if not done | made:
-        return Compressed(None, 0, [f"cube {name}: {d}: {why}" for d, why in failed.items()])
+        return Compressed(None, 0, [f"cube {name}: {why}" for why in failed.values()])
     markers = {d: marker for d, marker in {**done, **made}.items() if d in there}
     pointer = CompressedPointer(
         cube=name,
@@ -170,24 +148,3 @@ def _compressed(
         return compress_amplifier(slices, a, response, config)
     except DegenerateSolution as error:
         raise DegenerateSolution(f"{place[0].name} {place[1]}: {error}") from None
-
-
-def compressed_of(store: Store, cube: Cube) -> tuple[CompressedPointer, Any]:
-    """The compressed form of a cube as it is now, made last, and what gives its maps to workers.
-
-    Raises
-    ------
-    InsufficientInputs
-        There is none, or only of an earlier publication of the cube.
-    """
-    known = list_compressed(store.url, cube.name)
-    own = [one for one in known if one.number == cube.pointer.number]
-    if not own:
-        there = f"only of its publication {known[-1].number}, and slices have come since" if known else "none"
-        raise InsufficientInputs(
-            f"cube {cube.name}, publication {cube.pointer.number}, has no compressed form ({there}): run 'lsstcal "
-            f"compress {store.url} --cube {cube.name}'"
-        )
-    pointer = own[-1]
-    names = frozenset(pointer.detectors)
-    return pointer, MapsOpener(store.url, cube.name, pointer.version, cube.layout.amplifiers, names)

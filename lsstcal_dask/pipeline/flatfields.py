@@ -13,7 +13,7 @@ from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
-from lsstcal_dask.pipeline.compressed import compressed_of
+from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
@@ -39,6 +39,8 @@ FLAT_FNU: Final = "flat-fnu"
 """Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
 
 _WHOLE_NM: Final = (250.0, 1300.0)
+_HOLE: Final = 10.0  # typical steps of a spectrum without any value
+_LIT: Final = 0.01  # share of the light in it that is worth a warning
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,16 @@ def make_flat(
     ------
     CalibrationError
         There is no such cube, or as `products.weights.make_weights`.
+    WrongUse
+        Its validity ends before it begins.
     """
     name = product_of(wanted.kind, wanted.band)
     cube = read_cube(store.url, wanted.cube)
     source, scan = wanted.source, scan_of(cube, store.camera)
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)
     upstream = read_upstream(store.url)
-    made_of, start = cube_inputs(cube, upstream), validity.valid_from or noon_before(cube)
-    remarks = _of_old_slices(cube, upstream)
+    made_of, start = cube_inputs(cube, upstream), validity.start(name, noon_before(cube))
+    remarks = _of_old_slices(cube, upstream) + _of_holes(source, weights)
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
     dust, of_dust = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
@@ -201,6 +205,24 @@ def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
     slot = next(one for one in cube.pointer.slots if one.slot in old)
     told = f"{len(old)} slices of cube {cube.name} are outdated, that of {slot.wavelength:.1f} nm was {old[slot.slot]}"
     return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
+
+
+def _of_holes(source: Source, weights: Weights) -> list[str]:
+    """A warning of stretches without any value in a spectrum or an atmosphere, where much of the light is."""
+    found = []
+    for what, one in (("spectrum", source.spectrum), ("atmosphere", source.atmosphere)):
+        if one is None:
+            continue
+        steps = np.diff(one.wavelength)
+        for i in np.flatnonzero(steps > _HOLE * np.median(steps)):
+            first, last = one.wavelength[i : i + 2]
+            part = float(weights.light[(weights.wavelength > first) & (weights.wavelength < last)].sum())
+            if part > _LIT:
+                found.append(
+                    f"{what} {one.name} has no values from {first:g} to {last:g} nm, where {part:.0%} of the light is: "
+                    f"it is taken to be straight there"
+                )
+    return found
 
 
 def _attributes(name: str, wanted: Wanted, weights: Weights, scan: Scan) -> dict[str, Any]:

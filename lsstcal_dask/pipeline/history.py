@@ -91,7 +91,7 @@ def gain_history(store: Store, *, product: str = "gain", threshold: float = 5.0)
         It has no gains.
     """
     if product not in HISTORIES:
-        raise WrongUse(f"there is no history of {product!r}: choose from {', '.join(HISTORIES)}")
+        raise WrongUse(f"there is no history of {product!r}: choose from {', '.join(HISTORIES)}, or a cube")
     variable = HISTORIES[product]
     return [
         one.named(amplifier, change)

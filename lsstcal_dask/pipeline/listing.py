@@ -8,6 +8,7 @@ from lsstcal_dask.pipeline.cubehistory import cube_row, lines_of_slice
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream
+from lsstcal_dask.storage.compressed import check_compressed, list_compressed
 from lsstcal_dask.storage.cubelayout import list_cubes
 from lsstcal_dask.storage.cubes import check_cube, read_cube
 from lsstcal_dask.storage.manifests import read_records, record_digests
@@ -56,6 +57,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
     cubes = [cube_row(store, name, known) for name in list_cubes(store.url)]
     for row in cubes if check else ():
         damaged += check_cube(read_cube(store.url, row["cube"])) if row["number"] else []
+        damaged += [why for one in list_compressed(store.url, row["cube"]) for why in check_compressed(store.url, one)]
     ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
     return {
         "store": store.url,

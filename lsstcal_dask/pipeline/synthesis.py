@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -11,6 +11,7 @@ from lsstcal_dask.instrument.camera import Camera
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Surface
 from lsstcal_dask.physics.spectra import Curve, Spectrum
+from lsstcal_dask.pipeline.cubemaps import MapsOpener, compressed_of
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.synthesis import SynthesisConfig, synthesize
 from lsstcal_dask.products.weights import Scan, make_weights
@@ -62,6 +63,8 @@ def synthetic_flats(
     sources: Sequence[Source],
     config: SynthesisConfig = SynthesisConfig(),
     number: int | None = None,
+    *,
+    compressed: bool = False,
 ) -> xr.Dataset:
     """Flats for some sources from a cube of a store, lazily; see `products.synthesis.synthesize`.
 
@@ -71,15 +74,24 @@ def synthetic_flats(
     ----------
     cube : its name.
     number : of its publication; the last by default.
+    compressed : of its maps, in place of its slices, where a CCD has them; by how much values of slices may then be
+        off, relative to the mean response, is the attribute ``compression_bound``.
 
     Raises
     ------
     CalibrationError
         There is no such cube, or as `products.weights.make_weights`.
+    InsufficientInputs
+        It was not compressed.
     """
     found = read_cube(store.url, cube, number)
     scan = scan_of(found, store.camera)
     weights = [make_weights(s.spectrum, s.passband, scan, s.atmosphere, config.weights) for s in sources]
     opener = CubeOpener(store.url, cube, found.pointer.number, min(max(8, 2 * len(sources)), _BLOCK))
-    flats = synthesize(weights, store.camera, found.layout.amplifiers, opener, config)
-    return flats.assign_attrs(cube=cube, number=found.pointer.number)
+    maps: MapsOpener | None = None
+    about: dict[str, Any] = {"cube": cube, "number": found.pointer.number}
+    if compressed:
+        pointer, maps = compressed_of(store, found)
+        about |= {"compressed": pointer.version, "compression_bound": pointer.error}
+    flats = synthesize(weights, store.camera, found.layout.amplifiers, opener, config, common=scan.common, maps=maps)
+    return flats.assign_attrs(about)

@@ -100,7 +100,8 @@ def sky_spectrum(
         raise StaleCalibration(
             f"sky at {wanted}: spectrum {fits[near].measured.name} is of another night: take one in the same night"
         )
-    if np.min(np.abs(minutes[same])) > variation.stale and not stale:
+    near = int(np.argmin(np.where(same, np.abs(minutes), np.inf)))
+    if abs(minutes[near]) > variation.stale and not stale:
         raise StaleCalibration(
             f"sky at {wanted}: the nearest spectrum, {fits[near].measured.name}, is {abs(minutes[near]):.0f} min away, "
             f"more than {variation.stale:g}: take one nearer, or allow stale ones with --stale"

@@ -92,6 +92,9 @@ def synthesize(
     amplifiers: Sequence[str],
     open_slices: Callable[[str], Slices],
     config: SynthesisConfig = SynthesisConfig(),
+    *,
+    common: np.ndarray | None = None,
+    maps: Callable[[str, int], LowRank | None] | None = None,
 ) -> xr.Dataset:
     """Synthetic flats of the focal plane, lazily: one task for each CCD, whatever the number of wavelengths.
 
@@ -100,6 +103,8 @@ def synthesize(
     weights : one for each flat.
     amplifiers : of the cube, in its order.
     open_slices : gives the codes of the detector of a name; it goes to the workers.
+    common : (k,) relative error of the response that all wavelengths share, for the mode of each flat.
+    maps : gives what stands for the codes of an amplifier, if anything does, by detector and place in ``amplifiers``.
 
     Returns
     -------
@@ -116,7 +121,7 @@ def synthesize(
     source = xr.Dataset(coords={dim: (dim, np.array(n, dtype=object), attributes(dim)) for dim, n in names.items()})
     ny, nx = camera.image_shape
     sizes = {"spectrum": len(weights), "amplifier": len(amplifiers), "y": ny, "x": nx}
-    task = Task(tuple(weights), camera, tuple(amplifiers), open_slices, config)
+    task = Task(tuple(weights), camera, tuple(amplifiers), open_slices, config, common, maps)
     found = map_detectors(task, source, outputs_of(config), sizes, lambda name: ())
     return found.assign_attrs(
         gauge="the mean of the focal plane is 1",

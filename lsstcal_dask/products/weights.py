@@ -119,7 +119,7 @@ def make_weights(
     what = f"spectrum {spectrum.name}".strip()
     check_wavelengths("cube", scan.wavelength)
     middle = _curve_in_the_middle(passband) or _sensitivity(scan)
-    missing = check_cover(spectrum if atmosphere is None else multiply(spectrum, atmosphere), middle, config.uncovered)
+    missing = _unknown(spectrum, middle, atmosphere, config.uncovered)
     grid = quadrature(spectrum, passband, atmosphere, scan.wavelength)
     terms = Weights("", scan.wavelength, scan.response, grid[1], _surface(passband), 1.0, 0.0).terms(scan.x, scan.y)
     light = terms.mean(axis=0) @ grid[1] * np.interp(grid[0], scan.wavelength, scan.response)
@@ -135,6 +135,15 @@ def make_weights(
     light = (terms.mean(axis=0) @ values) * scan.response / scale
     known = (scan.wavelength, scan.response, values / scale, _surface(passband), scale, missing + dropped, light)
     return Weights(spectrum.name, *known)
+
+
+def _unknown(spectrum: Spectrum, curve: Curve, atmosphere: Curve | None, limit: float) -> float:
+    """`check_cover` of a source behind an atmosphere, which is named where the source alone reaches far enough."""
+    missing = check_cover(spectrum, curve, limit)
+    if atmosphere is None:
+        return missing
+    both = multiply(spectrum, atmosphere)
+    return check_cover(replace(both, name=f"{spectrum.name} behind atmosphere {atmosphere.name}"), curve, limit)
 
 
 def _surface(passband: Surface | Nearby | Curve | None) -> Surface | Nearby | None:

@@ -101,9 +101,8 @@ def _own_reference(given: Slice, usual: np.ndarray) -> Coded:
         typical = np.median(_sample(value)) if not unknown.all() else 0.0
         filled[i] = np.where(unknown, np.float32(typical), value)
     coded = _encode(given, "i1", usual, filled)
-    return Coded(
-        np.zeros_like(coded.codes), {**coded.numbers, "level": coded.there / coded.there}, coded.exceptions, filled
-    )
+    level = np.where(coded.there, 1.0, np.nan)
+    return Coded(np.zeros_like(coded.codes), {**coded.numbers, "level": level}, coded.exceptions, filled)
 
 
 def _encode(given: Slice, form: Form, usual: np.ndarray, reference: np.ndarray | None) -> Coded:

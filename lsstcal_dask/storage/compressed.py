@@ -28,6 +28,7 @@ from lsstcal_dask.storage.provenance import digest, hash_arrays
 __all__ = [
     "COLUMNS",
     "CompressedPointer",
+    "check_compressed",
     "finish_ccd",
     "finished_ccds",
     "list_compressed",
@@ -176,3 +177,31 @@ def read_amplifier(url: str, place: tuple[str, str, str, str]) -> dict[str, np.n
             f"{base(cube)}/compressed/published/{version}.json and {_folder(cube, version)}, then run "
             f"'lsstcal compress {url} --cube {cube}' again"
         ) from error
+
+
+def check_compressed(url: str, pointer: CompressedPointer) -> list[str]:
+    """CCDs of a compressed form whose values are not those that were written, or cannot be read: what to do, each."""
+    done = finished_ccds(url, pointer.cube, pointer.version)
+    return [_remedy(url, pointer, det) for det in pointer.detectors if not _is_whole(url, pointer, det, done.get(det))]
+
+
+def _is_whole(url: str, pointer: CompressedPointer, detector: str, marker: Mapping[str, Any] | None) -> bool:
+    if marker is None or marker["hash"] != pointer.detectors[detector]["hash"]:
+        return False
+    try:
+        for amplifier, wanted in marker["hashes"].items():
+            found = read_amplifier(url, (pointer.cube, pointer.version, detector, amplifier))
+            if found is None or hash_arrays(found) != wanted:
+                return False
+    except StoreFailure:
+        return False
+    return True
+
+
+def _remedy(url: str, pointer: CompressedPointer, detector: str) -> str:
+    folder = _folder(pointer.cube, pointer.version)
+    return (
+        f"cube {pointer.cube} compressed {pointer.version} {detector}: delete "
+        f"{base(pointer.cube)}/compressed/published/{pointer.version}.json and {folder}, then run 'lsstcal compress "
+        f"{url} --cube {pointer.cube}' again"
+    )

@@ -1,4 +1,4 @@
-"""Acceptance of flat cubes, synthetic flats, dust and layers of fringes (Lupton 2016, ¶8, ¶9, Secs. 2.8, 2.9, 3.6).
+"""Acceptance of flat cubes, synthetic flats and dust (Lupton 2016, ¶8, ¶9, Secs. 2.8, 3.6); of fringes by `fringes`.
 
 There is a flat for each filter and each kind of light, and a cube by any name: metrics are made for those that are
 there, by `metrics_of`.
@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from lsstcal_dask.variables import MASK_BITS
-from lsstcal_dask.verify.metric import OURS, Absent, Case, Metric
+from lsstcal_dask.verify.fringes import OF_LAYERS, OF_MAPS
+from lsstcal_dask.verify.metric import OURS, Absent, Case, Metric, Of
 from lsstcal_dask.verify.pixels import planes
 
 __all__ = ["CUBE", "metrics_of"]
@@ -22,9 +23,6 @@ CUBE: Final = "cube"
 _SCIENCE: Final = "Lupton Sec. 2.8"
 _UNUSABLE: Final = MASK_BITS["NO_DATA"] | MASK_BITS["BAD"]
 _DUSTY: Final = 1e-3  # change of the light that counts as dust
-
-Of = Callable[[Case, str], np.ndarray | None]
-"""What a metric of a product of any name measures."""
 
 
 def metrics_of(name: str) -> tuple[Metric, ...]:
@@ -149,16 +147,6 @@ def _dusty(case: Case, name: str) -> np.ndarray:
 def _deepest(case: Case, name: str) -> np.ndarray:
     found = [one[np.isfinite(one)] - 1 for one in _factors(case, name)]
     return np.array([float(one[np.argmax(np.abs(one))]) if one.size else np.nan for one in found])
-
-
-def _layer(variable: str) -> Of:
-    """Median of the thickness of a layer."""
-
-    def measure(case: Case, name: str) -> np.ndarray:
-        found = case.values(name, variable)
-        return _rows(found.reshape(len(found), -1), np.median)
-
-    return measure
 
 
 def _metric(name: str, source: str, prose: str, **limits: object) -> Metric:
@@ -363,35 +351,12 @@ _OF_DUST: Final[tuple[tuple[Metric, Of], ...]] = (
     ),
 )
 
-_OF_FRINGES: Final[tuple[tuple[Metric, Of], ...]] = (
-    (
-        _metric(
-            "silicon",
-            f"Lupton Sec. 2.9: 100 um; {OURS}",
-            "median thickness of the silicon by its fringes",
-            limits=(50, 300),
-            aim=(80, 250),
-            unit="um",
-        ),
-        _layer("silicon_thickness"),
-    ),
-    (
-        _metric(
-            "glue",
-            f"Guo et al. 2023: some ten micrometres; {OURS}",
-            "median thickness of the glue below the silicon by its fringes",
-            limits=(0, 100),
-            aim=(1, 50),
-            unit="um",
-        ),
-        _layer("glue_thickness"),
-    ),
-)
-
 _KINDS: Final = {
     CUBE: _OF_CUBE,
     "sky_flat": (*_OF_FLAT, *_OF_SKY),
     "photometric_flat": _OF_FLAT,
     "contamination": _OF_DUST,
-    "fringes": _OF_FRINGES,
+    "fringes": OF_LAYERS,
+    "fringe_frame": OF_MAPS,
+    "fringe_modes": OF_MAPS,
 }

@@ -23,6 +23,7 @@ __all__ = [
     "Found",
     "Measure",
     "Metric",
+    "Of",
     "Result",
     "each",
     "limits_of",
@@ -78,6 +79,9 @@ class Case:
 
 
 Measure = Callable[[Case], np.ndarray | None]
+
+Of = Callable[[Case, str], np.ndarray | None]
+"""What a metric of a product of any name measures."""
 
 Found = list[float] | str | None
 """Values of a metric for the amplifiers of a sensor, or why there are none; None where it does not apply."""

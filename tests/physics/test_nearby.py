@@ -61,6 +61,12 @@ def test_what_the_other_curves_miss_is_found_without_taking_each_out():
     assert Nearby(passband_of(x, y, np.full((30, 3), 0.5))).missed(light)[i] == pytest.approx(float(expected), abs=1e-9)
 
 
+def test_a_single_curve_misses_nothing():
+    one = Nearby(passband_of(np.array([3.0]), np.array([4.0]), np.full((1, 3), 0.5)))
+    assert one.missed(np.array([0.5])).tolist() == [0.0]
+    assert one.at(50.0, 0.0) == pytest.approx(np.full(3, 0.5))
+
+
 def test_it_follows_a_filter_better_than_one_polynomial():
     """The light of simulated LSSTCam in r, in CCDs all over the field, from curves with the noise of a measurement."""
     camera, settings, nm = load_camera("lsstcam"), Settings().filters, np.arange(520.0, 740)

@@ -128,6 +128,11 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
     bad.write_text("no table\n")
     with pytest.raises(CalibrationError, match=r"spectrum\.ecsv: is no FITS table, ECSV or two-column text"):
         read_spectrum(bad)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(CalibrationError, match=r"two-column text \(\w+"):
+        read_spectrum(tmp_path / "empty.txt")
+    with pytest.raises(CalibrationError, match=r"none\.fits: there is no such file"):
+        read_spectrum(tmp_path / "none.fits")
 
 
 def test_a_curve_in_air_moves_to_vacuum():

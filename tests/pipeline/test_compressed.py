@@ -11,11 +11,12 @@ from making import run_command as run
 from lsstcal_dask.errors import InsufficientInputs, StoreFailure
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.build import Validity
-from lsstcal_dask.pipeline.compressed import compress_cube, compressed_of
+from lsstcal_dask.pipeline.compressed import compress_cube
+from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.flatfields import Wanted, make_flat
 from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.store import open_store
-from lsstcal_dask.pipeline.synthesis import Source
+from lsstcal_dask.pipeline.synthesis import Source, synthetic_flats
 from lsstcal_dask.products.lowrank import LowRankConfig
 from lsstcal_dask.products.synthesis import SynthesisConfig
 from lsstcal_dask.storage.compressed import list_compressed
@@ -75,6 +76,17 @@ def test_flats_of_maps_agree_with_those_of_slices_within_the_proved_error(store,
     assert any("of the compressed form" in remark and remark.startswith("note: ") for remark in short.remarks)
     assert short.inputs["compressed"] == list_compressed(store.url, "c")[-1].version
     assert "compressed" not in whole.inputs
+
+
+def test_flats_in_python_are_those_that_are_published(store, threads):
+    for compressed in (False, True):
+        lazy = synthetic_flats(store, "c", [Source(BLUE)], compressed=compressed)
+        pointer = flat(store, threads, compressed)
+        published = open_product(store.url, pointer.name, pointer.version, chunked=False)
+        for variable in ("image", "variance", "mask"):
+            own = lazy[variable].isel(spectrum=0).sel(detector="R22_S11").values
+            np.testing.assert_array_equal(own, published[variable].sel(detector="R22_S11").values)
+    assert lazy.attrs["compressed"] == list_compressed(store.url, "c")[-1].version
 
 
 def test_the_flat_of_maps_has_no_more_noise_than_its_variance_says(store, threads, tmp_path):
@@ -170,7 +182,10 @@ def test_a_damaged_map_is_told_with_its_remedy(store, threads, tmp_path):
     (pointer,) = list_compressed(mine.url, "c")
     name = mine.camera.amplifier_names[0]
     path = Path(mine.url, "cubes/c/compressed", pointer.version, "data/R22_S11", name, "maps/c/0/0/0")
+    assert list_contents(mine, check=True)["damaged"] == []
     path.write_bytes(path.read_bytes()[:-3] + b"abc")
+    (told,) = list_contents(mine, check=True)["damaged"]
+    assert told.startswith(f"cube c compressed {pointer.version} R22_S11: delete cubes/c/compressed/published/")
     _, maps = compressed_of(mine, read_cube(mine.url, "c"))
     with pytest.raises(StoreFailure, match=f"cube c R22_S11 {name}: its compressed form cannot be read .* again"):
         maps("R22_S11", 0)

@@ -33,6 +33,7 @@ from lsstcal_dask.pipeline.cubes import make_cube
 from lsstcal_dask.pipeline.flatfields import (
     Wanted,
     _contamination,
+    _of_holes,
     make_flat,
     product_of,
     read_lamp,
@@ -42,10 +43,12 @@ from lsstcal_dask.pipeline.flatfields import (
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.store import open_store
+from lsstcal_dask.pipeline.synthesis import Source
 from lsstcal_dask.pipeline.unflatten import undo_flattening
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.pipeline.verify import print_acceptance, verify
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
+from lsstcal_dask.products.weights import Scan, make_weights
 from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.illumination import lamp_spectrum
 from lsstcal_dask.simulate.recipes import CalibrationDay, Plan, exposures
@@ -380,6 +383,19 @@ def test_a_spectrum_in_text_has_the_unit_that_is_given_and_noise_where_no_ccd_se
     path.write_text("1745 1e-17\n4000 -2e-15\n9000 1e-15\n")
     with pytest.raises(CalibrationError, match="negative at 400 nm"):
         read_lamp(path, ("Angstrom", "erg / (s cm2 Angstrom)"))
+
+
+def test_a_hole_in_a_spectrum_is_told_where_it_has_light():
+    scan = Scan(np.arange(500.0, 601), np.ones(101), np.ones(101), np.zeros(1), np.zeros(1))
+    nm = np.r_[500.0:551, 580.0:601]
+    told = {}
+    for dark, source in ((False, from_photons(nm, np.ones(nm.size), "S")), (True, from_photons(nm, nm < 550, "S"))):
+        told[dark] = _of_holes(Source(source), make_weights(source, None, scan))
+    # 29 slices of 100 nm lie between 550 and 580
+    assert told[False] == [
+        "spectrum S has no values from 550 to 580 nm, where 29% of the light is: it is taken to be straight there"
+    ]
+    assert told[True] == []
 
 
 def test_reasons_and_pictures_name_what_there_is(store, tmp_path):

@@ -115,6 +115,9 @@ def test_a_stale_spectrum_is_refused_unless_allowed():
     with pytest.raises(StaleCalibration, match=r"the nearest spectrum, V25, is 25 min away, more than 20"):
         sky_spectrum(START, [fit(25, 1.0), fit(40, 1.0)])
     assert relative_error(sky_spectrum(START, [fit(25, 1.0)], stale=True)) > 0.1
+    late = 9 * 60 + 5  # 5 min after noon, when another night begins
+    with pytest.raises(StaleCalibration, match=r"the nearest spectrum, V580, is 35 min away"):
+        sky_spectrum(START + np.timedelta64(late, "m"), [fit(late - 10, 1.0), fit(late + 35, 1.0)])
 
 
 def test_no_spectrum_is_refused():

@@ -203,7 +203,7 @@ def test_bits_depend_on_neither_blocks_nor_other_flats_nor_chunks(whole):
         assert made(weights, 8).values.tobytes() == all_.tobytes()
 
 
-def test_an_error_that_all_wavelengths_share_is_a_mode_and_no_variance(whole):
+def test_an_error_that_all_wavelengths_share_is_a_mode_and_no_variance(whole, monkeypatch):
     """One sigma of it, put into the slices, changes the flat by the mode; to the second order in an error of 1 %."""
     cube = read_cube(whole.url, "c")
     common = 0.01 * (NM - 640) / 50
@@ -221,6 +221,10 @@ def test_an_error_that_all_wavelengths_share_is_a_mode_and_no_variance(whole):
     wrong = sum((shifted.values[0, k] * (1 + common[k])) * reader.values(k, 1).astype(float) for k in range(len(NM)))
     np.testing.assert_allclose(found["common_mode"], wrong - found["image"], atol=0.5e-4)
     assert 1e-4 < np.abs(found["common_mode"]).max() < 0.01
+    monkeypatch.setattr("lsstcal_dask.pipeline.synthesis.scan_of", lambda *_: scan)
+    lazy = synthetic_flats(whole, "c", [Source(spectra()[0])], SynthesisConfig(weights=EXACT, modes=True))
+    own = lazy["common_mode"].isel(spectrum=0, detector=4).sel(amplifier=name).values
+    np.testing.assert_array_equal(own, found["common_mode"])
 
 
 def test_noise_is_as_the_variance_says(tmp_path):

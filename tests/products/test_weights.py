@@ -196,6 +196,16 @@ def test_what_is_not_known_is_refused(spectrum, passband, nm, error, message):
         make_weights(Spectrum(np.array(spectrum, float), np.ones(2)), curve, scan_of(nm))
 
 
+@pytest.mark.parametrize(
+    ("air", "message"),
+    [((500, 505), "behind atmosphere air: .* leaves up to 0.5 of the light"), ((600, 605), "curve air from 600")],
+)
+def test_a_short_atmosphere_is_named(air, message):
+    spectrum, short = Spectrum(np.array([500.0, 510]), np.ones(2)), Curve(np.array(air, float), np.ones(2), "air")
+    with pytest.raises(CalibrationError, match=message):
+        make_weights(spectrum, Curve(np.array([500.0, 510]), np.ones(2)), scan_of(np.arange(500, 511)), short)
+
+
 def test_darkness_is_refused():
     with pytest.raises(InsufficientInputs, match="no light passes"):
         make_weights(Spectrum(np.array([500.0, 502]), np.zeros(2)), None, scan_of([500, 501, 502]))

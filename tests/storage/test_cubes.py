@@ -92,6 +92,17 @@ def test_codes_of_one_byte_that_do_not_fit_are_exceptions_or_a_new_reference(tmp
     np.testing.assert_allclose(reader.values(2, 0)[:, :-1], far.value[0, :, :-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dead_amplifier_is_stored_as_nothing(tmp_path, form):
+    given = {500.0 + i: make_slice(i) for i in range(2)}
+    for one in given.values():
+        one.value[1] = np.nan
+    write_cube(tmp_path, form, given)
+    found = open_cube(str(tmp_path), "c", chunked=False)["flat"].sel(detector="A").values
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[0]).any()
+
+
 def test_the_nearest_reference_is_taken(tmp_path):
     odd = make_slice(5)
     odd.value[0, ::2] *= 1.5
