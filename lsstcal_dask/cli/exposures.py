@@ -43,7 +43,10 @@ def demo(
 @app.command()
 def simulate(
     store: StoreArgument,
-    camera: Annotated[str, typer.Option(help="Camera by name, or a YAML file that describes it.")] = "mini9",
+    camera: Annotated[
+        str | None,
+        typer.Option(help="Camera by name, or a YAML file that describes it; that of the store, mini9 for a new one."),
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="calibration-day, flat-cube, cbp, sinusoids, night or all of them.")
     ] = "calibration-day",
@@ -77,14 +80,15 @@ def simulate(
     """
     from lsstcal_dask.pipeline import observatory  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_settings  # noqa: PLC0415
-    from lsstcal_dask.pipeline.store import create_store  # noqa: PLC0415
+    from lsstcal_dask.pipeline.store import camera_for, create_store  # noqa: PLC0415
 
     settings = read_settings(config, observatory.SimulateConfig)
     effects = settings.effects.only(only) if only else settings.effects
     settings = settings.model_copy(update={"effects": effects.without(without or [])})
-    observatory.check(camera, recipe, settings, seed, detector or [])
+    found = camera_for(store, camera, "mini9")
+    observatory.check(found, recipe, settings, seed, detector or [])
     with compute_with(scheduler, workers, memory) as compute:
-        opened = create_store(store, camera)
+        opened = create_store(store, found)
         report = observatory.simulate(
             opened,
             recipe,

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
-from lsstcal_dask.instrument import Camera, load_camera, to_mapping, write_frame
+from lsstcal_dask.instrument import Camera, to_mapping, write_frame
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.simulate.boards import boards
@@ -99,12 +99,11 @@ def _open_folder(fits: Path) -> None:
     fits.mkdir(parents=True, exist_ok=True)
 
 
-def check(camera: str, recipe: str, config: SimulateConfig, seed: int, detectors: Sequence[str]) -> None:
+def check(camera: Camera, recipe: str, config: SimulateConfig, seed: int, detectors: Sequence[str]) -> None:
     """Refuse what cannot be simulated before anything is made; raises as `simulate`."""
-    found = load_camera(camera)
     stream(seed, "check")
-    _boards(found, detectors)
-    exposures(recipe, config.recipe, config.effects, found)
+    _boards(camera, detectors)
+    exposures(recipe, config.recipe, config.effects, camera)
 
 
 def simulate(

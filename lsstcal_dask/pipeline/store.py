@@ -8,7 +8,7 @@ from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.instrument import Camera, from_mapping, load_camera, to_mapping
 from lsstcal_dask.storage import objects
 
-__all__ = ["Store", "create_store", "open_store"]
+__all__ = ["Store", "camera_for", "create_store", "open_store"]
 
 _MARKER = "lsstcal.json"
 _FORMAT = 1
@@ -22,8 +22,16 @@ class Store:
     camera: Camera
 
 
-def create_store(url: str | os.PathLike[str], camera: str) -> Store:
-    """Create a store for a camera, or open the one that is there.
+def camera_for(url: str | os.PathLike[str], name: str | None, default: str) -> Camera:
+    """Give the camera that is named; without a name that of a store that is there, and ``default`` for a new one."""
+    url = objects.normalise(url)
+    if name is None and objects.exists(url, _MARKER):
+        return open_store(url).camera
+    return load_camera(name or default)
+
+
+def create_store(url: str | os.PathLike[str], camera: str | Camera) -> Store:
+    """Create a store for a camera, by name or described, or open the one that is there.
 
     Raises
     ------
@@ -31,7 +39,7 @@ def create_store(url: str | os.PathLike[str], camera: str) -> Store:
         The store holds another camera.
     """
     url = objects.normalise(url)
-    wanted = load_camera(camera)
+    wanted = camera if isinstance(camera, Camera) else load_camera(camera)
     objects.create(url, _MARKER, {"format": _FORMAT, "camera": to_mapping(wanted)})
     found = open_store(url)
     if found.camera != wanted:

@@ -9,7 +9,7 @@ from making import exposure, make_files, make_frame, small_day
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import load_camera, read_frame, write_frame
 from lsstcal_dask.pipeline.ingest import IngestReport, ingest
-from lsstcal_dask.pipeline.store import create_store, open_store
+from lsstcal_dask.pipeline.store import camera_for, create_store, open_store
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import EXPOSURE_TYPES
@@ -282,6 +282,9 @@ def test_a_store_keeps_its_camera(store):
         create_store(store.url, "mini9")
     with pytest.raises(CalibrationError, match="is not a store"):
         open_store(Path(store.url) / "nowhere")
+    assert camera_for(store.url, None, "mini9") == store.camera
+    assert camera_for(store.url, "mini9", "mini1").name == "mini9"
+    assert camera_for(Path(store.url) / "nowhere", None, "mini9").name == "mini9"
 
 
 def test_ingest_of_nothing_is_nothing(store, threads):

@@ -443,9 +443,9 @@ def test_bad_recipes_fail_in_one_line_before_anything_is_made(tmp_path, argument
 
 
 def test_a_check_makes_nothing():
-    check("lsstcam", "calibration-day", SimulateConfig(), 1, ["R22_S11"])
+    check(load_camera("lsstcam"), "calibration-day", SimulateConfig(), 1, ["R22_S11"])
     with pytest.raises(WrongUse, match=r"camera LSSTCam has no detector 'R99_S00': it has R01_S00 ... R44_SW1"):
-        check("lsstcam", "calibration-day", SimulateConfig(), 1, ["R99_S00"])
+        check(load_camera("lsstcam"), "calibration-day", SimulateConfig(), 1, ["R99_S00"])
 
 
 def test_maps_of_truth_can_be_left_out_and_be_made_later(tmp_path, threads):
