@@ -135,7 +135,7 @@ def _robust_rows(pixels: np.ndarray, clip: float) -> tuple[np.ndarray, np.ndarra
     nu = pixels.shape[2] - 1
     mean, squares, used = _all_moments(pixels)
     # The median of chi2_nu / nu is (1 - 2 / (9 nu))**3 (Wilson-Hilferty); a few bad rows cannot move it.
-    sigma = np.sqrt(row_medians(squares) / nu / (1 - 2 / (9 * nu)) ** 3)
+    sigma = np.sqrt(row_medians(squares.astype(np.float32)).astype(float) / nu / (1 - 2 / (9 * nu)) ** 3)
     dirty = squares > sigma[:, None] ** 2 * (nu + clip * np.sqrt(2 * nu))
     for i in np.flatnonzero(dirty.any(axis=1)):
         bad = pixels[i][dirty[i]][None]

@@ -9,7 +9,7 @@ import xarray as xr
 from lsstcal_dask.instrument import Box, load_camera
 from lsstcal_dask.isr.columns import column_changes
 from lsstcal_dask.isr.frame import RawFrame
-from lsstcal_dask.isr.overscan import OverscanConfig, parallel_pixels
+from lsstcal_dask.isr.overscan import OverscanConfig, parallel_means, parallel_pixels
 from lsstcal_dask.isr.sequence import IsrConfig, Site, correct
 from lsstcal_dask.products.bias import bias_amplifiers
 from lsstcal_dask.products.stack import StackConfig
@@ -69,6 +69,14 @@ def test_pixels_by_hand():
     found = parallel_pixels(counts, SMALL, OverscanConfig())
     assert found.shape == (1, 512, 43)
     np.testing.assert_allclose(found[0], np.broadcast_to(X[:, None], (512, 43)), atol=1e-3)
+
+
+@pytest.mark.parametrize("use", [[True, True, True], [True, False, True]])
+def test_means_of_the_parallel_overscan_are_those_of_its_pixels(use):
+    counts = np.random.default_rng(4).integers(24980, 25020, (3, NY + 60, 600)).astype(np.uint16)
+    expected = parallel_pixels(counts, SMALL, OverscanConfig())[use].mean(axis=(0, 2), dtype=float)
+    found = parallel_means(counts, SMALL, OverscanConfig(), np.array(use))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_bias_knows_its_columns(bias):

@@ -121,6 +121,28 @@ def test_the_start_is_as_sure_as_five_decays_may_be(monkeypatch):
     assert error() > 2 * bound
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("columns", [9, 16, 48, 61])
+def test_moments_of_all_pixels_equal_numpy(dtype, columns):
+    """Rows shorter than a vector, of whole vectors, and with a rest; one far off and one whose middle is."""
+    pixels = np.random.default_rng(13).normal(25000, 6, (3, 40, 70)).astype(dtype)[:, :, 5 : 5 + columns]
+    pixels[0, 3, 5], pixels[1, 4], pixels[2, 7, columns // 2] = 60000, 0, 60000
+    mean, squares, used = module._all_moments(pixels)
+    np.testing.assert_allclose(mean, pixels.mean(axis=2, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(squares, pixels.var(axis=2, dtype=float) * columns, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(used, np.full((3, 40), columns))
+
+
+def test_pixels_that_are_nan_take_no_part_in_moments():
+    pixels = np.random.default_rng(14).normal(25000, 6, (2, 30, 40)).astype(np.float32)
+    pixels[1, 4, 5:8] = np.nan
+    mean, squares, used = module._all_moments(pixels)
+    np.testing.assert_allclose(mean, np.nanmean(pixels, axis=2, dtype=float))
+    np.testing.assert_allclose(squares, np.nanvar(pixels, axis=2, dtype=float) * used)
+    assert used[1, 4] == 37
+    assert used.sum() == 2 * 30 * 40 - 3
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_row_moments_equal_numpy(dtype):
     rng = np.random.default_rng(12)

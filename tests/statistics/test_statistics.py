@@ -30,6 +30,7 @@ from lsstcal_dask.statistics import (
     robust_sigma,
     vectors,
 )
+from lsstcal_dask.statistics.robust import row_medians
 from lsstcal_dask.statistics.stacks import lines
 
 DTYPES = (np.uint16, np.int32, np.float32)
@@ -681,3 +682,10 @@ def test_compiles_where_no_cache_folder_is_writable(monkeypatch):
 
     monkeypatch.setattr(numba, "njit", njit)
     assert vectors.compiled(lambda a: a + 1)(2) == 3
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 100])
+def test_row_medians_are_numpys(columns):
+    values = np.random.default_rng(columns).normal(size=(4, columns))
+    values[2, 0] = np.nan
+    np.testing.assert_array_equal(row_medians(values), np.median(values, axis=1))
