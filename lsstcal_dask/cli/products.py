@@ -190,7 +190,7 @@ def verify(
         for name, targets in closed.run_loops(loops, seeds, compute, progress=shows_progress()):
             closed.keep(opened.url, name, targets)
             say(f"closed loop {name}: {closed.verdict_of(targets)}")
-        found = module.verify(opened, compute, product=product, progress=shows_progress())
+        found = module.verify(opened, compute, product=product, loops=loops, progress=shows_progress())
     if not as_json:
         module.print_acceptance(found)
     if output:

@@ -13,7 +13,7 @@ from lsstcal_dask.errors import InsufficientInputs, WrongUse
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.history import Change, common_series, find_changes
-from lsstcal_dask.storage.products import Pointer, open_product
+from lsstcal_dask.storage.products import CAMERA_TEAM, Pointer, open_product
 
 __all__ = ["HISTORIES", "GainChange", "MuonCheck", "gain_history", "muon_history"]
 
@@ -141,10 +141,12 @@ def _series(store: Store, product: str, variable: str) -> Iterator[_Series]:
 
 
 def _epochs(url: str, product: str) -> list[Pointer]:
-    """Versions of a product by their start, the last made of each, none that is outdated."""
+    """Versions of a product by their start, the last made of each, none that is outdated.
+
+    All were measured here, or else delivered: what the two differ by is no jump.
+    """
     upstream = read_upstream(url)
-    latest: dict[str, Pointer] = {}
-    for pointer in sorted(upstream.pointers, key=lambda p: p.created):
-        if pointer.name == product and pointer.version not in upstream.outdated:
-            latest[pointer.valid_from] = pointer
+    there = [p for p in upstream.pointers if p.name == product and p.version not in upstream.outdated]
+    measured = [p for p in there if p.origin != CAMERA_TEAM]
+    latest: dict[str, Pointer] = {p.valid_from: p for p in sorted(measured or there, key=lambda p: p.created)}
     return [latest[start] for start in sorted(latest)]

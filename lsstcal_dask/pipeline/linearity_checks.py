@@ -48,7 +48,6 @@ class Checks:
     visits: tuple[Visit, ...]
     flats: tuple[str, ...]
     overscan: OverscanConfig
-    known: bool  # whether the flats are those that made the curves, for want of others
 
 
 def choose_checks(store: Store, upstream: Upstream, linearity: Pointer | None) -> Checks:
@@ -61,8 +60,8 @@ def choose_checks(store: Store, upstream: Upstream, linearity: Pointer | None) -
     flats = np.flatnonzero((kinds == "flat") & ~lasers)
     mine = set(linearity.inputs.get("exposures", ())) if linearity else set()
     others = np.array([i for i in flats if str(raw["exposure"].values[i]) not in mine], int)
-    known = len(_of_one_filter(raw, others)) < _FEWEST
-    chosen = _of_one_filter(raw, flats if known else others)
+    enough = len(_of_one_filter(raw, others)) >= _FEWEST
+    chosen = _of_one_filter(raw, others if enough else flats)
     order = chosen[np.argsort(raw["exposure_time"].values[chosen], kind="stable")]
     spread = order[np.unique(np.linspace(0, len(order) - 1, _FLATS).round().astype(int))] if len(order) else order
     overscan = linearity.configuration.get("overscan", {}) if linearity else {}
@@ -70,7 +69,6 @@ def choose_checks(store: Store, upstream: Upstream, linearity: Pointer | None) -
         visits=_visits(raw, upstream),
         flats=tuple(str(raw["exposure"].values[i]) for i in spread),
         overscan=OverscanConfig.model_validate(overscan),
-        known=known,
     )
 
 

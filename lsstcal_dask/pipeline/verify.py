@@ -29,12 +29,15 @@ _ROWS = 32
 """Lines of the table in a terminal; of the metrics that pass, only as many are shown as there is room for."""
 
 
-def verify(store: Store, compute: Compute, *, product: str = "", progress: bool = False) -> Acceptance:
+def verify(
+    store: Store, compute: Compute, *, product: str = "", loops: Sequence[str] = (), progress: bool = False
+) -> Acceptance:
     """Measure every acceptance metric that the products of a store allow; what closed loops found is told again.
 
     Parameters
     ----------
     product : judge only this one; those it is compared with are read all the same.
+    loops : closed loops whose rows are told beside a single product; beside all products all are.
 
     Raises
     ------
@@ -50,7 +53,8 @@ def verify(store: Store, compute: Compute, *, product: str = "", progress: bool 
         raise WrongUse(f"there are no metrics of {product!r}: choose from {', '.join(wanted)}")
     newest = _newest(upstream, wanted)
     names = [product] if product else wanted
-    closed = {} if product else {loop: [one.as_json() for one in rows] for loop, rows in kept(store.url).items()}
+    told = kept(store.url).items()
+    closed = {loop: [one.as_json() for one in rows] for loop, rows in told if loop in loops or not product}
     cubes = {name: number for name, number in cubes.items() if name in names}
     if not set(names) & {*newest, *cubes} and not closed:
         what = f"{store.url} has no {product}" if product else f"{store.url} has no products"

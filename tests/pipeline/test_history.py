@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_continuity_is_built_when_there_are_flats_enough(store, threads):
     assert (product["gain_relative_error"].values < 5e-3).all()
 
 
-def put(store, product, variable, day, value, error):
+def put(store, product, variable, day, value, error, origin="remeasured"):
     """Publish an epoch of a product of one variable, the same for all amplifiers but for ``value`` (amplifier,)."""
     (detector,), names = store.camera.detectors, list(store.camera.amplifier_names)
     outputs = {name: Output("float64", "electron/adu") for name in (variable, f"{variable}_error")}
@@ -100,7 +101,7 @@ def put(store, product, variable, day, value, error):
     marker = write_detector(store.url, product, version, (0, detector.name), results)
     start = str(np.datetime64("2026-07-01T12:00:00") + np.timedelta64(day, "D"))
     made = Pointer(product, start, {}, {}, {}, {}, [], "", version, {detector.name: marker["hash"]}, created=start)
-    assert publish(store.url, made)
+    assert publish(store.url, replace(made, origin=origin))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,17 @@ def test_a_jump_of_three_per_mille_is_found_in_gains_and_one_of_five_per_cent_by
     assert change.sigma > 5
     (check,) = muon_history(jumped, threshold=100)
     assert check.verdict == "pass"
+
+
+def test_what_a_team_delivered_is_no_epoch_of_what_was_measured(tmp_path):
+    """Gains that are 3 % off those measured, valid from later on; alone they have a history of their own."""
+    store, gain = create_store(tmp_path / "s", "mini1"), np.array([1.5, 1.6, 1.4, 1.5])
+    for day in (3, 4):
+        put(store, "gain", "gain", day, gain * (1.03 if day == 4 else 1), 1e-3, "camera_team")
+    assert len(gain_history(store)) == 4
+    for day in (0, 1):
+        put(store, "gain", "gain", day, gain, 1e-3)
+    assert gain_history(store) == []
 
 
 def test_the_command_tells_both(jumped, ingested):

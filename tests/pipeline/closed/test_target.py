@@ -118,6 +118,10 @@ def test_rows_are_kept_and_shown_from_then_on(loops, tmp_path):
         ("0.9 .. 1", "0.5 ± 0.01", "fail", 3)
     ]
     assert rows["good"][0]["seeds"] == 7
+    code, out, _ = run("verify", url, "--product", "bias", "--closed-loop", "bad")
+    assert code == 1
+    assert "bad thing" in out
+    assert "good <thing>" not in out
     code, out, _ = run("verify", url, "--output", tmp_path / "r.html")
     assert code == 1
     assert "bad thing (adu)" in out
