@@ -60,12 +60,12 @@ def test_a_line_leaves_its_fourier_transform(shape):
 @pytest.mark.parametrize("degrees", [0.0, 20.0])
 def test_series_is_the_absorbed_fraction_of_layers(monkeypatch, degrees):
     """An independent matrix method with the same constants; left out: 4e-4 where both ways cross."""
-    monkeypatch.setattr(etalon, "silicon_index", lambda nm: index(np.asarray(nm, float)))
+    mirrors = Mirrors(silicon=lambda nm: index(np.asarray(nm, float)))
     monkeypatch.setattr(etalon, "silicon_absorption", lambda nm: absorption(np.asarray(nm, float)))
     h, d = 14 + np.arange(8) / 8 * 0.33, 100 + np.arange(40)[:, None] / 40 * 0.28
     sine2 = np.sin(np.deg2rad(degrees)) ** 2
     for nm in NM:
-        terms = series(nm, d, h, Cone(sine2, sine2, 1), Mirrors(), Tuning(), orders=8)
+        terms = series(nm, d, h, Cone(sine2, sine2, 1), mirrors, Tuning(), orders=8)
         expected = absorptance(np.array(nm), d, h, np.sqrt(1 - sine2))
         assert np.abs(absorbed(terms, d) - expected).max() < 6e-4 * expected.mean()
 

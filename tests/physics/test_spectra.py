@@ -168,8 +168,10 @@ def test_a_curve_has_an_error_for_each_value():
 
 
 def test_a_product_of_what_does_not_overlap_is_refused():
-    with pytest.raises(CalibrationError, match="spectrum lamp: has 0 wavelengths"):
-        multiply(Spectrum(GRID, ONES, "lamp"), Curve(np.array([1010.0, 1100.0]), np.ones(2)))
+    with pytest.raises(
+        CalibrationError, match=r"spectrum lamp: from 400 to 1000 nm, curve air from 1010 to 1100 nm: extend one"
+    ):
+        multiply(Spectrum(GRID, ONES, "lamp"), Curve(np.array([1010.0, 1100.0]), np.ones(2), "air"))
     with pytest.raises(CalibrationError, match="curve air: known from 450 to 800 nm, asked for 900"):
         multiply(
             Spectrum(GRID, ONES, "sky", np.array([900.0]), np.ones(1)),
