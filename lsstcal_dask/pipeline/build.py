@@ -342,7 +342,7 @@ def run_version(
     if errors:
         remedy = f"run the same command to resume; if it fails again, 'lsstcal ls {url} --check' finds what is damaged"
         return Built(None, errors=[*errors, f"{pointer.name}: not published; {remedy}"])
-    for det in [det for det, marker in done.items() if not marker["usable"]]:
+    for det in [det for det in order if det in done and not done[det]["usable"]]:
         remarks = done.pop(det)["remarks"]
         if remarks and all(remark.endswith(UNLIT) for remark in remarks):
             pointer = replace(pointer, remarks=[*pointer.remarks, f"{NOTE}{det}: {UNLIT}"])
