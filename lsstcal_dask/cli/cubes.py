@@ -27,6 +27,10 @@ MediumOption = Annotated[
     Literal["air", "vacuum"] | None,
     typer.Option(help="Of the wavelengths of spectra that do not say it themselves; vacuum by default."),
 ]
+SkyOption = Annotated[
+    Literal["interpolated", "nearest"] | None,
+    typer.Option(help="Sky of a visit: of all spectra of its night, or of the nearest alone; [sky] mode by default."),
+]
 
 
 @app.command()
@@ -176,12 +180,7 @@ def synthesize(
         list[str] | None, typer.Option(help="Exposure whose sky is the source, for that exposure; may be repeated.")
     ] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Use spectra of the sky that are far from the visit.")] = False,
-    sky: Annotated[
-        Literal["interpolated", "nearest"] | None,
-        typer.Option(
-            help="Sky of a visit: of all spectra of its night, or of the nearest alone; [sky] mode by default."
-        ),
-    ] = None,
+    sky: SkyOption = None,
     medium: MediumOption = None,
     atmosphere: Annotated[str | None, typer.Option(help="File of the air's transmission; none by default.")] = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
@@ -201,16 +200,9 @@ def synthesize(
 
     'calibrate' divides science frames by sky_flat-FILTER, and puts photometric_flat-FILTER in its place.
     """
+    from lsstcal_dask.pipeline import flatfields  # noqa: PLC0415
     from lsstcal_dask.pipeline.build import Validity  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
-    from lsstcal_dask.pipeline.flatfields import (  # noqa: PLC0415
-        FLAT_FNU,
-        Wanted,
-        make_flat,
-        product_of,
-        sky_of,
-        source_of,
-    )
     from lsstcal_dask.pipeline.sky import Skies  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
@@ -221,14 +213,15 @@ def synthesize(
     every, opened = read_config(config), open_store(store)
     settings = every.synthesis
     skies = Skies(opened, every.sky.model_copy(update=_given(mode=sky, medium=medium)))
-    name, given = product_of(kind, band), Validity(iso(valid_from), iso(valid_until))
+    name, given = flatfields.product_of(kind, band), Validity(iso(valid_from), iso(valid_until))
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
-        sources = [sky_of(skies, band, one, stale) for one in visit] if visit else None
-        lamp = spectrum or FLAT_FNU
-        for source, validity in sources or [(source_of(opened, band, lamp, atmosphere, unit, medium), given)]:
-            wanted = Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)
-            yield name, make_flat(opened, wanted, settings, compute, validity, shows_progress())
+        lamp = spectrum or flatfields.FLAT_FNU
+        sources = [flatfields.sky_of(skies, band, one, stale) for one in visit or []]
+        sources = sources or [(flatfields.source_of(opened, band, lamp, atmosphere, unit, medium), given)]
+        for source, validity in sources:
+            wanted = flatfields.Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)
+            yield name, flatfields.make_flat(opened, wanted, settings, compute, validity, shows_progress())
 
     with compute_with(scheduler, workers, memory) as compute:
         report(opened, make(compute), as_json, "synthesised")

@@ -101,21 +101,9 @@ def _calibrate_one(
     steps = [step for step in ORDERS[config.order] if step in names and step not in skip]
     without = [step for step in steps if step in OPTIONAL and not built(upstream, names[step])]
     steps = [step for step in steps if step not in without]
-    found: dict[str, dict[str, Pointer]] = {}
-    failed: dict[str, str] = {}
-    outside: dict[str, str] = {}
-    for det in (str(name) for name in raw["detector"].values):
-        look = partial(find_upstream, upstream, detector=det, time=time, step=("calibrate", config.overscan))
-        try:
-            found[det], missed = _pointers(steps, names, partial(look, way=readout(raw, det)))
-            outside |= {why: f"{step}: {det}" for step, why in missed.items() if why not in outside}
-        except CalibrationError as error:
-            failed[det] = f"{error}, or leave it out with --skip"
-        if "fringes" in found.get(det, {}) and "sky_flat" not in found[det]:
-            del found[det]
-            failed[det] = (
-                "fringes lie on the flat of the sky, which is left out: leave them out too, with --skip fringes"
-            )
+    found, failed, outside = _products(
+        raw, steps, names, partial(find_upstream, upstream, step=("calibrate", config.overscan))
+    )
     if not found:
         return Built(None, errors=failures(f"exposure {exposure}", failed))
     raw = raw.sel(detector=list(found))
@@ -151,6 +139,28 @@ def _calibrate_one(
         for det, sensor in sensors.items()
     }
     return run_version(store.url, pointer, template, raw, work, compute, progress)
+
+
+def _products(
+    raw: xr.Dataset, steps: Sequence[str], names: Mapping[str, str], look: Callable[..., Pointer]
+) -> tuple[dict[str, dict[str, Pointer]], dict[str, str], dict[str, str]]:
+    """Products of each CCD by correction; why a CCD has none; and of what is left out, by the reason, where it was."""
+    found: dict[str, dict[str, Pointer]] = {}
+    failed: dict[str, str] = {}
+    outside: dict[str, str] = {}
+    time = str(np.datetime_as_string(raw["time"].values, unit="s"))
+    for det in (str(name) for name in raw["detector"].values):
+        try:
+            found[det], missed = _pointers(steps, names, partial(look, detector=det, time=time, way=readout(raw, det)))
+            outside |= {why: f"{step}: {det}" for step, why in missed.items() if why not in outside}
+        except CalibrationError as error:
+            failed[det] = f"{error}, or leave it out with --skip"
+        if "fringes" in found.get(det, {}) and "sky_flat" not in found[det]:
+            del found[det]
+            failed[det] = (
+                "fringes lie on the flat of the sky, which is left out: leave them out too, with --skip fringes"
+            )
+    return found, failed, outside
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lsstcal_dask.products.sky_time import SkyConfig, SkyVariation, sky_spectrum
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.tables import input_names, read_input
 
-__all__ = ["Skies", "measured_skies", "sky_of_visit"]
+__all__ = ["Skies", "measured_skies"]
 
 _PREFIX: Final = "spectrum-sky-"
 _NEAR: Final = 4
@@ -123,14 +123,3 @@ class Skies:
         if measured.name not in self._fits:
             self._fits[measured.name] = fit_sky(measured, self.known, self.settings, self.air(measured.name))
         return self._fits[measured.name]
-
-
-def sky_of_visit(
-    store: Store,
-    visit: str,
-    known: Spectrograph = Spectrograph(),
-    settings: tuple[SkySettings, SkyVariation] = (SkySettings(), SkyVariation()),
-    air: Callable[[str], Curve | None] = lambda visit: None,
-) -> tuple[Spectrum, list[SkyFit]]:
-    """Sky of one visit of a store, and the fits it rests on; see `Skies`, which keeps these for other visits."""
-    return Skies(store, SkyConfig(stale=settings[1].stale), known, settings, air).of_visit(visit)

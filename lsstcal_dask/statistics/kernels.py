@@ -42,8 +42,6 @@ __all__ = ["DTYPES", "LANES", "MEDIAN", "MODEL", "SAMPLE", "STRIP", "Model", "ru
 
 MEDIAN, SAMPLE, MODEL = 0, 1, 2
 STRIP: Final = 64  # a strip has a multiple of so many pixels: whole cache lines, for none may be needed twice
-_WIDEST: Final = 4 * STRIP
-_CACHE: Final = 4096  # floats of a strip of all exposures that fill half of a first-level cache
 _AHEAD: Final = 512  # pixels between those being read and those that memory is asked for
 
 

@@ -1,33 +1,24 @@
 """Acceptance of the layers that make fringes, and of maps of fringes of the sky (Lupton 2016, Sec. 2.9; §13)."""
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
-from lsstcal_dask.verify.metric import OURS, Case, Metric, Of
+from lsstcal_dask.verify.metric import OURS, Case, Metric, Of, of_any, rowwise
 
 __all__ = ["OF_LAYERS", "OF_MAPS"]
 
 
-def _nothing(case: Case) -> None:
-    """Stands where the name of a product is not known yet."""
-
-
 def _layer(variable: str) -> Of:
     """Median of the thickness of a layer."""
-    return lambda case, name: _medians(case.values(name, variable))
-
-
-def _medians(values: np.ndarray) -> np.ndarray:
-    """Median (amplifier,) of the finite values; NaN of none."""
-    known = [row[np.isfinite(row)] for row in values.reshape(len(values), -1)]
-    return np.array([np.median(row) if row.size else np.nan for row in known])
+    return lambda case, name: rowwise(case.values(name, variable), np.median)
 
 
 def _frames(case: Case, name: str) -> np.ndarray:
     """Median over the blocks (amplifier,) that any frame tells."""
     found = case.values(name, "fringe_frames")
-    return _medians(np.where(found > 0, found, np.nan))
+    return rowwise(np.where(found > 0, found, np.nan), np.median)
 
 
 def _strength(case: Case, name: str) -> np.ndarray:
@@ -51,60 +42,44 @@ def _rms(maps: np.ndarray, variance: np.ndarray, amplitude: np.ndarray) -> float
     return float(np.median(np.sqrt(np.maximum(np.einsum("fk,kl,fl->f", a, square, a), 0))))
 
 
-OF_LAYERS: Final[tuple[tuple[Metric, Of], ...]] = (
-    (
-        Metric(
-            "",
-            "silicon",
-            _nothing,
-            f"Lupton Sec. 2.9: 100 um; {OURS}",
-            "median thickness of the silicon by its fringes",
-            limits=(50, 300),
-            aim=(80, 250),
-            unit="um",
-        ),
+OF_LAYERS: Final[tuple[Callable[[str], Metric], ...]] = (
+    of_any(
+        "silicon",
         _layer("silicon_thickness"),
+        f"Lupton Sec. 2.9: 100 um; {OURS}",
+        "median thickness of the silicon by its fringes",
+        limits=(50, 300),
+        aim=(80, 250),
+        unit="um",
     ),
-    (
-        Metric(
-            "",
-            "glue",
-            _nothing,
-            f"Guo et al. 2023: some ten micrometres; {OURS}",
-            "median thickness of the glue below the silicon by its fringes",
-            limits=(0, 100),
-            aim=(1, 50),
-            unit="um",
-        ),
+    of_any(
+        "glue",
         _layer("glue_thickness"),
+        f"Guo et al. 2023: some ten micrometres; {OURS}",
+        "median thickness of the glue below the silicon by its fringes",
+        limits=(0, 100),
+        aim=(1, 50),
+        unit="um",
     ),
 )
 """Of product ``fringes``."""
 
-OF_MAPS: Final[tuple[tuple[Metric, Of], ...]] = (
-    (
-        Metric(
-            "",
-            "frames",
-            _nothing,
-            f"SCIENCE 2.9: fewer than 10 are refused; that a block lacks half of them, and 20: {OURS}",
-            "median number of frames of the sky behind a block",
-            limits=(5, np.inf),
-            aim=(20, np.inf),
-        ),
+OF_MAPS: Final[tuple[Callable[[str], Metric], ...]] = (
+    of_any(
+        "frames",
         _frames,
+        f"SCIENCE 2.9: fewer than 10 are refused; that a block lacks half of them, and 20: {OURS}",
+        "median number of frames of the sky behind a block",
+        limits=(5, np.inf),
+        aim=(20, np.inf),
     ),
-    (
-        Metric(
-            "",
-            "strength",
-            _nothing,
-            f"Guo et al. 2023: 4e-4 to 2e-3 of the sky in y, of a fast beam; beyond that {OURS}",
-            "rms of what a frame has of the maps, relative to its sky and beyond their noise; median of the frames",
-            limits=(0, 0.1),
-            aim=(1e-5, 0.02),
-        ),
+    of_any(
+        "strength",
         _strength,
+        f"Guo et al. 2023: 4e-4 to 2e-3 of the sky in y, of a fast beam; beyond that {OURS}",
+        "rms of what a frame has of the maps, relative to its sky and beyond their noise; median of the frames",
+        limits=(0, 0.1),
+        aim=(1e-5, 0.02),
     ),
 )
 """Of products ``fringe_frame-FILTER`` and ``fringe_modes-FILTER``."""

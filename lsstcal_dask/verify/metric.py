@@ -28,6 +28,8 @@ __all__ = [
     "each",
     "limits_of",
     "number",
+    "of_any",
+    "rowwise",
     "span",
     "with_error",
     "worst_of",
@@ -108,6 +110,17 @@ class Metric:
     def key(self) -> str:
         """Name that no other metric has."""
         return f"{self.product}: {self.name}"
+
+
+def rowwise(values: np.ndarray, of: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """A number (amplifier,) of the finite values of each amplifier, of (amplifier, ...); NaN of none."""
+    known = [row[np.isfinite(row)] for row in values.reshape(len(values), -1)]
+    return np.array([float(of(row)) if row.size else np.nan for row in known])
+
+
+def of_any(name: str, measure: Of, source: str, prose: str, **others: Any) -> Callable[[str], Metric]:
+    """Give what makes a metric of a product, once its name is known; ``others`` are further fields of `Metric`."""
+    return lambda product: Metric(product, name, lambda case: measure(case, product), source, prose, **others)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lsstcal_dask.physics.spectra import Curve, photons
 from lsstcal_dask.pipeline.flatfields import sky_of
 from lsstcal_dask.pipeline.observatory import SimulateConfig, simulate
 from lsstcal_dask.pipeline.passbands import rubin_passband, rubin_quantum_efficiency, store_passband
-from lsstcal_dask.pipeline.sky import Skies, measured_skies, sky_of_visit
+from lsstcal_dask.pipeline.sky import Skies, measured_skies
 from lsstcal_dask.pipeline.store import create_store
 from lsstcal_dask.products.sky_time import SkyConfig
 from lsstcal_dask.simulate.recipes import Night, Plan
@@ -41,7 +41,7 @@ def test_spectra_are_found_by_the_time_of_their_visits(store):
 
 def test_the_sky_of_a_visit_comes_from_its_own_spectrum(store):
     visit = measured_skies(store)[1]
-    spectrum, fits = sky_of_visit(store, visit.name)
+    spectrum, fits = Skies(store).of_visit(visit.name)
     assert len(fits) == VISITS
     own = fits[1].spectrum
     assert fits[1].measured.name == visit.name
@@ -53,7 +53,7 @@ def test_the_sky_of_a_visit_comes_from_its_own_spectrum(store):
 
 def test_what_is_missing_is_named(store, tmp_path):
     with pytest.raises(CalibrationError, match="has no exposure V9"):
-        sky_of_visit(store, "V9")
+        Skies(store).of_visit("V9")
     empty = create_store(tmp_path / "s", "mini1")
     with pytest.raises(InsufficientInputs, match="has no spectrum of the sky of a visit that it holds"):
         measured_skies(empty)
@@ -68,7 +68,7 @@ def test_a_visit_whose_spectrum_is_far_is_refused(store, monkeypatch):
     late = sky._times(store)
     monkeypatch.setattr(sky, "_times", lambda store: late | {visits[0]: late[visits[0]] - np.timedelta64(40, "m")})
     with pytest.raises(StaleCalibration, match=f"the nearest spectrum, {visits[2]}, is 4. min away, more than 20"):
-        sky_of_visit(store, visits[0])
+        Skies(store).of_visit(visits[0])
     source, _ = sky_of(Skies(store), "none", visits[0], stale=True)
     assert source.spectrum.line_flux.sum() > 0
 
