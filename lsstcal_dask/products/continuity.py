@@ -240,7 +240,8 @@ def gain_changes(
     """Relative gains of one epoch over those of another (amplifier,), errors, remarks: as `gain_ratios`.
 
     The steps are those of the quotient of the mean flats, in which the sizes of pixels, dust and the shape of the
-    lamp cancel: only photon noise is left, and a change of a per mille stands out.
+    lamp cancel: only photon noise is left, and a change of a per mille stands out. The median amplifier is taken not
+    to have changed: with a product of one, a jump of one amplifier would be a change of all the others.
 
     Parameters
     ----------
@@ -248,7 +249,9 @@ def gain_changes(
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         quotients = [second / first for first, second in zip(before, after, strict=True)]
-    return gain_ratios(quotients, detector, config)
+    value, error, remarks = gain_ratios(quotients, detector, config)
+    middle = np.nanmedian(value)
+    return value / middle, error / middle, remarks
 
 
 def check_continuity(raw: xr.Dataset, config: ContinuityConfig) -> None:

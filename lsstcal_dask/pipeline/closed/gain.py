@@ -4,9 +4,9 @@ A hit knows its charge to 1.4 %. For a scatter of 1e-3 from amplifier to amplifi
 half of that: 800 hits, which an exposure of two seconds has in an amplifier of LSSTCam; fifty of mini9 would be needed.
 Photon transfer of that precision takes the fluctuations of 25 pairs; here the twins take them away (see `transfer`).
 
-A trap of the register takes the same few electrons of every hit that passes it, up to 3e-3 of its charge. One that lies
-at the beginning of the register is passed by all, and nothing in the hits tells it from a gain: amplifiers with a trap
-are told of by themselves.
+A trap of the register takes the same few electrons of every hit that passes it, up to 1e-2 of its charge. One that lies
+at the beginning of the register is passed by all, and nothing in the hits tells it from a gain, so that 55Fe and photon
+transfer differ by as much: amplifiers with a trap are told of by themselves.
 """
 
 import numpy as np
@@ -50,12 +50,10 @@ def measure(
     transfer = np.array(
         [[_bias(site.seed, i, ccd, g, shape) for i, g in enumerate(gains_of(site, ccd))] for site, ccd in ccds[:seeds]]
     )
-    ratio = (1 + transfer) / (1 + off[:seeds])
-    scatter = (ratio / np.nanmean(ratio, axis=1, keepdims=True) - 1) / np.sqrt(1 - 1 / ratio.shape[1])
+    ratio = (1 + transfer) / (1 + even[:seeds])
+    scatter = (ratio / np.nanmean(ratio, axis=1, keepdims=True) - 1) / share[:seeds]
     targets = [
-        pulls("2.2", "55Fe, gain in its CCD", np.where(trap > 0, np.nan, apart) / told / share)[
-            0
-        ],  # their mean is zero
+        pulls("2.2", "55Fe, gain in its CCD", np.where(trap > 0, np.nan, apart) / told / share)[0],  # of mean zero
         Target("2.2", "photon transfer over 55Fe: scatter in a CCD", "", 0.0, 1e-3, *rms(scatter), seeds),
     ]
     if (trap > 0).any():
