@@ -61,6 +61,7 @@ class _Models:
     wander: np.ndarray  # (model, block)
     jitter: np.ndarray  # (model,)
     inverse: np.ndarray  # (model, block + 1) of all power, and twice the logarithm that goes with it
+    rough: np.ndarray  # (block + 1, model) float32, the same: good to a thousandth where models are close
 
 
 @lru_cache(maxsize=8)
@@ -73,7 +74,8 @@ def _models(rows: int, first: int) -> _Models:
     constant = np.log(power) @ np.diff(edges)  # of the last model, noise alone, this is zero
     # And with what is known beforehand.
     constant[:-1] += 2 * np.log((len(a) - 1) / (_FEW if first == 1 else 1))
-    return _Models(wander, jitter, np.column_stack([1 / power, constant]))
+    inverse = np.column_stack([1 / power, constant])
+    return _Models(wander, jitter, inverse, np.ascontiguousarray(inverse.T, np.float32))
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     rows = power.shape[1]
     models, edges = _models(rows, first), _blocks(rows, first)
     power = np.add.reduceat(power, edges[:-1], axis=1) / own[:, None]
-    cost = np.column_stack([power, np.ones(len(power))]) @ models.inverse.T  # -2 log of how likely each model is
-    least = cost.min(axis=1, keepdims=True)
+    power = np.column_stack([power, np.ones(len(power))])
     # Most models are so far off that only time is lost on them.
-    near = np.flatnonzero((cost < least + _FAR).any(axis=0))
-    weight = np.exp(-0.5 * (cost[:, near] - least))
+    cost = power.astype(np.float32) @ models.rough  # -2 log of how likely each model is
+    near = np.flatnonzero((cost < cost.min(axis=1, keepdims=True) + np.float32(_FAR)).any(axis=0))
+    cost = power @ models.inverse[near].T
+    weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
     likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
     weight = weight[:, likely] / weight.sum(axis=1, keepdims=True)
     likely = near[likely]

@@ -124,7 +124,9 @@ def _stack_variables(stack: Stack, present: np.ndarray, shape: tuple[int, int]) 
     shape : (ny, nx) of the padded image.
     """
     frames = _padded(stack.frames, shape, 0)
-    mask = (frames == 0) * np.uint16(MASK_BITS["NO_DATA"])
+    mask = np.zeros(shape, np.uint16)
+    if not frames.min():  # most amplifiers have no such pixel, and a comparison of all of them takes longer
+        mask[frames == 0] = MASK_BITS["NO_DATA"]
 
     def spread(values: np.ndarray, fill: float) -> np.ndarray:
         out = np.full(len(present), fill, values.dtype)

@@ -156,14 +156,14 @@ def _odd_structure(exposures: Exposures, residuals: Residuals, reject: float) ->
     blocks = residuals.blocks
     if len(blocks) < 3:
         return {}
-    level = blocks.mean(axis=(1, 2))
-    sigma2 = np.maximum(residuals.sigma[:, None, None], 1e-3) ** 2 / residuals.pixels
-    sigma2 = sigma2 + np.nan_to_num(exposures.row_variance)[:, None, None]
-    chi2 = ((blocks - level[:, None, None]) ** 2 / sigma2).mean(axis=(1, 2))
-    freedom = max(blocks[0].size - 1, 1)
+    flat, noise2 = blocks.reshape(len(blocks), -1), np.maximum(residuals.sigma[:, None], 1e-3) ** 2
+    variance = noise2 / residuals.pixels.reshape(-1) + np.nan_to_num(exposures.row_variance)[:, None]
+    off = flat - flat.mean(axis=1, keepdims=True)
+    chi2 = (off * off / variance).mean(axis=1)
+    freedom = max(flat.shape[1] - 1, 1)
     # Pattern noise common to all frames raises their chi2 and its scatter: judge each against the others.
-    typical = max(1.0, float(np.median(chi2)))
-    scatter = 1.4826 * float(np.median(np.abs(chi2 - np.median(chi2))))
+    middle = float(np.median(chi2))
+    typical, scatter = max(1.0, middle), 1.4826 * float(np.median(np.abs(chi2 - middle)))
     limit = typical + reject * max(typical * float(np.sqrt(2 / freedom)), scatter)
     return {
         int(i): f"its structure differs from the others' (chi2 {chi2[i]:.1f}, limit {limit:.1f})"

@@ -169,11 +169,9 @@ def _dataset(
     detectors = [detector.name for detector in camera.detectors]
     pixels = np.zeros((len(names), len(detectors)), dtype="S16")
     kinds = np.zeros(pixels.shape, dtype="S8")
-    for i, name in enumerate(names):
-        for j, detector in enumerate(detectors):
-            if record := records.get((name, detector)):
-                pixels[i, j] = record.pixels
-                kinds[i, j] = record.dtype
+    placed = _placed(names, detectors, records)
+    for place, record in placed.items():
+        pixels[place], kinds[place] = record.pixels, record.dtype
     dtypes = [kind.decode() for kind in np.unique(kinds[pixels != b""])]
     dtype = np.result_type(*dtypes) if dtypes else np.dtype(camera.dtype)
     shape = (*pixels.shape, len(camera.amplifier_names), *camera.raw_shape)
@@ -196,23 +194,27 @@ def _dataset(
                 attributes("amplifier"),
             ),
             **_header_coordinates(names, headers),
-            **_sequencers(names, detectors, records),
-            **_numbers(names, detectors, records),
+            **_sequencers(placed, pixels.shape),
+            **_numbers(placed, pixels.shape),
         },
         attrs={"camera": camera.name},
     )
     return validate(dataset)
 
 
-def _sequencers(
+def _placed(
     names: list[str], detectors: list[str], records: dict[tuple[str, str], FrameRecord]
-) -> dict[str, xr.Variable]:
+) -> dict[tuple[int, int], FrameRecord]:
+    """The records of these exposures and detectors, by their places among them."""
+    row, column = ({name: i for i, name in enumerate(given)} for given in (names, detectors))
+    return {(row[e], column[d]): record for (e, d), record in records.items() if e in row and d in column}
+
+
+def _sequencers(placed: dict[tuple[int, int], FrameRecord], shape: tuple[int, int]) -> dict[str, xr.Variable]:
     """Program by which each frame was read, as its own file said; nothing where no file says so."""
-    found = np.full((len(names), len(detectors)), "", dtype=object)
-    for i, name in enumerate(names):
-        for j, detector in enumerate(detectors):
-            if record := records.get((name, detector)):
-                found[i, j] = str((record.own or record.header).get("sequencer", ""))
+    found = np.full(shape, "", dtype=object)
+    for place, record in placed.items():
+        found[place] = str((record.own or record.header).get("sequencer", ""))
     known = bool((found != "").any())
     return {"sequencer": xr.Variable(("exposure", "detector"), found, attributes("sequencer"))} if known else {}
 
@@ -220,16 +222,12 @@ def _sequencers(
 _BY_DETECTOR = {"temperature": "K", "voltage": "V"}
 
 
-def _numbers(
-    names: list[str], detectors: list[str], records: dict[tuple[str, str], FrameRecord]
-) -> dict[str, xr.Variable]:
+def _numbers(placed: dict[tuple[int, int], FrameRecord], shape: tuple[int, int]) -> dict[str, xr.Variable]:
     """Numbers that each detector has for itself, as its own file said; nothing where no file says so."""
-    found = {key: np.full((len(names), len(detectors)), np.nan) for key in _BY_DETECTOR}
-    for i, name in enumerate(names):
-        for j, detector in enumerate(detectors):
-            if record := records.get((name, detector)):
-                for key, values in found.items():
-                    values[i, j] = (record.own or record.header).get(key, np.nan)
+    found = {key: np.full(shape, np.nan) for key in _BY_DETECTOR}
+    for place, record in placed.items():
+        for key, values in found.items():
+            values[place] = (record.own or record.header).get(key, np.nan)
     return {
         key: xr.Variable(("exposure", "detector"), values, attributes(key, _BY_DETECTOR[key]))
         for key, values in found.items()
