@@ -116,7 +116,8 @@ def _draw_histogram(axes: "Axes", result: Result) -> None:
         ]
         left, right = min([low - margin, *near]), max([high + margin, *near])
         rim = 0.03 * (right - left)
-        axes.hist(values, bins=np.linspace(left, right, _BINS + 1), color="#3b6ea5")  # type: ignore[arg-type]
+        counts, at = np.histogram(values, np.linspace(left, right, _BINS + 1))
+        axes.stairs(counts, at, fill=True, color="#3b6ea5")  # one shape: forty bars cost a fifth of the figure
         axes.set_xlim(left - rim, right + rim)
         for (bottom, top), colour, name in (
             (result.metric.limits, _FAIL, "fails beyond"),
