@@ -34,6 +34,7 @@ _UNLIKELY: Final = 1e-6  # models less likely than so many of the likeliest are 
 _FEW: Final = 20  # times as likely as noise alone are all other models, of few rows
 _TURNS: Final = 3  # of transient and wander, of frames with rows so few that the slow ones of the two are alike
 _FAR: Final = 100.0  # twice the logarithm of how much less likely a model is that is lost in the rounding of the sum
+_ROUGH: Final = 1e-5  # more than the rounding of such a number in single precision, relative
 _FILLS: Final = 10  # steps towards the values of rows that have no mean
 
 
@@ -106,7 +107,8 @@ def _likely(power: np.ndarray, own: np.ndarray, first: int) -> _Parts:
     power = np.column_stack([power, np.ones(len(power))])
     # Most models are so far off that only time is lost on them.
     cost = power.astype(np.float32) @ models.rough  # -2 log of how likely each model is
-    near = np.flatnonzero((cost < cost.min(axis=1, keepdims=True) + np.float32(_FAR)).any(axis=0))
+    limit = cost.min(axis=1, keepdims=True) * np.float32(1 + _ROUGH) + np.float32(_FAR)
+    near = np.flatnonzero((cost < limit).any(axis=0))
     cost = power @ models.inverse[near].T
     weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
     likely = np.flatnonzero(weight.max(axis=0) > _UNLIKELY)
