@@ -34,7 +34,7 @@ from rich.table import Table
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.store import create_store, open_store
-from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
+from lsstcal_dask.pipeline.synthesis import CubeOpener, block_for, scan_of
 from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amplifiers, synthesize
 from lsstcal_dask.products.weights import Scan, WeightsConfig, make_weights
 from lsstcal_dask.statistics.weighted import add_slices
@@ -138,9 +138,8 @@ def run_ccd(url: str, spectra: int, amplifiers: int, slices: int, config: Synthe
     part = nm[[0, slices - 1]]
     sources = [Spectrum(part, np.array([1.0, 1 + i / 10]), str(i)) for i in range(spectra)]
     weights = tuple(make_weights(one, None, scan_of(cube, store.camera), config=config.weights) for one in sources)
-    task = Task(
-        weights, store.camera, cube.layout.amplifiers, CubeOpener(url, "c", 1, min(max(8, 2 * spectra), 64)), config
-    )
+    opener = CubeOpener(url, "c", 1, block_for(spectra, cube.layout))
+    task = Task(weights, store.camera, cube.layout.amplifiers, opener, config)
     detector = store.camera.detector(DETECTOR)
     found = synthesis_amplifiers(task.open_slices(DETECTOR), detector, task)
     return sum(float(one["image"].values[0, 0, 0]) for _, (_, one) in zip(range(amplifiers), found, strict=False))
