@@ -34,7 +34,7 @@ from rich.table import Table
 from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.store import create_store, open_store
-from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
+from lsstcal_dask.pipeline.synthesis import CubeOpener, block_for, scan_of
 from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amplifiers, synthesize
 from lsstcal_dask.products.weights import Scan, WeightsConfig, make_weights
 from lsstcal_dask.statistics.weighted import add_slices
@@ -48,7 +48,9 @@ DETECTOR = "R22_S11"
 SHAPE = (2002, 512)
 DISTINCT = 8  # slices that lie in the store
 SPECTRA = (1, 6, 32)
-ALL = SynthesisConfig(weights=WeightsConfig(negligible=0), variance=False)
+ALL = SynthesisConfig(  # a spectrum of the first slices alone leaves the light of the others unknown
+    weights=WeightsConfig(negligible=0, uncovered=0.99), variance=False
+)
 
 TARGETS: tuple[tuple[str, str, str, float], ...] = (  # what, of what, at least this ratio of their times
     ("kernel float32, 1 spectrum", "roof", "of the roof", 0.75),
@@ -136,9 +138,8 @@ def run_ccd(url: str, spectra: int, amplifiers: int, slices: int, config: Synthe
     part = nm[[0, slices - 1]]
     sources = [Spectrum(part, np.array([1.0, 1 + i / 10]), str(i)) for i in range(spectra)]
     weights = tuple(make_weights(one, None, scan_of(cube, store.camera), config=config.weights) for one in sources)
-    task = Task(
-        weights, store.camera, cube.layout.amplifiers, CubeOpener(url, "c", 1, min(max(8, 2 * spectra), 64)), config
-    )
+    opener = CubeOpener(url, "c", 1, block_for(spectra, cube.layout))
+    task = Task(weights, store.camera, cube.layout.amplifiers, opener, config)
     detector = store.camera.detector(DETECTOR)
     found = synthesis_amplifiers(task.open_slices(DETECTOR), detector, task)
     return sum(float(one["image"].values[0, 0, 0]) for _, (_, one) in zip(range(amplifiers), found, strict=False))

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from lsstcal_dask import cli
 from lsstcal_dask.errors import CalibrationError, WrongUse
+from lsstcal_dask.pipeline.flatfields import read_lamp
 
 SCIENCE = small_day()[-1].name
 COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "show", "verify"]
@@ -333,6 +334,8 @@ def test_a_corrected_header_is_seen_and_what_was_made_of_it_is_not_used(store, r
         (["--sky", "nearest"], "--sky needs --visit"),
         (["--flux-unit", "Jy"], "--wavelength-unit and --flux-unit belong together"),
         (["--flux-unit", "Jy", "--wavelength-unit", "nm"], "--wavelength-unit and --flux-unit are of a file"),
+        (["--medium", "air"], "--medium is of the wavelengths of a file: give a file of --spectrum"),
+        (["--medium", "air", "--spectrum", "flat-fnu"], "--medium is of the wavelengths of a file"),
     ],
 )
 def test_options_of_synthesize_that_would_be_ignored_are_refused(store, options, says):
@@ -353,6 +356,38 @@ def test_options_of_fringes_that_would_be_ignored_are_refused(store, options, sa
     code, out, err = run("fringes", store, *options)
     assert (code, out) == (2, "")
     assert says in " ".join(err.replace("\u2502", "").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--medium", "air"], "--medium is of the wavelengths of a file: give a file of --lamp"),
+        (["--flux-unit", "Jy"], "--wavelength-unit and --flux-unit belong together"),
+        (["--flux-unit", "Jy", "--wavelength-unit", "nm"], "--wavelength-unit and --flux-unit are of a file"),
+    ],
+)
+def test_options_of_contamination_that_would_be_ignored_are_refused(store, options, says):
+    code, out, err = run("contamination", store, "--filter", "r", "--lamp", "flat-fnu", *options)
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.replace("\u2502", "").split())
+
+
+def test_the_units_of_a_lamp_are_said_or_given(store, tmp_path):
+    """With them the next thing that lacks is the flats; a lamp of energy in air is another than one of photons."""
+    lamp = tmp_path / "lamp.txt"
+    np.savetxt(lamp, np.stack([np.arange(300.0, 1150.0, 10), np.ones(85)], 1))
+    asked = ("contamination", store, "--filter", "r", "--lamp", lamp)
+    code, _, err = run(*asked)
+    assert code != 0
+    assert "has no unit: say it" in err
+    code, _, err = run(*asked, "--wavelength-unit", "nm", "--flux-unit", "W / nm", "--medium", "air")
+    assert "has no unit" not in err
+    assert "broadband-r" in err
+    energy, photons = (read_lamp(lamp, ("nm", unit)) for unit in ("W / nm", "photon / nm"))
+    ratio = energy.density / photons.density
+    np.testing.assert_allclose(ratio / ratio[0], energy.wavelength / energy.wavelength[0])
+    shift = read_lamp(lamp, ("nm", "W / nm"), "air").wavelength - energy.wavelength
+    assert shift[50] == pytest.approx(0.22, abs=0.01)  # at 800 nm
 
 
 def test_filters_named_twice_are_refused_before_anything_is_made(store):

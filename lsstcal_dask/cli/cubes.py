@@ -23,6 +23,8 @@ from lsstcal_dask.cli.app import (
 
 __all__: list[str] = []
 
+WavelengthUnitOption = Annotated[str | None, typer.Option(help="Of the spectrum, if its file does not say it.")]
+FluxUnitOption = Annotated[str | None, typer.Option(help="The same, as 'erg / (s cm2 Angstrom)'.")]
 MediumOption = Annotated[
     Literal["air", "vacuum"] | None,
     typer.Option(help="Of the wavelengths of spectra that do not say it themselves; vacuum by default."),
@@ -174,8 +176,8 @@ def synthesize(
             help="File of the source's spectrum (FITS, ECSV, text); flat-fnu, even energy per frequency, by default."
         ),
     ] = None,
-    wavelength_unit: Annotated[str | None, typer.Option(help="Of the spectrum, if its file does not say it.")] = None,
-    flux_unit: Annotated[str | None, typer.Option(help="The same, as 'erg / (s cm2 Angstrom)'.")] = None,
+    wavelength_unit: WavelengthUnitOption = None,
+    flux_unit: FluxUnitOption = None,
     visit: Annotated[
         list[str] | None, typer.Option(help="Exposure whose sky is the source, for that exposure; may be repeated.")
     ] = None,
@@ -210,6 +212,8 @@ def synthesize(
     said |= {"--atmosphere": atmosphere, "--valid-from": valid_from, "--valid-until": valid_until}
     unit = _both(wavelength_unit, flux_unit)
     _only_one_source(visit, {"--stale": stale, "--sky": sky}, said)
+    file = spectrum not in (None, flatfields.FLAT_FNU)
+    _only_of_a_file(file, "a file of --spectrum", unit, None if visit or atmosphere else medium)
     every, opened = read_config(config), open_store(store)
     settings = every.synthesis
     skies = Skies(opened, every.sky.model_copy(update=_given(mode=sky, medium=medium)))
@@ -250,15 +254,23 @@ def _only_one_source(visit: list[str] | None, of_sky: dict[str, Any], said: dict
         raise typer.BadParameter(f"{other[0]} cannot be with --visit, whose sky and time count: leave one of them out")
     if not visit and (alone := _said(of_sky)):
         raise typer.BadParameter(f"{alone[0]} needs --visit")
-    if said["--flux-unit"] and not said["--spectrum"]:
-        raise typer.BadParameter("--wavelength-unit and --flux-unit are of a file: give --spectrum")
+
+
+def _only_of_a_file(there: bool, what: str, unit: tuple[str, str] | None, medium: str | None) -> None:
+    """Refuse what is said of a file that is not given: flat-fnu says everything itself."""
+    if unit and not there:
+        raise typer.BadParameter(f"--wavelength-unit and --flux-unit are of a file: give {what}")
+    if medium and not there:
+        raise typer.BadParameter(f"--medium is of the wavelengths of a file: give {what}")
 
 
 @app.command()
 def contamination(
     store: StoreArgument,
     band: Annotated[list[str], typer.Option("--filter", help="Filter; two or more tell what dust is gray.")],
-    lamp: Annotated[str, typer.Option(help="File of the broadband lamp's spectrum (FITS, ECSV).")],
+    lamp: Annotated[str, typer.Option(help="File of the broadband lamp's spectrum (FITS, ECSV, text), or flat-fnu.")],
+    wavelength_unit: WavelengthUnitOption = None,
+    flux_unit: FluxUnitOption = None,
     medium: MediumOption = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     night: Annotated[str, typer.Option(help="Night of the flats, as 2026-07-01; the last of each filter.")] = "",
@@ -279,11 +291,13 @@ def contamination(
     from lsstcal_dask.pipeline.broadband import make_broadband  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415
     from lsstcal_dask.pipeline.contamination import check_bands, find_contamination  # noqa: PLC0415
-    from lsstcal_dask.pipeline.flatfields import product_of, read_lamp  # noqa: PLC0415
+    from lsstcal_dask.pipeline.flatfields import FLAT_FNU, product_of, read_lamp  # noqa: PLC0415
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     check_bands(band)
-    settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp, medium=medium)
+    unit = _both(wavelength_unit, flux_unit)
+    _only_of_a_file(lamp != FLAT_FNU, "a file of --lamp", unit, medium)
+    settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp, unit, medium)
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         there = True

@@ -11,7 +11,7 @@ from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.sky import SkyFit, SkySettings, fit_sky
 from lsstcal_dask.products.sky_model import Measured, Spectrograph, measured_from_table
-from lsstcal_dask.products.sky_time import SkyConfig, SkyVariation, sky_spectrum
+from lsstcal_dask.products.sky_time import SkyConfig, SkyVariation, nearest_of_night, sky_spectrum
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.tables import input_names, read_input
 
@@ -109,7 +109,7 @@ class Skies:
         time = self.time(visit)
         measured = measured_skies(self.store, time, self.config.medium)
         if self.config.mode == "nearest":
-            measured = [min(measured, key=lambda one: abs(one.time - time))]
+            measured = [measured[nearest_of_night(np.array([one.time for one in measured]), time)]]
         fits = [self._fit(one) for one in measured]
         return sky_spectrum(time, fits, self.variation, stale), fits
 

@@ -15,12 +15,13 @@ from lsstcal_dask.pipeline.cubemaps import MapsOpener, compressed_of
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.synthesis import SynthesisConfig, synthesize
 from lsstcal_dask.products.weights import Scan, make_weights
+from lsstcal_dask.storage.cubelayout import CubeLayout
 from lsstcal_dask.storage.cubes import Cube, CubeReader, read_cube
 
-__all__ = ["CubeOpener", "Source", "scan_of", "synthetic_flats"]
+__all__ = ["CubeOpener", "Source", "block_for", "scan_of", "synthetic_flats"]
 
 
-_BLOCK: Final = 64  # wavelengths read at once at most: of an amplifier of LSSTCam 131 MB
+_BLOCK: Final = 64  # wavelengths of two bytes read at once at most: of an amplifier of LSSTCam 131 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,12 @@ class CubeOpener:
     def __call__(self, detector: str) -> CubeReader:
         """Reader of a CCD."""
         return CubeReader(read_cube(self.url, self.name, self.number), detector, block=self.block)
+
+
+def block_for(flats: int, layout: CubeLayout) -> int:
+    """Wavelengths to read at once for so many flats: of codes of one byte twice as many take no more memory."""
+    by = max(2 // layout.codec.dtype.itemsize, 1)
+    return min(max(8, 2 * by * flats), by * _BLOCK)
 
 
 def scan_of(cube: Cube, camera: Camera) -> Scan:
@@ -87,7 +94,7 @@ def synthetic_flats(
     found = read_cube(store.url, cube, number)
     scan = scan_of(found, store.camera)
     weights = [make_weights(s.spectrum, s.passband, scan, s.atmosphere, config.weights) for s in sources]
-    opener = CubeOpener(store.url, cube, found.pointer.number, min(max(8, 2 * len(sources)), _BLOCK))
+    opener = CubeOpener(store.url, cube, found.pointer.number, block_for(len(sources), found.layout))
     maps: MapsOpener | None = None
     about: dict[str, Any] = {"cube": cube, "number": found.pointer.number}
     if compressed:

@@ -18,7 +18,7 @@ from lsstcal_dask.physics.airglow import line_list
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.products.sky import SkyFit
 
-__all__ = ["SkyConfig", "SkyVariation", "kriging", "sky_spectrum"]
+__all__ = ["SkyConfig", "SkyVariation", "kriging", "nearest_of_night", "sky_spectrum"]
 
 
 class SkyConfig(BaseModel):
@@ -27,7 +27,7 @@ class SkyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["interpolated", "nearest"] = Field(
-        "interpolated", description="of all spectra of the night, or the one that is nearest in time alone"
+        "interpolated", description="of all spectra of the night, or the one of these that is nearest in time alone"
     )
     stale: float = Field(20.0, gt=0, description="minutes from a visit beyond which a spectrum says too little of it")
     medium: Literal["air", "vacuum"] | None = Field(
@@ -94,13 +94,11 @@ def sky_spectrum(
         raise InsufficientInputs(f"sky at {wanted}: no spectrum of the sky: take one near the visit")
     times = np.array([fit.measured.time for fit in fits])
     minutes = (times - wanted) / np.timedelta64(1, "m")
-    near = int(np.argmin(np.abs(minutes)))
-    same = _night(times) == _night(np.array(wanted))
+    near, same = nearest_of_night(times, wanted), _same_night(times, wanted)
     if not same.any():
         raise StaleCalibration(
             f"sky at {wanted}: spectrum {fits[near].measured.name} is of another night: take one in the same night"
         )
-    near = int(np.argmin(np.where(same, np.abs(minutes), np.inf)))
     if abs(minutes[near]) > variation.stale and not stale:
         raise StaleCalibration(
             f"sky at {wanted}: the nearest spectrum, {fits[near].measured.name}, is {abs(minutes[near]):.0f} min away, "
@@ -111,9 +109,20 @@ def sky_spectrum(
     return _combined(f"sky at {wanted}", [fit.spectrum for fit in own], weights, error)
 
 
-def _night(time: np.ndarray) -> np.ndarray:
-    """Date of the noon before."""
-    return (time - np.timedelta64(12, "h")).astype("datetime64[D]")
+def nearest_of_night(times: np.ndarray, wanted: np.datetime64) -> int:
+    """Place of the time that is nearest to the wanted one, of those of its night if there are any.
+
+    A night begins at noon UTC, as a Rubin day of observation does: 8 or 9 in the morning in Chile.
+    """
+    same = _same_night(times, wanted)
+    away = np.abs(times - wanted) / np.timedelta64(1, "m")
+    return int(np.argmin(np.where(same | ~same.any(), away, np.inf)))
+
+
+def _same_night(times: np.ndarray, wanted: np.datetime64) -> np.ndarray:
+    """Whether (n,) times are of the night of another: the dates of the noons before are the same."""
+    nights = (np.append(times, wanted) - np.timedelta64(12, "h")).astype("datetime64[D]")
+    return np.asarray(nights[:-1] == nights[-1])
 
 
 def _combined(name: str, spectra: Sequence[Spectrum], weights: np.ndarray, error: float) -> Spectrum:

@@ -83,7 +83,7 @@ def sum_slices(slices: Slices, amplifier: int, vectors: np.ndarray, odd: dict[in
             wrong[k] = offset[k] + scale[k] * row[odd[k].at[odd[k].unusable]].astype(float)
     for places, image in slices.references(amplifier, used):
         own = image.reshape(-1)
-        totals += (vectors[:, places] @ level[places]).astype(np.float32)[:, None] * own
+        add_slices(totals, own[None], vectors[:, places] @ level[places, None])
         for k in set(places.tolist()) & set(wrong):
             wrong[k] += level[k] * own[odd[k].at[odd[k].unusable]]
     for k, value in wrong.items():

@@ -6,7 +6,7 @@ from lsstcal_dask.physics.airglow import line_list
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.products.sky import SkyFit
 from lsstcal_dask.products.sky_model import FINE, Measured
-from lsstcal_dask.products.sky_time import SkyVariation, kriging, sky_spectrum
+from lsstcal_dask.products.sky_time import SkyVariation, kriging, nearest_of_night, sky_spectrum
 from lsstcal_dask.simulate.airglow import Airglow, family_amplitudes
 
 START = np.datetime64("2026-08-11T03:00:00")
@@ -118,6 +118,15 @@ def test_a_stale_spectrum_is_refused_unless_allowed():
     late = 9 * 60 + 5  # 5 min after noon, when another night begins
     with pytest.raises(StaleCalibration, match=r"the nearest spectrum, V580, is 35 min away"):
         sky_spectrum(START + np.timedelta64(late, "m"), [fit(late - 10, 1.0), fit(late + 35, 1.0)])
+
+
+def test_the_nearest_spectrum_is_of_the_same_night():
+    """Noon UTC, after dawn in Chile, parts two nights: the one before it is nearer, and of the night before."""
+    noon = np.datetime64("2026-07-15T12:00:00")
+    minutes = np.array([-200, -5, 30, 90]).astype("timedelta64[m]")
+    assert nearest_of_night(noon + minutes, noon + np.timedelta64(5, "m")) == 2
+    assert nearest_of_night(noon + minutes, noon - np.timedelta64(150, "m")) == 0
+    assert nearest_of_night(noon + minutes[:2], noon + np.timedelta64(5, "m")) == 1  # no other: it will be refused
 
 
 def test_no_spectrum_is_refused():
