@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lsstcal_dask.errors import DegenerateSolution
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
-from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
+from lsstcal_dask.physics.etalon_table import Line, Span, values
 from lsstcal_dask.products.etalon_bins import Binned, bin_scan, bin_slices, blocks_of, chosen, split_scan, thinned
 from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning
 from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
@@ -235,10 +235,9 @@ def _best_order(problem: Problem, state: State) -> State:
 
 def _gains(problem: Problem, state: State) -> tuple[float, float]:
     """By how much chi2 rises without the fringes of silicon, and without those of the glue."""
-    d, h, tuning = problem.maps(state.vector)
-    table = problem.table(d, h, tuning)
+    table, at = problem.between(state.vector)
     flat = replace(table, terms=replace(table.terms, harmonics=table.terms.harmonics[:0]))
-    without = problem.total(problem.residual_of(evaluate(flat, d, h)[0]), state.vector)
+    without = problem.total(problem.residual_of(values(flat, at)), state.vector)
     n = problem.basis.shape[1]
     dull = state.vector.copy()
     dull[2 * n] = 0.0
