@@ -127,6 +127,10 @@ class Problem:
             vector[-3:-1] = np.linalg.lstsq(np.stack([u, u**2], axis=1), kept, rcond=None)[0]
         return self.at(vector)
 
+    def each(self, away: Floats) -> Floats:
+        """chi2 (block,) of residuals (wavelength, block) about their mean, of whole blocks."""
+        return np.asarray(np.sum((self.metric @ away) * away, axis=0))
+
     def maps(self, vector: Floats) -> tuple[Floats, Floats, Tuning]:
         """Thicknesses (block,), um, and tuning that parameters stand for."""
         n = self.basis.shape[1]
@@ -148,14 +152,20 @@ class Problem:
 
     def residual_of(self, fringes: Floats) -> Floats:
         """What fringes (wavelength, block) leave of the logarithms."""
-        return np.asarray(self.blocks.value - np.log(np.maximum(fringes, _DARKEST)))
+        return np.asarray(self.blocks.value - self.logarithm(fringes))
+
+    def logarithm(self, fringes: Floats) -> Floats:
+        """Of fringes, none darker than they can be."""
+        return np.asarray(np.log(np.maximum(fringes, _DARKEST)))
+
+    def mean(self, residual: Floats) -> Floats:
+        """Mean (wavelength,) over the blocks, as they share in it."""
+        return np.asarray(residual @ self.blocks.share / self.blocks.share.sum())
 
     def total(self, residual: Floats, vector: Floats) -> float:
         """chi2 of residuals and priors."""
-        share = self.blocks.share
-        mean = residual @ share / share.sum()
-        away = residual - mean[:, None]
-        found = np.sum((self.metric @ away) * away * share) + mean @ self.common @ mean
+        mean = self.mean(residual)
+        found = self.each(residual - mean[:, None]) @ self.blocks.share + mean @ self.common @ mean
         return float(found + np.sum(self._pull(vector) ** 2))
 
     def _pull(self, vector: Floats) -> Floats:
@@ -169,10 +179,10 @@ class Problem:
         table, at = self.between(vector)
         fringes, by_d, by_h = slopes(table, at)
         found = [by_d / fringes, by_h / fringes]
-        log, tuning = np.log(np.maximum(fringes, _DARKEST)), vector[-len(_STEPS) :]
+        log, tuning = self.logarithm(fringes), vector[-len(_STEPS) :]
         for i, step in enumerate(_STEPS):
             there = values(self.table(table.span, to_tuning(_moved(tuning, i, step))), at)
-            found.append((np.log(np.maximum(there, _DARKEST)) - log) / step)
+            found.append((self.logarithm(there) - log) / step)
         residual = self.residual_of(fringes)
         normal, gradient = self._normal(np.stack(found), residual)
         pull = self._pull(vector)
