@@ -53,7 +53,7 @@ _ORDERS: Final = 8  # fringes by which the first thickness may be off
 MOST: Final = 1024
 """Blocks of which the least squares are made: more do not tell a smooth map of thickness better."""
 _EACH: Final = 4.0  # small blocks for each coefficient: with fewer, splines bend between them
-_SETTLES: Final = 4  # times that blocks on a wrong fringe are looked for
+_SETTLES: Final = 6  # times that blocks on a wrong fringe are looked for
 _NEAR: Final = 0.1  # of chi2: the fit stands still
 
 
@@ -122,7 +122,7 @@ def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
     _check(blocks, prior)
     problem = Problem(blocks, fit.cone, replace(prior, scale=min(prior.scale, prior.fine)))
     start = Start(*fit.thickness_at(*blocks.centre), fit.tuning)
-    return _result(problem, _settled(problem, _solve(problem, problem.state(start))))
+    return _result(problem, _settled(problem, problem.state(start)))
 
 
 def needed(size: tuple[int, int], prior: Prior = Prior()) -> int:
@@ -236,17 +236,17 @@ def _best_order(problem: Problem, state: State) -> State:
 
 
 def _settled(problem: Problem, state: State) -> State:
-    """Blocks whose silicon is fringes off are moved, and the splines fitted again, as long as chi2 falls."""
+    """Blocks that are fringes off are moved, and the splines fitted again, as long as chi2 falls; then all is fitted."""
     for _ in range(_SETTLES):
         clear = _CLEAR * max(1.0, state.chi2 / problem.dof)
         start = moves_of(problem, state, clear)
         if start is None:
             break
-        other = _solve(problem, problem.state(start))
+        other = _solve(problem, problem.state(start), _HOPS)
         if other.chi2 > state.chi2 - clear:
             break
         state = other
-    return state
+    return _solve(problem, state)
 
 
 def _gains(problem: Problem, state: State) -> tuple[float, float]:
