@@ -236,7 +236,7 @@ def _best_order(problem: Problem, state: State) -> State:
 
 
 def _settled(problem: Problem, state: State) -> State:
-    """Blocks that are fringes off are moved, and the splines fitted again, as long as chi2 falls; then all is fitted."""
+    """Blocks that are fringes off are moved, and the splines fitted again, as long as chi2 falls."""
     for _ in range(_SETTLES):
         clear = _CLEAR * max(1.0, state.chi2 / problem.dof)
         start = moves_of(problem, state, clear)
