@@ -51,16 +51,21 @@ def moves_of(problem: Problem, state: State, clear: float) -> Start | None:
         found = problem.logarithm(values(one, places(one.span, silicon, glue)))
         return np.asarray(problem.each(left - found) * problem.blocks.share[odd])
 
+    def silicon_with(glue: Floats) -> Floats:
+        return np.asarray(d_odd + _best(lambda m: chi2(table, d_odd + m, glue), silicon, clear))
+
     slow = replace(table, terms=replace(table.terms, harmonics=table.terms.harmonics[:0]))
-    h_new = h_odd + _best(lambda m: chi2(slow, d_odd, h_odd + m), glue, clear)
-    d_new = d_odd + _best(lambda m: chi2(table, d_odd + m, h_new), silicon, clear)
-    gains = now[odd] - chi2(table, d_new, h_new) > clear
-    d[odd], h[odd] = np.where(gains, d_new, d_odd), np.where(gains, h_new, h_odd)
-    return Start(d, h, tuning) if gains.any() else None
+    h_other = h_odd + _best(lambda m: chi2(slow, d_odd, h_odd + m), glue, clear)
+    # fringes of silicon may hide those of the glue: what both say decides
+    tried = [(silicon_with(one), one) for one in (h_odd, h_other)]
+    left_by = np.array([now[odd], *(chi2(table, *pair) for pair in tried)])
+    best = np.argmin(left_by, axis=0) * (now[odd] - left_by.min(axis=0) > clear)
+    d[odd], h[odd] = (np.choose(best, [old, *new]) for old, *new in zip((d_odd, h_odd), *tried, strict=True))
+    return Start(d, h, tuning) if best.any() else None
 
 
 def _grid(fringes: int, fringe: float) -> Floats:
-    return np.arange(-fringes * _STEPS, fringes * _STEPS + 1) * (fringe / _STEPS)
+    return np.asarray(np.arange(-fringes * _STEPS, fringes * _STEPS + 1) * (fringe / _STEPS), np.float64)
 
 
 def _wider(span: Span, silicon: float, glue: float) -> Span:
