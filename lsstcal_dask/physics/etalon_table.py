@@ -14,7 +14,20 @@ from numpy.typing import NDArray
 
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Series, Tuning, series
 
-__all__ = ["Line", "Span", "Table", "evaluate", "mean_constant", "pattern_table", "span_of", "tabulate"]
+__all__ = [
+    "Line",
+    "Places",
+    "Span",
+    "Table",
+    "evaluate",
+    "mean_constant",
+    "pattern_table",
+    "places",
+    "slopes",
+    "span_of",
+    "tabulate",
+    "values",
+]
 
 Floats = NDArray[np.float64]
 
@@ -91,13 +104,60 @@ def tabulate(line: Line, span: Span, cone: Cone, mirrors: Mirrors, tuning: Tunin
     return Table(terms, span, mean_constant(line, span, cone, mirrors, tuning))
 
 
-def _weights(table: Table, silicon: Floats, glue: Floats) -> list[Floats]:
-    """Weights (node of both, place) of the value, and of its change with silicon and with glue."""
-    n = table.terms.constant.shape
-    across, steep = (_lagrange(table.span.silicon, n[1], silicon, slope) for slope in (False, True))
-    along, other = (_lagrange(table.span.glue, n[2], glue, slope) for slope in (False, True))
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Pixels or blocks between the nodes of a span, for tables of any tuning."""
+
+    silicon: Floats  # (place,) um
+    weights: tuple[Floats, ...]  # (silicon and glue node, place) of the value; of its change with silicon, with glue
+
+
+def places(span: Span, silicon: Any, glue: Any) -> Places:
+    """Weights of the nodes of a span for thicknesses (place,), um."""
+    d, h = (np.asarray(a, float).ravel() for a in (silicon, glue))
+    count = _glue_nodes(span.glue)
+    across, steep = (_lagrange(span.silicon, _SILICON_NODES, d, slope) for slope in (False, True))
+    along, other = (_lagrange(span.glue, count, h, slope) for slope in (False, True))
     pairs = ((across, along), (steep, along), (across, other))
-    return [(a[:, :, None] * b[:, None, :]).reshape(len(a), -1).T for a, b in pairs]
+    return Places(d, tuple((a.T[:, None] * b.T[None]).reshape(-1, len(d)) for a, b in pairs))
+
+
+def _terms(table: Table, weights: Floats) -> Floats:
+    """Constant, and real and imaginary parts of the harmonics, (term, wavelength, place): one product of reals."""
+    harmonics = [part for one in table.terms.harmonics for part in (one.real, one.imag)]
+    terms = np.stack([table.terms.constant, *harmonics])
+    found = terms.reshape(-1, len(weights)) @ weights
+    return np.asarray(found.reshape(len(terms), len(table.mean), -1))
+
+
+def _turn(table: Table, at: Places) -> NDArray[np.complex128]:
+    """Phase (wavelength, place) of a round trip."""
+    return np.asarray(np.exp(1j * table.terms.wave.reshape(-1, 1) * at.silicon))
+
+
+def values(table: Table, at: Places) -> Floats:
+    """Absorbed fraction over what it is without fringes, (wavelength, place): `evaluate` without slopes."""
+    terms, turn = _terms(table, at.weights[0]), _turn(table, at)
+    found, phase = terms[0], turn
+    for real, imaginary in zip(terms[1::2], terms[2::2], strict=True):
+        found += real * phase.real - imaginary * phase.imag
+        phase = phase * turn
+    return found / table.mean[:, None]
+
+
+def slopes(table: Table, at: Places) -> tuple[Floats, Floats, Floats]:
+    """`evaluate` at places whose weights are known."""
+    by, turn = [_terms(table, one) for one in at.weights], _turn(table, at)
+    (value, across, along), phase = (one[0] for one in by), turn
+    wave = table.terms.wave.reshape(-1, 1)
+    for m in range(1, len(table.terms.harmonics) + 1):
+        part, steep, other = (one[2 * m - 1] * phase.real - one[2 * m] * phase.imag for one in by)
+        value += part
+        across += steep - m * wave * (by[0][2 * m - 1] * phase.imag + by[0][2 * m] * phase.real)
+        along += other
+        phase = phase * turn
+    mean = table.mean[:, None]
+    return value / mean, across / mean, along / mean
 
 
 def evaluate(table: Table, silicon: Any, glue: Any) -> tuple[Floats, Floats, Floats]:
@@ -111,18 +171,7 @@ def evaluate(table: Table, silicon: Any, glue: Any) -> tuple[Floats, Floats, Flo
     -------
     Three arrays (wavelength, place): value, 1/um of silicon, 1/um of glue.
     """
-    d, weights, count = np.asarray(silicon, float).ravel(), _weights(table, silicon, glue), len(table.mean)
-    constant, wave = table.terms.constant.reshape(count, -1), table.terms.wave.reshape(count, 1)
-    value, across, along = (constant @ w for w in weights)
-    turn = np.exp(1j * wave * d)
-    for m, harmonic in enumerate(table.terms.harmonics, 1):
-        flat, phase = harmonic.reshape(count, -1), turn**m
-        part = (flat @ weights[0]) * phase
-        value += part.real
-        across += ((flat @ weights[1]) * phase).real - m * wave * part.imag
-        along += ((flat @ weights[2]) * phase).real
-    mean = table.mean[:, None]
-    return value / mean, across / mean, along / mean
+    return slopes(table, places(table.span, silicon, glue))
 
 
 def pattern_table(table: Table, light: Floats, silicon: Floats, glue: Floats) -> Floats:

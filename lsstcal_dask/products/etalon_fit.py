@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from lsstcal_dask.errors import DegenerateSolution
 from lsstcal_dask.physics.etalon import Cone, Mirrors, Tuning, free_range, group_index, silicon_index
-from lsstcal_dask.physics.etalon_table import Line, Span, evaluate
+from lsstcal_dask.physics.etalon_table import Line, Span, values
 from lsstcal_dask.products.etalon_bins import Binned, bin_scan, bin_slices, blocks_of, chosen, split_scan, thinned
 from lsstcal_dask.products.etalon_problem import Prior, Problem, State, spline_basis, to_tuning
+from lsstcal_dask.products.etalon_settle import moves_of
 from lsstcal_dask.products.etalon_start import Blocks, Start, first_thickness
 
 __all__ = [
@@ -52,6 +53,7 @@ _ORDERS: Final = 8  # fringes by which the first thickness may be off
 MOST: Final = 1024
 """Blocks of which the least squares are made: more do not tell a smooth map of thickness better."""
 _EACH: Final = 4.0  # small blocks for each coefficient: with fewer, splines bend between them
+_SETTLES: Final = 6  # times that blocks on a wrong fringe are looked for
 _NEAR: Final = 0.1  # of chi2: the fit stands still
 
 
@@ -120,7 +122,7 @@ def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
     _check(blocks, prior)
     problem = Problem(blocks, fit.cone, replace(prior, scale=min(prior.scale, prior.fine)))
     start = Start(*fit.thickness_at(*blocks.centre), fit.tuning)
-    return _result(problem, _solve(problem, problem.state(start)))
+    return _result(problem, _settled(problem, problem.state(start)))
 
 
 def needed(size: tuple[int, int], prior: Prior = Prior()) -> int:
@@ -233,12 +235,25 @@ def _best_order(problem: Problem, state: State) -> State:
     return _solve(problem, state)
 
 
+def _settled(problem: Problem, state: State) -> State:
+    """Blocks that are fringes off are moved, and the splines fitted again, as long as chi2 falls."""
+    for _ in range(_SETTLES):
+        clear = _CLEAR * max(1.0, state.chi2 / problem.dof)
+        start = moves_of(problem, state, clear)
+        if start is None:
+            break
+        other = _solve(problem, problem.state(start), _HOPS)
+        if other.chi2 > state.chi2 - clear:
+            break
+        state = other
+    return _solve(problem, state)
+
+
 def _gains(problem: Problem, state: State) -> tuple[float, float]:
     """By how much chi2 rises without the fringes of silicon, and without those of the glue."""
-    d, h, tuning = problem.maps(state.vector)
-    table = problem.table(d, h, tuning)
+    table, at = problem.between(state.vector)
     flat = replace(table, terms=replace(table.terms, harmonics=table.terms.harmonics[:0]))
-    without = problem.total(problem.residual_of(evaluate(flat, d, h)[0]), state.vector)
+    without = problem.total(problem.residual_of(values(flat, at)), state.vector)
     n = problem.basis.shape[1]
     dull = state.vector.copy()
     dull[2 * n] = 0.0

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.interpolate import BSpline
 
 from lsstcal_dask.physics.etalon import PIVOT, REACH, Cone, Mirrors, Tuning
-from lsstcal_dask.physics.etalon_table import Table, evaluate, span_of, tabulate
+from lsstcal_dask.physics.etalon_table import Places, Span, Table, places, slopes, span_of, tabulate, values
 from lsstcal_dask.products.etalon_start import Blocks, Start, polynomials, projector
 
 __all__ = ["Prior", "Problem", "State", "spline_basis", "to_tuning", "to_vector"]
@@ -93,7 +94,7 @@ class Problem:
         self.blocks, self.cone, self.mirrors, self.prior = blocks, cone, prior.mirrors, prior
         self.knots = _knots(blocks.size[0], prior.scale), _knots(blocks.size[1], prior.scale)
         up, across = (spline_basis(k, c) for k, c in zip(self.knots, blocks.centre, strict=True))
-        self.basis = np.einsum("ba,bc->bac", up, across).reshape(len(up), -1)
+        self.basis = sparse.csr_array(np.einsum("ba,bc->bac", up, across).reshape(len(up), -1))
         nm, total = blocks.line.wavelength, float(blocks.share.sum())
         together = total * blocks.weight
         common = together / (1 + together * prior.common**2)
@@ -107,10 +108,9 @@ class Problem:
 
     def state(self, start: Start) -> "State":
         """The splines nearest to the first thicknesses."""
-        root = np.sqrt(self.blocks.share)[:, None]
-        left = np.vstack([self.basis * root, 1e-2 * self.rough])
-        wanted = np.stack([start.silicon, start.glue], axis=1) * root
-        found = np.linalg.solve(left.T @ left, (self.basis * root).T @ wanted).T
+        share, basis = self.blocks.share[:, None], self.basis
+        left = (basis.T @ (basis * share)).toarray() + 1e-4 * self.rough.T @ self.rough
+        found = np.linalg.solve(left, basis.T @ (np.stack([start.silicon, start.glue], axis=1) * share)).T
         return self.at(np.r_[found[0], found[1], to_vector(start.tuning)])
 
     def shifted(self, state: "State", layer: int, fringes: int) -> "State":
@@ -127,30 +127,45 @@ class Problem:
             vector[-3:-1] = np.linalg.lstsq(np.stack([u, u**2], axis=1), kept, rcond=None)[0]
         return self.at(vector)
 
+    def each(self, away: Floats) -> Floats:
+        """chi2 (block,) of residuals (wavelength, block) about their mean, of whole blocks."""
+        return np.asarray(np.sum((self.metric @ away) * away, axis=0))
+
     def maps(self, vector: Floats) -> tuple[Floats, Floats, Tuning]:
         """Thicknesses (block,), um, and tuning that parameters stand for."""
         n = self.basis.shape[1]
         return self.basis @ vector[:n], self.basis @ vector[n : 2 * n], to_tuning(vector[2 * n :])
 
-    def table(self, d: Floats, h: Floats, tuning: Tuning) -> Table:
+    def table(self, span: Span, tuning: Tuning) -> Table:
         """The series of the scan between the thicknesses of its blocks."""
-        return tabulate(self.blocks.line, span_of(d, h), self.cone, self.mirrors, tuning)
+        return tabulate(self.blocks.line, span, self.cone, self.mirrors, tuning)
+
+    def between(self, vector: Floats) -> tuple[Table, Places]:
+        """The series at some parameters, and its blocks among its nodes."""
+        d, h, tuning = self.maps(vector)
+        span = span_of(d, h)
+        return self.table(span, tuning), places(span, d, h)
 
     def value(self, vector: Floats) -> float:
         """chi2 with priors."""
-        d, h, tuning = self.maps(vector)
-        return self.total(self.residual_of(evaluate(self.table(d, h, tuning), d, h)[0]), vector)
+        return self.total(self.residual_of(values(*self.between(vector))), vector)
 
     def residual_of(self, fringes: Floats) -> Floats:
         """What fringes (wavelength, block) leave of the logarithms."""
-        return np.asarray(self.blocks.value - np.log(np.maximum(fringes, _DARKEST)))
+        return np.asarray(self.blocks.value - self.logarithm(fringes))
+
+    def logarithm(self, fringes: Floats) -> Floats:
+        """Of fringes, none darker than they can be."""
+        return np.asarray(np.log(np.maximum(fringes, _DARKEST)))
+
+    def mean(self, residual: Floats) -> Floats:
+        """Mean (wavelength,) over the blocks, as they share in it."""
+        return np.asarray(residual @ self.blocks.share / self.blocks.share.sum())
 
     def total(self, residual: Floats, vector: Floats) -> float:
         """chi2 of residuals and priors."""
-        share = self.blocks.share
-        mean = residual @ share / share.sum()
-        away = residual - mean[:, None]
-        found = np.sum((self.metric @ away) * away * share) + mean @ self.common @ mean
+        mean = self.mean(residual)
+        found = self.each(residual - mean[:, None]) @ self.blocks.share + mean @ self.common @ mean
         return float(found + np.sum(self._pull(vector) ** 2))
 
     def _pull(self, vector: Floats) -> Floats:
@@ -161,14 +176,15 @@ class Problem:
 
     def at(self, vector: Floats) -> "State":
         """Normal matrix and gradient at some parameters."""
-        d, h, tuning = self.maps(vector)
-        fringes, by_d, by_h = evaluate(self.table(d, h, tuning), d, h)
-        slopes = [by_d / fringes, by_h / fringes]
+        table, at = self.between(vector)
+        fringes, by_d, by_h = slopes(table, at)
+        found = [by_d / fringes, by_h / fringes]
+        log, tuning = self.logarithm(fringes), vector[-len(_STEPS) :]
         for i, step in enumerate(_STEPS):
-            there = evaluate(self.table(d, h, to_tuning(_moved(to_vector(tuning), i, step))), d, h)[0]
-            slopes.append((np.log(np.maximum(there, _DARKEST)) - np.log(np.maximum(fringes, _DARKEST))) / step)
+            there = values(self.table(table.span, to_tuning(_moved(tuning, i, step))), at)
+            found.append((self.logarithm(there) - log) / step)
         residual = self.residual_of(fringes)
-        normal, gradient = self._normal(np.stack(slopes), residual)
+        normal, gradient = self._normal(np.stack(found), residual)
         pull = self._pull(vector)
         return State(vector, normal + self.stiff, gradient - self.rows.T @ pull, self.total(residual, vector))
 
@@ -182,21 +198,24 @@ class Problem:
         return rows
 
     def _normal(self, slopes: Floats, residual: Floats) -> tuple[Floats, Floats]:
-        """Normal matrix and right side of (parameter, wavelength, block) slopes by block, splines put in."""
-        share, basis = self.blocks.share, self.basis
-        total, n = float(share.sum()), basis.shape[1]
+        """Normal matrix and right side of (parameter, wavelength, block) slopes by block, splines put in.
+
+        A block sees 16 coefficients of each spline: products of the basis are sparse.
+        """
+        share, tuned = self.blocks.share, len(slopes) - 2
+        total = float(share.sum())
         heavy = np.einsum("lk,pkb->plb", self.metric, slopes, optimize=True) * share
         each = np.einsum("plb,qlb->pqb", slopes, heavy, optimize=True)
         right = np.einsum("plb,lb->pb", heavy, residual, optimize=True)
-        columns = [basis, basis] + [np.ones((len(share), 1))] * (len(slopes) - 2)
-        mean = np.concatenate([s @ (c * share[:, None]) / total for s, c in zip(slopes, columns, strict=True)], axis=1)
+        ones = sparse.csr_array(np.ones((len(share), 1)))
+        columns = [self.basis, self.basis] + [ones] * tuned
+        mean = np.concatenate([(c.T @ (s * share / total).T).T for s, c in zip(slopes, columns, strict=True)], axis=1)
         middle = residual @ share / total
-        normal = np.block(
-            [[a.T @ (each[p, q][:, None] * b) for q, b in enumerate(columns)] for p, a in enumerate(columns)]
-        )
+        normal = sparse.block_array(
+            [[a.T @ (b * each[p, q][:, None]) for q, b in enumerate(columns)] for p, a in enumerate(columns)]
+        ).toarray()
         gradient = np.concatenate([c.T @ right[p] for p, c in enumerate(columns)])
         between = self.common - total * self.metric
-        assert normal.shape[0] == 2 * n + len(slopes) - 2
         return normal + mean.T @ between @ mean, gradient + mean.T @ between @ middle
 
 
