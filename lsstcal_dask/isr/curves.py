@@ -40,12 +40,15 @@ def _normal_equations(mean, weight, local, first, unit):  # type: ignore[no-unty
 
     Nearly all rows of a frame have one weight: the matrix is that of equal weights, mended where they differ.
     """
-    n, ny = mean.shape
-    matrix = np.empty((n, *unit.shape))
-    right = np.zeros((n, len(unit)))
+    (n, ny), nb = mean.shape, len(unit)
+    matrix, right = np.empty((n, nb, nb)), np.zeros((n, nb))
     for i in range(n):
-        common = weight[i].max()
-        matrix[i] = common * unit
+        common = weight[i, 0]
+        for y in range(ny):  # loops, for expressions of arrays take seconds to compile
+            common = max(common, weight[i, y])
+        for a in range(nb):
+            for b in range(nb):
+                matrix[i, a, b] = common * unit[a, b]
         here, r0, r1, r2, r3 = first[0], 0.0, 0.0, 0.0, 0.0  # in registers for the rows between two knots
         for y in range(ny):
             f, part = first[y], weight[i, y] * mean[i, y]

@@ -107,13 +107,16 @@ def _mean_sizes(normal, right, widths):  # type: ignore[no-untyped-def]
     soon as one is more likely.
     """
     n, many = right.shape
-    sizes, second = np.zeros((n, many)), np.zeros((n, many, many))
+    mean, spread = np.empty((n, many)), np.empty((n, many, many))
+    sizes, second = np.empty(many), np.empty((many, many))  # the slowest decay first, as of the factor
+    guess, covariance = np.empty(many), np.empty((many, many))
     inverse, seen = np.empty((many, many)), np.empty(many)
     for f in range(n):
         most, total = -np.inf, 0.0
+        _clear(sizes, second)
         for width in widths:
             _factor(normal[f], right[f], width, inverse, seen)
-            guess, covariance = np.zeros(many), np.zeros((many, many))
+            _clear(guess, covariance)
             evidence = -np.log(width)  # beforehand 1 / width
             for a in range(many):
                 evidence += 0.5 * seen[a] ** 2 + np.log(inverse[a, a] / width)
@@ -125,13 +128,24 @@ def _mean_sizes(normal, right, widths):  # type: ignore[no-untyped-def]
                 weight, less = np.exp(evidence - most), np.exp(before - most)
                 total = total * less + weight
                 for b in range(many):
-                    sizes[f, b] = sizes[f, b] * less + weight * guess[b]
+                    sizes[b] = sizes[b] * less + weight * guess[b]
                     for c in range(many):
-                        moment = covariance[b, c] + guess[b] * guess[c]
-                        second[f, b, c] = second[f, b, c] * less + weight * moment
-        sizes[f], second[f] = sizes[f, ::-1] / total, second[f, ::-1, ::-1] / total
-        second[f] -= np.outer(sizes[f], sizes[f])
-    return sizes, second
+                        second[b, c] = second[b, c] * less + weight * (covariance[b, c] + guess[b] * guess[c])
+        for b in range(many):
+            mean[f, b] = sizes[many - 1 - b] / total
+        for b in range(many):
+            for c in range(many):
+                spread[f, b, c] = second[many - 1 - b, many - 1 - c] / total - mean[f, b] * mean[f, c]
+    return mean, spread
+
+
+@njit(nogil=True, cache=True)
+def _clear(line, square):  # type: ignore[no-untyped-def]
+    """Fill both (i,) and (i, i) with zeros; loops, for array expressions take seconds to compile."""
+    for a in range(len(line)):
+        line[a] = 0.0
+        for b in range(len(line)):
+            square[a, b] = 0.0
 
 
 def settle(modes: np.ndarray, noise: np.ndarray, use: np.ndarray, inverse: np.ndarray, spacing: int) -> Transient:

@@ -230,7 +230,7 @@ def _wander(start: np.ndarray, direction: np.ndarray, energy: float, kicks: np.n
 
     The energy falls so that the range does; each step turns by a Gaussian angle (Highland's formula).
     """
-    out = np.empty((4, len(kicks)))
+    out, steps = np.empty((4, len(kicks))), len(kicks)
     at, way = start.copy(), direction.copy()
     thin = 1 + 0.038 * np.log(_STEP / _RADIATION_LENGTH)
     for i in range(len(kicks)):
@@ -239,19 +239,29 @@ def _wander(start: np.ndarray, direction: np.ndarray, energy: float, kicks: np.n
         # d ln range / d ln energy of the formula above
         slope = reach / energy * (1.265 - 0.1908 * np.log(energy / 1e3)) if not last else 1.0
         loss = energy if last else min(energy, _STEP / slope)
-        out[:3, i] = at
+        for j in range(3):
+            out[j, i] = at[j]
         out[3, i] = loss
         momentum = energy * (energy + 2 * _MASS) / (energy + _MASS)  # p v, keV
-        way += 13600.0 / momentum * np.sqrt(_STEP / _RADIATION_LENGTH) * thin * _across(kicks[i], way)
-        way /= np.sqrt(np.sum(way * way))
-        at += _STEP * way
+        _turn(way, kicks[i], 13600.0 / momentum * np.sqrt(_STEP / _RADIATION_LENGTH) * thin)
+        for j in range(3):
+            at[j] += _STEP * way[j]
         energy -= loss
         if energy <= 0 or at[2] < 0 or at[2] > thickness:
-            return out[:, : i + 1]
-    return out
+            steps = i + 1
+            break
+    return out[:, :steps]
 
 
 @njit(cache=True, nogil=True)
-def _across(kick: np.ndarray, way: np.ndarray) -> np.ndarray:
-    """Part of ``kick`` at right angles to the unit vector ``way``."""
-    return kick - np.sum(kick * way) * way
+def _turn(way: np.ndarray, kick: np.ndarray, angle: float) -> None:
+    """Turn the unit vector ``way`` by ``angle`` times the part of ``kick`` that is at right angles to it."""
+    along, square = 0.0, 0.0
+    for j in range(3):  # loops, for array expressions take seconds to compile
+        along += kick[j] * way[j]
+    for j in range(3):
+        way[j] += angle * (kick[j] - along * way[j])
+        square += way[j] * way[j]
+    length = np.sqrt(square)
+    for j in range(3):
+        way[j] /= length

@@ -440,3 +440,28 @@ def test_too_few_usable_levels():
         make_ladder(raw, rungs, Means(faint, np.full(40, 0.1), 100, faint), 6)
     with pytest.raises(InsufficientInputs, match="usable flats, at least 30"):
         make_ladder(raw, rungs, Means(rungs.light * 6e12, np.full(40, 0.1), 100, faint), 30)
+
+
+@pytest.mark.parametrize("levels", [9, 11, 14])
+@pytest.mark.parametrize("power", [2, 5])
+def test_a_smooth_bend_is_no_turnoff_however_few_the_levels(levels, power):
+    """Two per cent at the top, up or down, that steepen with the square or the fifth power of the level.
+
+    The top grows by 0.9 of what the faint grow or more, which is where a full well is said to begin.
+    """
+    straight = Nonlinearity(on=False)
+    for seed in range(4):
+        ladder = draw(seed, np.linspace(8e3, 100e3, levels), settings=straight, well=np.inf)
+        bend = 0.02 * (-1) ** seed * (ladder.signal / 100e3) ** (power - 1)
+        found = fit_ladder(replace(ladder, signal=ladder.signal * (1 - bend)))
+        assert np.isnan(found.turnoff)
+        assert found.used.all()
+
+
+@pytest.mark.parametrize("levels", [9, 14])
+def test_few_levels_bracket_the_turnoff(levels):
+    """Half a step of the ladder is as well as it can be known where the top is not seen to be flat."""
+    straight, steps = Nonlinearity(on=False), np.linspace(8e3, 125e3, levels)
+    for seed in range(4):
+        found = fit_ladder(draw(seed, steps, settings=straight, well=90e3))
+        assert abs(found.turnoff - 90e3) < np.diff(steps)[0] / 2
