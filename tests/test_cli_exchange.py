@@ -101,6 +101,7 @@ def test_wrong_use_is_exit_2(store, arguments, says):
         (["import", "{tmp}/none", "--inputs"], "is not a store"),
         (["import", "{store}", "gain", "{tmp}/none.fits"], "error: {tmp}/none.fits: there is no such file"),
         (["export", "{store}", "gain", "-o", "{tmp}", "--version", "0"], "has no version 0 of gain"),
+        (["export", "{store}", "gain", "-o", __file__], "is a file: name a folder (--output)"),
         (["compare", "{store}", "gain"], "has no remeasured gain: build it with 'lsstcal build"),
         (["accept", "{store}", "gain"], "has no remeasured gain: build it with 'lsstcal build"),
     ],

@@ -147,8 +147,11 @@ class Problem:
         return self.table(span, tuning), places(span, d, h)
 
     def value(self, vector: Floats) -> float:
-        """chi2 with priors."""
-        return self.total(self.residual_of(values(*self.between(vector))), vector)
+        """chi2 with priors; infinite where no light would be absorbed, as far steps may have it."""
+        table, at = self.between(vector)
+        if not (np.isfinite(table.mean) & (table.mean > 0)).all():
+            return float("inf")
+        return self.total(self.residual_of(values(table, at)), vector)
 
     def residual_of(self, fringes: Floats) -> Floats:
         """What fringes (wavelength, block) leave of the logarithms."""

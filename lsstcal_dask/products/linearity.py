@@ -338,6 +338,7 @@ def _dataset(fitted: Fitted, limits: dict[str, float]) -> xr.Dataset:
     summary = {
         "exposures": int(fitted.used.sum()),
         "residual": rms,
+        "inverse_signal": float(np.mean(1 / fitted.ladder.signal)),  # 1/adu: what photons add to the residual goes so
         "bend": solution.model.bend,
         "corner": float(solution.model.corner) if np.isfinite(solution.model.corner) else None,
         "ceiling": float(ceiling),

@@ -346,7 +346,8 @@ def test_turnoff():
 
 @pytest.mark.parametrize(("residual", "verdict"), [(5e-5, "PASS"), (3e-4, "WARN"), (2e-3, "FAIL"), (None, "WARN")])
 def test_residual_of_linearity(residual, verdict):
-    found = value("linearity: residual", {"linearity": dataset()}, {"linearity": {"residual": residual}})
+    noted = {"residual": residual, "inverse_signal": 0.0}
+    found = value("linearity: residual", {"linearity": dataset()}, {"linearity": noted})
     assert found[1] == verdict
 
 
