@@ -15,7 +15,7 @@ _DMTN: Final = "DMTN-101"
 _PLAUSIBLE: Final = (1.2, 2.0)  # electron/adu, outside which Rubin calls an amplifier dead or noisy
 _PROBES: Final = 512  # levels at which a linearity curve is looked at
 _MET: Final = "the aim is met by {} of the amplifiers of LSSTCam (electro-optical tests, Run 6, flats of high flux)"
-_LATE: Final = "it fails where the light read last is late by {}; relative astrometry may err by 10 mas (LPM-17, AM1)"
+_LATE: Final = f"failing: {OURS}, where the light read last is late by {{}}"
 
 
 def _plausible(case: Case) -> bool:
@@ -416,7 +416,7 @@ METRICS: Final = (
         "deferred",
         "offset",
         _value("deferred", "offset_amplitude"),
-        f"{OURS}; {_LATE.format('1e-2 over a decay of 3 pixels = 0.03 pixels, 6 mas')}; the aim is a tenth of that",
+        f"{_LATE.format('1e-2 over a decay of 3 pixels = 0.03 pixels, 6 mas')}; the aim, a tenth of that, too",
         "offset that a pixel leaves at the output, over its signal",
         limits=(-1e-2, 1e-2),
         aim=(-1e-3, 1e-3),
