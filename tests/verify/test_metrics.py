@@ -351,6 +351,15 @@ def test_residual_of_linearity(residual, verdict):
     assert found[1] == verdict
 
 
+def test_photons_are_no_residual_of_linearity():
+    """Squares subtract: of 5e-4, 3e-4 and 4e-4 are of photons and of the curve; less than photons say is nothing."""
+    gain, pixels = 1.5, np.prod(SHAPE)
+    products = {"linearity": dataset(), "gain": dataset(gain=same(gain))}
+    for total, left in ((5e-4, 4e-4), (1e-4, 0.0)):
+        noted = {"residual": total, "inverse_signal": 9e-8 * gain * pixels}
+        np.testing.assert_allclose(value("linearity: residual", products, {"linearity": noted})[0], left, atol=1e-12)
+
+
 def parabola(k, top=8e4):
     """S = k m**2 at 40 nodes: its slope is 2 k m, its relative size k m."""
     level = np.tile(np.linspace(0, top, 40), (N, 1))
