@@ -30,6 +30,7 @@ _IDENTITY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SECTION: Final = re.compile(r"\[(\d+):(\d+),(\d+):(\d+)\]")
 _SUFFIXES: Final = (".gz", ".fz", ".fits", ".fit", ".fts")
 _TYPES: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_PACKINGS: Final = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "PLIO_1", "HCOMPRESS_1", "NOCOMPRESS")
 _STRUCTURE: Final = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|EXTEND|BZERO|BSCALE|CHECKSUM|DATASUM|END|Z?(TFORM|TTYPE).*"
 )
@@ -246,6 +247,8 @@ def _pixels(blob: bytes, unit: Hdu, index: int, where: str) -> np.ndarray:
             stored = np.frombuffer(blob, kind, int(np.prod(axes)), unit.start).reshape(axes)
         elif is_plain_rice(cards):
             stored = decode_rice(memoryview(blob)[unit.start : unit.start + unit.size], cards)
+        elif (packing := cards.get("ZCMPTYPE")) not in _PACKINGS:  # astropy warns, and takes it for Rice
+            raise ValueError(f"compression {packing!r} is unknown")
         else:
             with fits.open(BytesIO(blob), memmap=False) as opened:
                 return np.asarray(opened[index].data)
