@@ -2,11 +2,15 @@
 
 import sys
 
-from lsstcal_dask.cli import cubes, exposures, products, team  # noqa: F401 - they register their commands
+from lsstcal_dask.cli import cubes, exposures, products, team
 from lsstcal_dask.cli.app import app
 from lsstcal_dask.errors import CalibrationError, WrongUse
 
 __all__ = ["app", "main"]
+
+# Modules register their commands when they are imported; help lists them in the order of their use.
+_ORDER = [module.__name__ for module in (exposures, products, cubes, team)]
+app.registered_commands.sort(key=lambda command: _ORDER.index(getattr(command.callback, "__module__", "")))
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ _IDENTITY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SECTION: Final = re.compile(r"\[(\d+):(\d+),(\d+):(\d+)\]")
 _SUFFIXES: Final = (".gz", ".fz", ".fits", ".fit", ".fts")
 _TYPES: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_PACKINGS: Final = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "PLIO_1", "HCOMPRESS_1", "NOCOMPRESS")
 _STRUCTURE: Final = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|EXTEND|BZERO|BSCALE|CHECKSUM|DATASUM|END|Z?(TFORM|TTYPE).*"
 )
@@ -151,9 +152,9 @@ def _read_header(
     try:
         known = camera.detector(detector)
     except KeyError:
+        ends = dict.fromkeys(camera.detectors[i].name for i in (0, -1))
         raise InconsistentGeometry(
-            f"{where}: camera {camera.name} has no such detector (it has {camera.detectors[0].name} ... "
-            f"{camera.detectors[-1].name}): name the right camera"
+            f"{where}: camera {camera.name} has no such detector (it has {' ... '.join(ends)}): name the right camera"
         ) from None
     header = exposure_table(rules, cards, where, exposure_type)
     kept = {k: v for k, v in cards.items() if k != "stem" and not _STRUCTURE.fullmatch(k)}
@@ -163,17 +164,18 @@ def _read_header(
 def _read_amplifiers(
     blob: bytes, units: list[Hdu], detector: Detector, where: str
 ) -> list[tuple[Amplifier, np.ndarray]]:
-    """Every amplifier of a file that has one extension for each."""
-    by_name = {a.hdu: a for a in detector.amplifiers}
+    """Every amplifier of a file that has one extension for each; case does not count, for astropy writes capitals."""
+    by_name = {a.hdu.upper(): a.hdu for a in detector.amplifiers}
     images: dict[str, tuple[int, Hdu]] = {}
     for index, unit in enumerate(units[1:], 1):
         if unit.cards.get("XTENSION") != "IMAGE" and unit.cards.get("ZIMAGE") is not True:
             continue
-        if unit.name not in by_name or unit.name in images:
-            told = "is there twice" if unit.name in images else f"is none of {', '.join(by_name)}"
+        name = unit.name.upper()
+        if name not in by_name or name in images:
+            told = "is there twice" if name in images else f"is none of {', '.join(by_name.values())}"
             raise InconsistentGeometry(f"{where}: image extension {unit.name!r} {told}: is this a raw frame?")
-        images[unit.name] = (index, unit)
-    missing = [a.name for a in detector.amplifiers if a.hdu not in images]
+        images[name] = (index, unit)
+    missing = [a.name for a in detector.amplifiers if a.hdu.upper() not in images]
     if missing:
         raise InconsistentGeometry(
             f"{where}, amplifier {missing[0]}: {len(missing)} of {len(by_name)} amplifiers are missing "
@@ -181,7 +183,7 @@ def _read_amplifiers(
         )
     found = []
     for amplifier in detector.amplifiers:
-        index, unit = images[amplifier.hdu]
+        index, unit = images[amplifier.hdu.upper()]
         place = f"{where}, amplifier {amplifier.name}"
         _check_section(unit.cards.get("DATASEC"), amplifier.data, place, detector)
         found.append((amplifier, _shaped(_pixels(blob, unit, index, place), amplifier.raw_shape, place)))
@@ -245,10 +247,12 @@ def _pixels(blob: bytes, unit: Hdu, index: int, where: str) -> np.ndarray:
             stored = np.frombuffer(blob, kind, int(np.prod(axes)), unit.start).reshape(axes)
         elif is_plain_rice(cards):
             stored = decode_rice(memoryview(blob)[unit.start : unit.start + unit.size], cards)
+        elif (packing := cards.get("ZCMPTYPE")) not in _PACKINGS:  # astropy warns, and takes it for Rice
+            raise ValueError(f"compression {packing!r} is unknown")
         else:
             with fits.open(BytesIO(blob), memmap=False) as opened:
                 return np.asarray(opened[index].data)
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, OSError, RuntimeError, fits.VerifyError) as error:
         raise CalibrationError(f"{where}: its pixels cannot be decoded ({error}); copy the file again") from None
     return _scaled(stored, cards.get("BSCALE", 1), cards.get("BZERO", 0), where)
 

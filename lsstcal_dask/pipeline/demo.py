@@ -146,7 +146,7 @@ def _pointer(built: Built) -> Any:
 
 def _show(store: Store, folder: Path, what: str, say: Callable[[str], None]) -> str:
     path = folder / f"{what}.png"
-    say(f"$ lsstcal show {store.url} {what} -o {path}")
+    say(f"$ lsstcal show {folder / 'store'} {what} -o {path}")
     choice = dict.fromkeys(("variable", "version", "detector", "amplifier", "raw"))
     return str(show_picture(store, what, path, choice))
 

@@ -177,5 +177,5 @@ def _exposure(store: Store, exposure: str, raw: bool) -> tuple[xr.Dataset, str]:
     for name in (str(value) for value in frames["detector"].values):
         counts = frames["counts"].sel(detector=name).astype(np.float32)
         parts.append(trim(counts, store.camera.detector(name), store.camera))
-    counts = xr.concat(parts, "detector").assign_attrs(frames["counts"].attrs)
+    counts = xr.concat(parts, "detector", coords="minimal", compat="override").assign_attrs(frames["counts"].attrs)
     return xr.Dataset({"counts": counts}), f"{exposure}, {frames['exposure_type'].values}, raw"

@@ -182,8 +182,9 @@ def read_json(url: str, path: str) -> Any:
     """
     if not is_remote(url) and not Path(url, path).is_file():
         raise FileNotFoundError(f"{url}/{path}")
+    data = read_bytes(url, path)
     try:
-        return json.loads(read_bytes(url, path))
+        return json.loads(data)
     except ValueError as error:
         raise CalibrationError(f"{url}/{path}: is damaged ({error}): restore it from a copy, or delete it") from error
 

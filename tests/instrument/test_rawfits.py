@@ -515,3 +515,32 @@ def test_real_ohp(real_data):
         21121,
         np.uint16,
     )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Bytes of a Rice-compressed frame."""
+    write_frame(tmp_path / "w.fits", MINI1, make())
+    return (tmp_path / "w.fits").read_bytes()
+
+
+def test_case_of_extension_names_does_not_count(written):
+    shouted = written.replace(b"'Segment", b"'SEGMENT")
+    assert shouted != written
+    same(read_frame(shouted, MINI1), make(), cards=False)
+
+
+def test_names_that_differ_in_case_only_are_twice_the_same(written):
+    twice = written.replace(b"'Segment01'", b"'SEGMENT00'")
+    with pytest.raises(InconsistentGeometry, match=r"^b\.fits: .*'SEGMENT00' is there twice"):
+        read_frame(twice, MINI1, name="b.fits")
+
+
+@pytest.mark.parametrize(("card", "instead"), [(b"'1PB(", b"=?1P("), (b"'RICE_1", b"'RICE_7")])
+def test_what_astropy_cannot_decode_is_named(written, card, instead):
+    damaged = written.replace(card, instead)
+    assert damaged != written
+    with pytest.raises(
+        CalibrationError, match=r"^b\.fits: exposure E1, detector \S+, amplifier .*copy the file again$"
+    ):
+        read_frame(damaged, MINI1, name="b.fits")
