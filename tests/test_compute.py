@@ -335,7 +335,8 @@ def test_ctrl_c_cancels_what_has_not_started(tmp_path, scheduler):
         _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert time.monotonic() - start < 20
-    assert err.count("Traceback") == 1
+    # A signal that finds the loop of distributed between two calls is logged there as well.
+    assert err.count("Traceback") - err.count("tornado.application - ERROR") == 1
     assert err.strip().endswith("KeyboardInterrupt")
 
 

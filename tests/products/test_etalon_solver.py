@@ -152,6 +152,7 @@ def middles(length, step):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_fringes_of_a_large_ccd_are_left_to_less_than_two_parts_in_ten_thousand():
     """0.02 % of the sky in y (SCIENCE 2.9) at any pixels of 4004 by 4096, where the search of this CCD loses 3 %.
 
