@@ -215,7 +215,7 @@ def peak(url: str, spectra: int, slices: int) -> dict[str, Any]:
 
 def report_peak(url: str, spectra: int, slices: int) -> None:
     """Print what this process takes, before and at most."""
-    run_ccd(url, spectra, 1, 2)
+    run_ccd(url, spectra, 1, slices // 4)  # of fewer, a spectrum may have no light at all
     before = memory_mb("VmRSS")
     run_ccd(url, spectra, 3, slices, SynthesisConfig(weights=ALL.weights))
     print(json.dumps({"before": before, "peak": memory_mb("VmHWM")}))
