@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import zarr
-from making import observatory
+from making import observatory, run_command
 from test_cli import run
 
 from lsstcal_dask.pipeline.store import create_store
@@ -85,7 +85,6 @@ def test_there_and_back(store, tmp_path):
         (["import", "{store}", "gain", "x.fits", "--valid-from", "soon"], "'soon' is not a time"),
         (["export", "{store}", "gain"], "Missing option '--output'"),
         (["export", "{store}", "gain", "-o", "x", "--format", "csv"], "unknown format 'csv': choose from ecsv, fits"),
-        (["export", "{store}", "gain", "-o", __file__], "is a file: name a folder (--output)"),
         (["compare", "{store}", "bias"], "unknown product 'bias' to exchange"),
         (["accept", "{store}"], "Missing argument 'PRODUCT'"),
     ],
@@ -165,3 +164,14 @@ def test_every_bad_file_has_its_line(store, tmp_path):
     assert errors[0].startswith(f"{tmp_path}/a.ecsv: R22_S11 C00: has no row")
     assert "R22_S11 is in another file too: name one of them" in errors[1]
     assert err.splitlines() == [f"error: {line}" for line in errors]
+
+
+@pytest.mark.parametrize("name", ["gain", "saturation"])
+def test_a_file_in_the_way_of_a_folder_is_named(store, tmp_path, capsys, name):
+    (tmp_path / "there").write_text("")
+    status, printed = run_command(capsys, "export", store, name, "-o", tmp_path / "there")
+    assert status == 1
+    line = printed.err.strip()
+    assert line.startswith(f"lsstcal: {tmp_path / 'there'}")
+    assert line.endswith("a file is where a folder is wanted: name another place")
+    assert "\n" not in line

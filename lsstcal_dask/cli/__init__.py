@@ -25,6 +25,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except (NotADirectoryError, FileExistsError) as error:
+        print(f"lsstcal: {error.filename}: a file is where a folder is wanted: name another place", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         print(f"lsstcal: {error}: check the disk and its permissions", file=sys.stderr)
         sys.exit(1)

@@ -55,8 +55,6 @@ def export_product(store: Store, product: str, folder: str | Path, form: str = "
         The product is not there.
     """
     check_product(product)
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise WrongUse(f"{folder} is a file: name a folder (--output), or one that is not there yet")
     if form not in FORMATS:
         raise WrongUse(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     if form != "ecsv" and product == "crosstalk":

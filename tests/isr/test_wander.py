@@ -100,3 +100,17 @@ def test_frames_without_noise_or_rows_are_left_alone():
     assert not value[:2].any()
     assert not variance[:2].any()
     assert np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_models_are_chosen_in_single_precision_as_in_double(size):
+    """However large the powers, whose rounding in float32 is then more than what models differ by."""
+    power = (size * np.random.default_rng(3).normal(size=(5, 2002)) / np.arange(1, 2003)) ** 2 + 1e-3
+    own = np.full(5, 1e-4)
+    models, edges = module._models(2002, 8), module._blocks(2002, 8)
+    cost = np.column_stack([np.add.reduceat(power, edges[:-1], axis=1) / own[:, None], np.ones(5)]) @ models.inverse.T
+    weight = np.exp(-0.5 * (cost - cost.min(axis=1, keepdims=True)))
+    weight /= weight.sum(axis=1, keepdims=True)
+    found = module._likely(power, own, 8)
+    np.testing.assert_allclose(found.smooth, weight @ (models.wander * models.inverse[:, :-1]), rtol=1e-3)
+    np.testing.assert_allclose(found.wander, weight @ models.wander, rtol=1e-2)

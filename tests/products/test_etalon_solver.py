@@ -10,7 +10,7 @@ from lsstcal_dask.physics.etalon import COLLIMATED, PIVOT, PUPIL, Mirrors, Tunin
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate, places, tabulate, values
 from lsstcal_dask.products.etalon_bins import Binned, chosen
 from lsstcal_dask.products.etalon_fit import _settled, _solve, fit_binned, needed
-from lsstcal_dask.products.etalon_problem import _STEPS, Prior, Problem
+from lsstcal_dask.products.etalon_problem import _STEPS, Prior, Problem, to_vector
 from lsstcal_dask.products.etalon_settle import moves_of
 from lsstcal_dask.products.etalon_start import Blocks, Start, polynomials
 from lsstcal_dask.products.fringe_flat import Layers, Light, fringe_table
@@ -104,6 +104,16 @@ def test_values_are_those_with_slopes():
     table = tabulate(LINE, Span((99.9, 100.4), (13.9, 14.3)), PUPIL, Mirrors(), TRUE)
     at = places(table.span, start.silicon, start.glue)
     np.testing.assert_allclose(values(table, at), evaluate(table, start.silicon, start.glue)[0], rtol=1e-13)
+
+
+def test_layers_that_absorb_nothing_are_infinitely_unlikely():
+    """A far step may lead there: it is refused, without a warning, and the fit goes on from where it was."""
+    blocks, start = small()
+    problem = Problem(blocks, COLLIMATED, PRIOR)
+    vector = problem.state(start).vector.copy()
+    assert problem.value(vector) < np.inf
+    vector[2 * problem.basis.shape[1] :] = to_vector(replace(TRUE, absorption=(-800.0, 0.0)))
+    assert problem.value(vector) == np.inf
 
 
 def test_a_corner_on_a_wrong_fringe_is_found():

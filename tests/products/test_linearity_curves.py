@@ -214,6 +214,7 @@ def test_nothing_is_trusted_above_the_highest_node():
     assert fit.turnoff > 1.1 * fit.solution.model.top
     made = _dataset(fit, {})
     assert float(made["linearity_ceiling"]) == np.nanmax(made["linearity_level"])
+    assert made.attrs["summary"]["inverse_signal"] == pytest.approx(np.mean(1 / ladder.signal[fit.used]))
 
 
 def test_outliers_and_known_groups():
