@@ -108,7 +108,7 @@ def fit_etalon(blocks: Blocks, cone: Cone, prior: Prior = Prior(), start: Start 
     at = chosen(blocks.share, blocks.shape, MOST)
     start = Start(start.silicon[at], start.glue[at], start.tuning)
     problem = Problem(thinned(blocks, at), cone, prior)
-    return _result(problem, _best_order(problem, _solve(problem, problem.state(start))))
+    return _result(problem, _glue_order(problem, _solve(problem, problem.state(start))))
 
 
 def refine(fit: EtalonFit, blocks: Blocks, prior: Prior = Prior()) -> EtalonFit:
@@ -132,13 +132,14 @@ def needed(size: tuple[int, int], prior: Prior = Prior()) -> int:
 
 
 def fit_scan(
-    line: Line, value: Any, variance: Any, cone: Cone, steps: tuple[int, int] = (32, 8), prior: Prior = Prior()
+    line: Line, value: Any, variance: Any, cone: Cone, steps: tuple[int, int] = (16, 8), prior: Prior = Prior()
 ) -> tuple[EtalonFit, Blocks]:
     """Fit of a scan (wavelength, y, x) of a CCD: a search on large blocks, the answer on small ones.
 
     Parameters
     ----------
-    steps : px of the blocks: below half the distance of fringes; below a twentieth, which blurs 0.4 % of them away.
+    steps : px of the blocks: below half the distance of fringes, or the search goes astray where silicon is steep; below
+        a twentieth, which blurs 0.4 % of them away.
 
     Returns
     -------
@@ -169,10 +170,10 @@ def fit_binned(binned: tuple[Binned, Binned], cone: Cone, prior: Prior = Prior()
 def _result(problem: Problem, state: State) -> EtalonFit:
     """The fit at the end of the search, with what it is worth."""
     gain, n = _gains(problem, state), problem.basis.shape[1]
-    noise = max(1.0, state.chi2 / problem.dof)
-    if max(gain) < _CLEAR * noise:
+    if max(gain) < _clear(problem, state):
         raise DegenerateSolution(f"etalon: {_missing(problem.blocks, problem.prior)}")
-    others = [_solve(problem, problem.shifted(state, 0, m), _GLANCE) for m in (-1, 1)]
+    state, other = _silicon_order(problem, state)
+    noise = max(1.0, state.chi2 / problem.dof)
     return EtalonFit(
         silicon=state.vector[:n],
         glue=state.vector[n : 2 * n],
@@ -182,7 +183,7 @@ def _result(problem: Problem, state: State) -> EtalonFit:
         chi2=state.chi2,
         dof=problem.dof,
         gain=gain,
-        order_gain=(min(one.chi2 for one in others) - state.chi2) / noise,
+        order_gain=(other - state.chi2) / noise,
         cone=problem.cone,
         mirrors=problem.mirrors,
     )
@@ -223,22 +224,39 @@ def _solve(problem: Problem, state: State, turns: int = _TURNS) -> State:
     return state
 
 
-def _best_order(problem: Problem, state: State) -> State:
-    """Move both layers by whole fringes as long as chi2 falls."""
-    for layer, most in ((1, _ORDERS), (0, _ORDERS)):
-        for sign in (-1, 1):
-            for _ in range(most):
-                other = _solve(problem, problem.shifted(state, layer, sign), _HOPS)
-                if other.chi2 > state.chi2 - _CLEAR * max(1.0, state.chi2 / problem.dof):
-                    break
-                state = other
+def _clear(problem: Problem, state: State) -> float:
+    """chi2 that a move has to gain."""
+    return _CLEAR * max(1.0, state.chi2 / problem.dof)
+
+
+def _glue_order(problem: Problem, state: State) -> State:
+    """Move the glue by whole fringes as long as chi2 falls."""
+    for sign in (-1, 1):
+        for _ in range(_ORDERS):
+            other = _solve(problem, problem.shifted(state, 1, sign), _HOPS)
+            if other.chi2 > state.chi2 - _clear(problem, state):
+                break
+            state = other
     return _solve(problem, state)
+
+
+def _silicon_order(problem: Problem, state: State) -> tuple[State, float]:
+    """Move silicon by whole fringes as long as chi2 falls; and the chi2 of the best order beside the one it ends on."""
+    beside = np.inf
+    for sign in (-1, 1):
+        for _ in range(_ORDERS):
+            other = _solve(problem, problem.shifted(state, 0, sign), _GLANCE)
+            if other.chi2 > state.chi2 - _clear(problem, state):
+                beside = min(beside, other.chi2)
+                break
+            beside, state = state.chi2, _solve(problem, other)
+    return state, beside
 
 
 def _settled(problem: Problem, state: State) -> State:
     """Blocks that are fringes off are moved, and the splines fitted again, as long as chi2 falls."""
     for _ in range(_SETTLES):
-        clear = _CLEAR * max(1.0, state.chi2 / problem.dof)
+        clear = _clear(problem, state)
         start = moves_of(problem, state, clear)
         if start is None:
             break

@@ -65,7 +65,7 @@ class EtalonConfig(BaseModel):
 
     first: float = Field(900.0, ge=700, le=1200, description="nm, the shortest wavelength that is fitted")
     beam: Literal["pupil", "parallel"] = Field("pupil", description="of the flats, and of the sky")
-    blocks: tuple[int, int] = Field((32, 8), description="px of the blocks of the search, and of the fit")
+    blocks: tuple[int, int] = Field((16, 8), description="px of the blocks of the search, and of the fit")
     knots: float = Field(250.0, gt=0, description="px between the knots of the splines of thickness, of the search")
     fine: float = Field(170.0, gt=0, description="px between those of the fit, if that is less")
     silicon: tuple[float, float] = Field((96.0, 104.0), description="um, where the thickness is searched")
@@ -103,6 +103,8 @@ def etalon_amplifiers(
     slices: Readable, detector: Detector, scanned: Scanned, config: EtalonConfig = EtalonConfig()
 ) -> AmplifierResults:
     """Layers of one CCD, amplifier after amplifier.
+
+    Takes 1.3 GB for 181 slices of a CCD of 16 Mpx, most of it for the scores of the search.
 
     Yields
     ------

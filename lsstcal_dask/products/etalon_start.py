@@ -7,6 +7,7 @@ known (a phase unwrap in all wavelengths at once). Which fringe the whole map is
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
@@ -20,6 +21,7 @@ from lsstcal_dask.physics.etalon_table import Line, Span, mean_constant
 __all__ = ["Blocks", "Start", "first_thickness", "follow", "polynomials", "projector"]
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Complex = NDArray[np.complex128]
 
 _SOME: Final = 24  # blocks on which dispersion and cone are searched
@@ -30,6 +32,8 @@ _SILICON_STEP: Final = 0.01  # um, 1/14 of a fringe
 _GLUE_STEP: Final = 0.02  # um, 1/16 of a fringe
 _PLANE: Final = 5  # known blocks that make a plane
 _SLOW: Final = 6.0  # nm, of what is left out when silicon is searched: brightness and glue
+_ORDERS: Final = 8  # fringes by which all blocks together may be off the right one
+_TOGETHER: Final = 2048  # blocks whose scores are worked out at a time
 _STIFF: Final = 5.0  # chi2 of a block that is a fifth of a fringe off its neighbours, of what its best fringe gains
 
 
@@ -76,7 +80,7 @@ def _levelled(blocks: Blocks, degree: int) -> Floats:
     return np.asarray(blocks.value - (columns @ fitted)[:, None])
 
 
-def follow(score: Floats, grid: Floats, fringe: float, shape: tuple[int, int]) -> Floats:
+def follow(score: Floats | Singles, grid: Floats, fringe: float, shape: tuple[int, int]) -> Floats:
     """Thickness of each block on the branch that continues its neighbours.
 
     Parameters
@@ -113,7 +117,16 @@ def follow(score: Floats, grid: Floats, fringe: float, shape: tuple[int, int]) -
             near = _beside(found, block, shape)
             tension = _STIFF * max(best[block], 1.0) * ((grid - near) / fringe) ** 2
             settle(block, float(grid[np.argmax(score[block] - tension)]))
-    return found
+    return found + _order(score, grid, found, fringe)
+
+
+def _order(score: Floats | Singles, grid: Floats, found: Floats, fringe: float) -> float:
+    """By how much to move all blocks, whole fringes, so that the sum of their scores is largest."""
+    moves = fringe * np.arange(-_ORDERS, _ORDERS + 1)
+    at = np.rint((found + moves[:, None] - grid[0]) / (grid[1] - grid[0])).astype(int)
+    inside = (at >= 0) & (at < len(grid))
+    total = np.where(inside, score[np.arange(len(found)), np.where(inside, at, 0)], 0.0).sum(axis=1)
+    return float(moves[np.argmax(total)])
 
 
 def _smooth(total: Floats, width: int) -> Floats:
@@ -163,10 +176,19 @@ def first_thickness(blocks: Blocks, span: Span, cone: Cone, mirrors: Mirrors, sm
         ]
     tuning = max(found, key=lambda pair: pair[0])[1]
     wave = _waves(blocks.line, cone, mirrors, tuning)
-    terms = _phasor(blocks.line, span, glue, cone, mirrors, tuning)
-    score = _score(weighted, terms, quick, np.exp(1j * np.outer(wave, grid))) * (blocks.share > 0)[:, None]
+    terms, turn = _phasor(blocks.line, span, glue, cone, mirrors, tuning), np.exp(1j * np.outer(wave, grid))
+    score = _by_block(lambda at: _score(weighted[:, at], terms[:, at], quick, turn), blocks.share, len(grid))
     fringe = 2 * np.pi / float(wave.mean())
     return Start(follow(score, grid, fringe, blocks.shape), glue, tuning)
+
+
+def _by_block(score: Callable[[slice], Floats], share: Floats, count: int) -> Singles:
+    """Scores (block, grid), some blocks at a time; 0 of those without a good pixel."""
+    found = np.empty((len(share), count), np.float32)
+    for first in range(0, len(share), _TOGETHER):
+        at = slice(first, first + _TOGETHER)
+        found[at] = score(at) * (share[at] > 0)[:, None]
+    return found
 
 
 def _glue(
@@ -178,11 +200,10 @@ def _glue(
     template = np.log(constant / mean_constant(blocks.line, span, cone, mirrors, Tuning())[:, None])
     heavy = metric @ template
     power = np.einsum("lg,lg->g", template, heavy)
-    match = residual.T @ heavy
-    score = np.maximum(match, 0) ** 2 / power * (blocks.share > 0)[:, None]
+    score = _by_block(lambda some: np.maximum(residual[:, some].T @ heavy, 0) ** 2 / power, blocks.share, len(grid))
     found = follow(score, grid, float(nm.mean()) / 2e3 / mirrors.glue, blocks.shape)
-    at = np.rint((found - grid[0]) / _GLUE_STEP).astype(int)
-    part = np.sum(match[np.arange(len(at)), at]) / np.sum(power[at])
+    at = np.clip(np.rint((found - grid[0]) / _GLUE_STEP).astype(int), 0, len(grid) - 1)
+    part = np.einsum("lb,lb->", residual, heavy[:, at]) / np.sum(power[at])
     return found, residual - part * template[:, at]
 
 

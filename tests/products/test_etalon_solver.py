@@ -163,15 +163,17 @@ def middles(length, step):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_fringes_of_a_large_ccd_are_left_to_less_than_two_parts_in_ten_thousand():
+@pytest.mark.parametrize("draw", [1, 7])
+def test_fringes_of_a_large_ccd_are_left_to_less_than_two_parts_in_ten_thousand(draw):
     """0.02 % of the sky in y (SCIENCE 2.9) at any pixels of 4004 by 4096, where the search of this CCD loses 3 %.
 
-    Silicon is compared by its fringes, for the scan leaves whole ones open; the sky is one of 400 lines.
+    Silicon is compared by its fringes, for the scan leaves whole ones open; the sky is one of 400 lines. Where silicon
+    is steepest 32 px hold 0.7 of a fringe: from blocks as large the first draw, not the other, went fringes astray.
     """
     detector = next(one for one in load_camera("lsstcam").detectors if one.vendor == "e2v")
-    nm = 905 + np.arange(181) + 0.1 * np.random.default_rng(1).normal(size=181)
+    nm = 905 + np.arange(181) + 0.1 * np.random.default_rng(draw).normal(size=181)
     line, binned = Line(nm, np.ones(181)), []
-    for step in (32, 8):
+    for step in (16, 8):
         mesh = np.meshgrid(*(middles(n, step) for n in detector.shape), indexing="ij")
         at = np.arange(mesh[0].size)
         if step == 8:
