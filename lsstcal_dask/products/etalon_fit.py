@@ -138,8 +138,8 @@ def fit_scan(
 
     Parameters
     ----------
-    steps : px of the blocks: below half the distance of fringes, or the search goes astray where silicon is steep; below
-        a twentieth, which blurs 0.4 % of them away.
+    steps : px of the blocks: below half the distance of fringes, or the search goes astray where silicon is steep;
+        below a twentieth, which blurs 0.4 % of them away.
 
     Returns
     -------
