@@ -10,27 +10,23 @@ Two passes over the CCDs: in the first each gives the means of its cells, from w
 focal plane; in the second dust is sought in every pixel, and the bands are compared, all of them at once.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import dask
 import numpy as np
-import xarray as xr
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, DegenerateSolution, InsufficientInputs, WrongUse
-from lsstcal_dask.instrument import Camera, Detector
-from lsstcal_dask.instrument.assembly import assemble, split
-from lsstcal_dask.instrument.geometry import ccd_to_focal
-from lsstcal_dask.mapping import AmplifierResults, Opaque, Output
+from lsstcal_dask.mapping import Opaque, Output
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.broadband import BROADBAND, night_of, start_of
 from lsstcal_dask.pipeline.build import Built, image_template, run_version, version_of
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
+from lsstcal_dask.pipeline.flatratios import STEP, Compared, Dust, cells_of, dust_of, factor_of
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.references import difference, known_to, told_difference
 from lsstcal_dask.pipeline.store import Store
@@ -40,24 +36,18 @@ from lsstcal_dask.products.contamination import (
     Cells,
     ContaminationConfig,
     Lamp,
-    Mote,
-    compare_bands,
-    find_dust,
     fit_lamp,
-    make_cells,
 )
-from lsstcal_dask.products.synthesis import SynthesisConfig, Task, synthesis_amplifiers
+from lsstcal_dask.products.synthesis import SynthesisConfig, Task
 from lsstcal_dask.products.weights import make_weights
-from lsstcal_dask.statistics.starlet import bin_weighted, spread
 from lsstcal_dask.storage.cubes import Cube, read_cube
-from lsstcal_dask.storage.products import Pointer, finished, list_products, open_product
+from lsstcal_dask.storage.products import Pointer, finished, list_products
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
 
 __all__ = ["CONTAMINATION", "Drift", "check_bands", "find_contamination"]
 
 CONTAMINATION: Final = "contamination"
-_STEP: Final = 0.5  # nm, by which a filter is moved to see what that does
 _OUTPUTS: Final = {"image": Output("float32", "1")}
 
 
@@ -71,17 +61,6 @@ class Drift:
     chi2: float
     since: str = ""  # start of validity of the flat that it is compared with; empty: of the filter's curve
     note: str = ""  # why there is no shift
-
-
-@dataclass(frozen=True, eq=False)
-class _Band:
-    """What is compared in a band."""
-
-    band: str
-    measured: Pointer
-    reference: Pointer | None  # broadband flat of the epoch of the cube
-    task: Task  # the flat of the cube, and those of a filter moved to either side
-    made_of: dict[str, Any]  # what the cube was made from
 
 
 def find_contamination(
@@ -138,7 +117,7 @@ def check_bands(bands: Sequence[str]) -> None:
         raise WrongUse(f"contamination: filter {twice} is there twice: name each once; two or more tell what is gray")
 
 
-def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: SynthesisConfig, cube: str) -> _Band:
+def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: SynthesisConfig, cube: str) -> Compared:
     """What is compared of a filter in a night, or in the last."""
     band, night = which
     upstream, name = read_upstream(store.url), product_of(BROADBAND, band)
@@ -154,11 +133,11 @@ def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: Synthesi
         raise InsufficientInputs("contamination: flats without a filter have no band: name filters")
     found = read_cube(store.url, cube)
     scan = scan_of(found, store.camera)
-    moved = [_moved(passband, by) for by in (0.0, -_STEP, _STEP)]
+    moved = [_moved(passband, by) for by in (0.0, -STEP, STEP)]
     weights = tuple(make_weights(lamp, one, scan, None, config.weights) for one in moved)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
-    return _Band(band, own[-1], _reference(own[-1], known, found), task, cube_inputs(found, upstream))
+    return Compared(band, own[-1], _reference(own[-1], known, found), task, cube_inputs(found, upstream))
 
 
 def _reference(measured: Pointer, known: Sequence[Pointer], cube: Cube) -> Pointer | None:
@@ -177,7 +156,7 @@ def _moved(passband: Nearby, by: float) -> Nearby:
     return Nearby(replace(passband.measured, wavelength=passband.wavelength + by))
 
 
-def _common(compared: Sequence[_Band]) -> list[str]:
+def _common(compared: Sequence[Compared]) -> list[str]:
     """CCDs of which every band has a flat."""
     flats = [p for one in compared for p in (one.measured, one.reference) if p is not None]
     found = [d for d in compared[0].measured.detectors if all(d in flat.detectors for flat in flats)]
@@ -188,7 +167,7 @@ def _common(compared: Sequence[_Band]) -> list[str]:
 
 def _cells(
     store: Store,
-    compared: Sequence[_Band],
+    compared: Sequence[Compared],
     detectors: Sequence[str],
     config: ContaminationConfig,
     compute: Compute,
@@ -199,7 +178,7 @@ def _cells(
     both |= {
         (one.band, True): replace(one, measured=one.reference, reference=None) for one in compared if one.reference
     }
-    task = dask.delayed(_cells_of, pure=False)
+    task = dask.delayed(cells_of, pure=False)
     shared = dask.delayed(Opaque((store.url, list(both.values()), config.cell)), pure=False)
     tasks = [task(shared, det) for det in detectors]
     cells: dict[str, list[Cells]] = {}
@@ -211,7 +190,7 @@ def _cells(
 
 
 def _fit(
-    compared: Sequence[_Band], cells: Mapping[tuple[str, bool], Mapping[str, Cells]], config: ContaminationConfig
+    compared: Sequence[Compared], cells: Mapping[tuple[str, bool], Mapping[str, Cells]], config: ContaminationConfig
 ) -> tuple[list[Lamp], list[Drift]]:
     """Lamp and drift of every band, from the cells of all CCDs."""
     lamps, drifts = [], []
@@ -228,7 +207,7 @@ def _fit(
 
 
 def _references(
-    one: _Band, cells: Mapping[tuple[str, bool], Mapping[str, Cells]], config: ContaminationConfig
+    one: Compared, cells: Mapping[tuple[str, bool], Mapping[str, Cells]], config: ContaminationConfig
 ) -> list[str]:
     """Remarks on how the two references of a band agree; none where it has but one."""
     if one.reference is None:
@@ -236,61 +215,9 @@ def _references(
     return told_difference(difference(one.band, cells[one.band, True], known_to(one.task.weights[0]), config), config)
 
 
-def _cells_of(shared: Opaque, det: str) -> list[Cells]:
-    """What a worker does in the first pass."""
-    url, compared, cell = shared.value
-    found = []
-    for one in compared:
-        camera = one.task.camera
-        detector = camera.detector(det)
-        ratio, variance, drift = _ratio(url, one, detector)
-        found.append(make_cells(ratio, variance, drift, _places(detector), cell))
-    return found
-
-
-def _places(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
-    ny, nx = detector.shape
-    x, y = ccd_to_focal(detector, np.arange(nx), np.arange(ny)[:, None])
-    return np.broadcast_to(x, (ny, nx)), np.broadcast_to(y, (ny, nx))
-
-
-def _ratio(url: str, one: _Band, detector: Detector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Measured over synthetic flat of a CCD (y, x), its variance, and what a drift by one nm does to its logarithm."""
-    camera = one.task.camera
-    flats = dict(synthesis_amplifiers(one.task.open_slices(detector.name), detector, one.task))
-    measured = _open(url, one.measured, detector)
-    reference = _open(url, one.reference, detector) if one.reference else None
-    shape = (len(camera.amplifier_names), *camera.image_shape)
-    planes = {name: np.full(shape, np.nan, np.float32) for name in ("ratio", "variance", "drift")}
-    for i, amplifier in enumerate(camera.amplifier_names):
-        if amplifier in flats:
-            plain, moved = flats[amplifier].isel(spectrum=0), flats[amplifier]["image"].values[1:].astype(float)
-            expected = plain if reference is None else reference.sel(amplifier=amplifier)
-            ratio, variance = _quotient(measured.sel(amplifier=amplifier), expected)
-            good = np.isfinite(ratio) & (plain["mask"].values == 0) & (moved > 0).all(axis=0)
-            change = np.divide(moved[1], moved[0], out=np.ones(good.shape), where=good)
-            for name, values in zip(planes, (ratio, variance, np.log(change) / (2 * _STEP)), strict=True):
-                planes[name][i] = np.where(good, values, np.nan)
-    ratio, variance, drift = (np.asarray(assemble(p, detector, camera, fill=np.nan)) for p in planes.values())
-    return ratio, variance, drift
-
-
-def _open(url: str, flat: Pointer, detector: Detector) -> xr.Dataset:
-    return open_product(url, flat.name, flat.version, chunked=False).sel(detector=detector.name)
-
-
-def _quotient(measured: xr.Dataset, expected: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Ratio (y, x) of two flats of an amplifier, and its variance; NaN where one of them is not good."""
-    a, b = (flat["image"].values.astype(float) for flat in (measured, expected))
-    good = (measured["mask"].values == 0) & (expected["mask"].values == 0) & (a > 0) & (b > 0)
-    ratio = np.divide(a, b, out=np.full(good.shape, np.nan), where=good)
-    noise = measured["variance"].values + ratio**2 * expected["variance"].values
-    return ratio, np.divide(noise, b**2, out=np.full(good.shape, np.nan), where=good)
-
-
 def _publish(
     store: Store,
-    compared: Sequence[_Band],
+    compared: Sequence[Compared],
     detectors: Sequence[str],
     fitted: tuple[Sequence[Lamp], Sequence[Drift], Sequence[list[str]]],
     config: Config,
@@ -302,7 +229,7 @@ def _publish(
     pointers = [_pointer(one, compared, lamps, lines, config) for one, lines in zip(compared, told, strict=True)]
     shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
     lacking = _lacking(store.url, pointers, detectors)
-    task, given = dask.delayed(_dust_of, pure=False), dask.delayed(shared, pure=False)
+    task, given = dask.delayed(dust_of, pure=False), dask.delayed(shared, pure=False)
     tasks = [task(given, det) for det in lacking]
     seen = dict(compute.run(tasks, labels=lacking, describe="dust", progress=progress))
     made = {}
@@ -310,14 +237,14 @@ def _publish(
         band = compared[i].band
         attrs = {"product": pointer.name, "filter": band, "drift_nm": drift.shift, "drift_error_nm": drift.error}
         template, source = image_template(store.camera, detectors, _OUTPUTS, attrs)
-        work = {det: (_factor_of, (store.camera, Opaque(_of_band(seen.get(det), i)))) for det in detectors}
+        work = {det: (factor_of, (store.camera, Opaque(_of_band(seen.get(det), i)))) for det in detectors}
         made[pointer.name] = run_version(store.url, pointer, template, source, work, compute, progress)
     return made
 
 
 def _pointer(
-    one: _Band,
-    compared: Sequence[_Band],
+    one: Compared,
+    compared: Sequence[Compared],
     lamps: Sequence[Lamp],
     remarks: list[str],
     config: Config,
@@ -363,68 +290,6 @@ def _told(drift: Drift, config: ContaminationConfig) -> str:
     return f"{NOTE}{text}"
 
 
-@dataclass(frozen=True)
-class _Dust:
-    """Dust of a CCD in one band."""
-
-    packed: bytes  # its factor (amplifier, y, x) float32, by zlib: 1 nearly everywhere
-    remarks: list[str]
-
-
-def _dust_of(shared: Opaque, det: str) -> list[_Dust]:
-    """What a worker does in the second pass, for one CCD: every band is compared once, for all of them."""
-    url, compared, lamps, config = shared.value
-    camera = compared[0].task.camera
-    detector = camera.detector(det)
-    found, changes, variances = [], [], []
-    for one, lamp in zip(compared, lamps, strict=True):
-        ratio, variance, drift = _ratio(url, one, detector)
-        expected = _expected(lamp, drift, detector, config.cell)
-        found.append(find_dust(ratio, variance, expected, config)[0])
-        factor = np.exp(-expected)
-        changes.append(ratio * factor - 1)
-        variances.append(variance * factor**2)
-    factors, motes = compare_bands(np.array(changes), np.array(variances), np.array(found), config)
-    bands = [one.band for one in compared]
-    planes = [np.asarray(split(factor, detector, camera), np.float32) for factor in factors]
-    return [_Dust(zlib.compress(own.tobytes(), 1), _remarks(motes, bands, i)) for i, own in enumerate(planes)]
-
-
-def _of_band(found: Any, which: int) -> _Dust | Exception | None:
+def _of_band(found: Any, which: int) -> Dust | Exception | None:
     """Of what became of a CCD what concerns one band."""
     return found[which] if isinstance(found, list) else found
-
-
-def _factor_of(source: xr.Dataset, camera: Camera, found: Opaque) -> AmplifierResults:
-    """The factor of a CCD as it is stored; raises what kept it from being found."""
-    dust = found.value
-    if isinstance(dust, Exception):
-        raise dust
-    detector = camera.detector(str(source["detector"].values))
-    planes = np.frombuffer(zlib.decompress(dust.packed), np.float32)
-    planes = planes.reshape(len(camera.amplifier_names), *camera.image_shape)
-    for i, amplifier in enumerate(detector.amplifiers):
-        image = planes[camera.amplifier_names.index(amplifier.name)]
-        result = xr.Dataset({"image": (("y", "x"), image)})
-        yield amplifier.name, result.assign_attrs(remarks=dust.remarks if i == 0 else [], summary={})
-
-
-def _expected(lamp: Lamp, drift: np.ndarray, detector: Detector, cell: int) -> np.ndarray:
-    """Logarithm of the change (y, x) that lamp and drift make; both are smooth over a cell."""
-    ones = np.where(np.isfinite(drift), 1.0, np.nan)
-    moved, _ = bin_weighted(drift, ones, cell)
-    moved = np.where(np.isfinite(moved), moved, np.nanmedian(moved) if np.isfinite(moved).any() else 0.0)
-    x, y = (bin_weighted(at, np.ones(at.shape), cell)[0] for at in _places(detector))
-    return spread(lamp.at(x, y, moved), cell, detector.shape)
-
-
-def _remarks(motes: Sequence[Mote], bands: Sequence[str], which: int) -> list[str]:
-    """How many pieces of dust of each kind; those that are not gray one by one, for nothing corrects them."""
-    kinds = [mote.kind for mote in motes]
-    told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-    found = [f"{NOTE}dust: {told}"] if motes else []
-    for mote in motes:
-        if mote.kind == "chromatic":
-            seen = ", ".join(f"{100 * c:+.2f} % in {b}" for c, b in zip(mote.change, bands, strict=True))
-            found.append(f"not gray at pixel ({mote.x:.0f}, {mote.y:.0f}) of the CCD: {seen}: left uncorrected")
-    return found

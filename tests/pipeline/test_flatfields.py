@@ -22,7 +22,7 @@ from lsstcal_dask.errors import (
     WrongUse,
 )
 from lsstcal_dask.physics.spectra import from_photons
-from lsstcal_dask.pipeline import contamination
+from lsstcal_dask.pipeline import flatratios
 from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband, night_of, start_of
 from lsstcal_dask.pipeline.build import Validity, unusable
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
@@ -242,8 +242,8 @@ def test_bands_are_compared_once_for_all_of_them(store, compute, tmp_path, monke
     write_table(mine.url, "inputs/filter-s", read_input(mine.url, "filter-r"))
     for band in "rs":
         assert not make_broadband(mine, band, CONFIG, compute).errors
-    compared, ratio = [], contamination._ratio
-    monkeypatch.setattr(contamination, "_ratio", lambda *of: compared.append(of[1].band) or ratio(*of))
+    compared, ratio = [], flatratios._ratio
+    monkeypatch.setattr(flatratios, "_ratio", lambda *of: compared.append(of[1].band) or ratio(*of))
     _, made = find_contamination(mine, ["r", "s"], lamp(), CONFIG, compute, with_reference=False)
     assert compared == ["r", "s"] * 2  # three times each, if every band were sought by itself
     factors = [image(mine, made[f"contamination-{band}"]) for band in "rs"]
