@@ -246,7 +246,7 @@ def _silicon_order(problem: Problem, state: State) -> tuple[State, float]:
     for sign in (-1, 1):
         for _ in range(_ORDERS):
             other = _solve(problem, problem.shifted(state, 0, sign), _GLANCE)
-            if other.chi2 > state.chi2 - _clear(problem, state):
+            if other.chi2 > state.chi2 - max(1.0, state.chi2 / problem.dof):
                 beside = min(beside, other.chi2)
                 break
             beside, state = state.chi2, _solve(problem, other)

@@ -9,7 +9,7 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.physics.etalon import COLLIMATED, PIVOT, PUPIL, Mirrors, Tuning, silicon_index
 from lsstcal_dask.physics.etalon_table import Line, Span, evaluate, places, tabulate, values
 from lsstcal_dask.products.etalon_bins import Binned, chosen
-from lsstcal_dask.products.etalon_fit import _settled, _solve, fit_binned, needed
+from lsstcal_dask.products.etalon_fit import _settled, _silicon_order, _solve, fit_binned, needed
 from lsstcal_dask.products.etalon_problem import _STEPS, Prior, Problem, to_vector
 from lsstcal_dask.products.etalon_settle import moves_of
 from lsstcal_dask.products.etalon_start import Blocks, Start, polynomials
@@ -114,6 +114,20 @@ def test_layers_that_absorb_nothing_are_infinitely_unlikely():
     assert problem.value(vector) < np.inf
     vector[2 * problem.basis.shape[1] :] = to_vector(replace(TRUE, absorption=(-800.0, 0.0)))
     assert problem.value(vector) == np.inf
+
+
+@pytest.mark.parametrize("fringes", [-3, 0, 4])
+def test_silicon_ends_on_the_order_of_least_chi2(fringes):
+    """From whole fringes off, all of the CCD, with dispersion to match: chi2 rises by 2 for one, by 70 for three."""
+    blocks, start = small()
+    problem = Problem(blocks, COLLIMATED, PRIOR)
+    state = _solve(problem, problem.state(start))
+    away = _solve(problem, problem.shifted(state, 0, fringes))
+    assert fringes == 0 or away.chi2 > state.chi2 + 25
+    found, beside = _silicon_order(problem, away)
+    assert found.chi2 == pytest.approx(state.chi2, abs=0.1)
+    assert beside > found.chi2 + 1
+    assert np.abs(problem.maps(found.vector)[0] - start.silicon).mean() < 0.02 * FRINGE
 
 
 def test_a_corner_on_a_wrong_fringe_is_found():
