@@ -34,7 +34,7 @@ class Compared:
     band: str
     measured: Pointer
     reference: Pointer | None  # broadband flat of the epoch of the cube
-    task: Task  # the flat of the cube, and those of a filter moved to either side, of all slices and of every second
+    task: Task  # the flat of the cube, and those of a filter moved to either side
     made_of: dict[str, Any]  # what the cube was made from
 
 
@@ -45,8 +45,8 @@ def cells_of(shared: Opaque, det: str) -> list[Cells]:
     for one in compared:
         camera = one.task.camera
         detector = camera.detector(det)
-        ratio, variance, drift, coarse = _ratio(url, one, detector)
-        found.append(make_cells(ratio, variance, drift, _places(detector), cell, coarse))
+        ratio, variance, drift = _ratio(url, one, detector)
+        found.append(make_cells(ratio, variance, drift, _places(detector), cell))
     return found
 
 
@@ -56,31 +56,25 @@ def _places(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(x, (ny, nx)), np.broadcast_to(y, (ny, nx))
 
 
-def _ratio(url: str, one: Compared, detector: Detector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Measured over expected flat of a CCD (y, x), its variance, and what a drift by one nm does to its logarithm.
-
-    The latter of all slices, and of every second.
-    """
+def _ratio(url: str, one: Compared, detector: Detector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measured over synthetic flat of a CCD (y, x), its variance, and what a drift by one nm does to its logarithm."""
     camera = one.task.camera
     flats = dict(synthesis_amplifiers(one.task.open_slices(detector.name), detector, one.task))
     measured = _open(url, one.measured, detector)
     reference = _open(url, one.reference, detector) if one.reference else None
     shape = (len(camera.amplifier_names), *camera.image_shape)
-    planes = {name: np.full(shape, np.nan, np.float32) for name in ("ratio", "variance", "drift", "coarse")}
+    planes = {name: np.full(shape, np.nan, np.float32) for name in ("ratio", "variance", "drift")}
     for i, amplifier in enumerate(camera.amplifier_names):
         if amplifier in flats:
             plain, moved = flats[amplifier].isel(spectrum=0), flats[amplifier]["image"].values[1:].astype(float)
             expected = plain if reference is None else reference.sel(amplifier=amplifier)
             ratio, variance = _quotient(measured.sel(amplifier=amplifier), expected)
             good = np.isfinite(ratio) & (plain["mask"].values == 0) & (moved > 0).all(axis=0)
-            changes = [
-                np.log(np.divide(up, down, out=np.ones(good.shape), where=good)) / (2 * STEP)
-                for down, up in (moved[:2], moved[2:])
-            ]
-            for name, values in zip(planes, (ratio, variance, *changes), strict=True):
+            change = np.divide(moved[1], moved[0], out=np.ones(good.shape), where=good)
+            for name, values in zip(planes, (ratio, variance, np.log(change) / (2 * STEP)), strict=True):
                 planes[name][i] = np.where(good, values, np.nan)
-    ratio, variance, drift, coarse = (np.asarray(assemble(p, detector, camera, fill=np.nan)) for p in planes.values())
-    return ratio, variance, drift, coarse
+    ratio, variance, drift = (np.asarray(assemble(p, detector, camera, fill=np.nan)) for p in planes.values())
+    return ratio, variance, drift
 
 
 def _open(url: str, flat: Pointer, detector: Detector) -> xr.Dataset:
@@ -111,7 +105,7 @@ def dust_of(shared: Opaque, det: str) -> list[Dust]:
     detector = camera.detector(det)
     found, changes, variances = [], [], []
     for one, lamp in zip(compared, lamps, strict=True):
-        ratio, variance, drift, _ = _ratio(url, one, detector)
+        ratio, variance, drift = _ratio(url, one, detector)
         expected = _expected(lamp, drift, detector, config.cell)
         found.append(find_dust(ratio, variance, expected, config)[0])
         factor = np.exp(-expected)

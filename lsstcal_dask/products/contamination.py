@@ -59,7 +59,6 @@ class Cells:
     change: np.ndarray  # (n,) logarithm of measured over expected
     variance: np.ndarray  # (n,)
     drift: np.ndarray  # (n,) 1/nm: what a filter moved by one nm does to the logarithm of the flat
-    coarse: np.ndarray | None = None  # (n,) the same, of a cube of every second of the wavelengths; None: not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,19 +91,14 @@ class Mote:
 
 
 def make_cells(
-    ratio: np.ndarray,
-    variance: np.ndarray,
-    drift: np.ndarray | None,
-    place: tuple[np.ndarray, np.ndarray],
-    cell: int,
-    coarse: np.ndarray | None = None,
+    ratio: np.ndarray, variance: np.ndarray, drift: np.ndarray | None, place: tuple[np.ndarray, np.ndarray], cell: int
 ) -> Cells:
     """Means of cells of one CCD.
 
     Parameters
     ----------
     ratio, variance : (y, x) measured flat over expected flat, of the CCD; NaN where it is unknown.
-    drift, coarse : (y, x), 1/nm, see `Cells`; None if they are not known.
+    drift : (y, x), 1/nm, see `Cells`; None if it is not known.
     place : x and y (y, x) mm of the pixels in the focal plane.
 
     Returns
@@ -114,25 +108,15 @@ def make_cells(
     mean, error = bin_weighted(ratio, variance, cell)
     ones = np.where(np.isfinite(ratio), 1.0, np.nan)
     x, y = (bin_weighted(np.broadcast_to(at, ratio.shape) * ones, variance, cell)[0] for at in place)
-    moved, thinned = (None if one is None else bin_weighted(one * ones, variance, cell)[0] for one in (drift, coarse))
+    moved = np.zeros(ratio.shape) if drift is None else drift
+    moved = bin_weighted(moved * ones, variance, cell)[0]
     good = np.isfinite(mean) & (mean > 0)
     change, noise = np.log(mean[good]), error[good] / mean[good] ** 2
-    still = np.zeros(len(change))
-    return Cells(
-        x[good],
-        y[good],
-        change,
-        noise,
-        still if moved is None else moved[good],
-        None if thinned is None else thinned[good],
-    )
+    return Cells(x[good], y[good], change, noise, moved[good])
 
 
 def fit_lamp(cells: Sequence[Cells], config: ContaminationConfig, *, with_drift: bool = True) -> Lamp:
     """Fit what changes everywhere, with the dust clipped.
-
-    What a drift does to the flat is known as well as the cube is sampled: the error of a drift is that of its noise and
-    by how much it changes with a cube of every second wavelength.
 
     Parameters
     ----------
@@ -171,12 +155,10 @@ def fit_lamp(cells: Sequence[Cells], config: ContaminationConfig, *, with_drift:
     if with_drift:
         formal = float(np.sqrt(covariance[-1, -1] * max(chi2, 1.0)))
         ccd = np.repeat(np.arange(len(cells)), [len(c.x) for c in cells])[keep]
-        noise = max(formal, _clustered(design[keep], (change - design @ found)[keep], weight[keep], ccd))
-        sampling = 0.0
-        if coarse := [c.coarse for c in cells if c.coarse is not None]:
-            thinned = np.column_stack([design[:, :-1], np.concatenate(coarse)])[keep]
-            sampling = float(found[-1] - _solve(thinned, change[keep], weight[keep])[0][-1])
-        drift = float(found[-1]), float(np.hypot(noise, sampling))
+        drift = (
+            float(found[-1]),
+            max(formal, _clustered(design[keep], (change - design @ found)[keep], weight[keep], ccd)),
+        )
     if with_drift and drift[1] > _USELESS:
         raise _cannot_tell(f"known to {drift[1]:.1f} nm only")
     return Lamp(found[: -1 if with_drift else None], scale, *drift, chi2, float(keep.mean()))

@@ -68,22 +68,6 @@ def test_lamp_and_drift_are_told_apart():
     assert np.std(pulls) == pytest.approx(1, abs=4 / np.sqrt(40))
 
 
-def test_what_a_coarser_cube_would_tell_enters_the_error():
-    """Of a template a tenth larger with every second wavelength, a drift of 0.5 nm is 0.05 nm less."""
-    variance = np.full(SHAPE, SIGMA**2)
-    errors = {}
-    for scale in (1.0, 1.1):
-        found = [
-            make_cells(ratio(k, 3, 0.5), variance, template(k), places(k), CONFIG.cell, scale * template(k))
-            for k in range(4)
-        ]
-        errors[scale] = fit_lamp(found, CONFIG)
-    assert errors[1.0].drift == errors[1.1].drift == fitted([ratio(k, 3, drift=0.5) for k in range(4)]).drift
-    assert errors[1.0].drift_error == pytest.approx(fitted([ratio(k, 3, drift=0.5) for k in range(4)]).drift_error)
-    missed = np.sqrt(errors[1.1].drift_error ** 2 - errors[1.0].drift_error ** 2)
-    assert missed == pytest.approx(errors[1.0].drift * 0.1 / 1.1, rel=0.02)
-
-
 def test_without_a_drift_none_is_reported():
     pulls = [(f := fitted([ratio(k, seed) for k in range(4)])).drift / f.drift_error for seed in range(100, 130)]
     assert np.max(np.abs(pulls)) < CONFIG.drift
