@@ -192,6 +192,8 @@ def test_nothing_comes_back_from_a_black_coat_and_a_misfit_is_told():
     assert not any("fit badly" in one for one in _remarks(fit, 0))
     (told,) = [one for one in _remarks(replace(fit, chi2=100 * fit.dof), 0) if "fit badly" in one]
     assert "chi2 100 of each degree of freedom" in told
+    weak = replace(fit, chi2=9 * fit.dof, gain=(20 * fit.dof, fit.gain[1]))
+    assert ["take flats at most 1 nm apart, not evenly" in one for one in _remarks(weak, 0)] == [True]
 
 
 def test_blocks_are_chosen_one_in_each_cell():
