@@ -21,8 +21,9 @@ from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode
 from lsstcal_dask.products.slices import Group, Line
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.cubearrays import read_markers
 from lsstcal_dask.storage.cubelayout import Slot, base, list_pointers
-from lsstcal_dask.storage.cubewriting import claim_slot, read_markers
+from lsstcal_dask.storage.cubewriting import claim_slot
 from lsstcal_dask.storage.manifests import header_entries
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.tables import input_names, read_input

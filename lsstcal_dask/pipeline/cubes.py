@@ -23,8 +23,9 @@ from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
-from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
-from lsstcal_dask.storage.cubewriting import create_cube, publish_cube, read_sums
+from lsstcal_dask.storage.cubearrays import mend_numbers, read_sums
+from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, list_cubes, shard_path
+from lsstcal_dask.storage.cubewriting import create_cube, publish_cube
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE
@@ -72,6 +73,8 @@ def make_cube(
     CalibrationError
         The cube has another form, nothing can be used, or a product is missing.
     """
+    if name in list_cubes(store.url):
+        mend_numbers(store.url, name)
     raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
     groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)

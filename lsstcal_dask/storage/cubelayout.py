@@ -32,16 +32,15 @@ from typing import Any, Final
 
 import google_crc32c
 import numpy as np
-import zarr
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import DTYPES, EXCEPTION, NUMBERS, Form
+from lsstcal_dask.storage.cubenumbers import checksums, read_arrays
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile
 
 __all__ = [
     "SLOT_COORDS",
-    "SUMS",
     "Cube",
     "CubeLayout",
     "CubePointer",
@@ -55,6 +54,7 @@ __all__ = [
     "read_cube",
     "read_exceptions",
     "read_mask",
+    "read_numbers",
     "shard_path",
 ]
 
@@ -71,9 +71,6 @@ SLOT_COORDS: Final = (
     "response_photon",
 )
 """Numbers of a slice."""
-
-SUMS: Final = ("total", "pixels")
-"""Of the amplifiers of a slice: from them follows the mean of the focal plane."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +124,7 @@ class Slot:
     response_common: float = float("nan")  # relative error of r that all wavelengths share
     response_single: float = float("nan")  # the same, of the photodiode in these exposures
     response_photon: float = float("nan")  # the same, of their electrons
+    numbers: int | None = None  # checksum of its numbers, see `cubenumbers`
 
 
 @dataclass(frozen=True)
@@ -241,10 +239,33 @@ def _read(url: str, name: str, number: int) -> Cube:
     layout = load_layout(url, name)
     pointer = next(one for one in list_pointers(url, name) if one.number == number)
     slots = np.array([one.slot for one in pointer.slots], np.int64)
-    store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
-    group = zarr.open_group(store, mode="r", use_consolidated=False)
-    numbers = {var: np.asarray(group[var][...])[..., slots] for var in NUMBERS}  # type: ignore[index]
-    return Cube(url, name, layout, pointer, slots, numbers, np.asarray(group["reference_slot"][...])[:, slots])  # type: ignore[index]
+    numbers = read_numbers(url, name, pointer)
+    mine = {var: numbers[var] for var in NUMBERS}
+    return Cube(url, name, layout, pointer, slots, mine, numbers["reference_slot"])
+
+
+def read_numbers(url: str, name: str, pointer: CubePointer) -> dict[str, np.ndarray]:
+    """Numbers of the published slices, see `cubenumbers`, each (detector, amplifier, K) or (detector, K).
+
+    Raises
+    ------
+    StoreFailure
+        They are not those that were published.
+    """
+    remedy = f"run 'lsstcal cube {url} --name {name}' again: it writes them anew from {base(name)}/done"
+    try:
+        found = read_arrays(url, f"{base(name)}/data", [one.slot for one in pointer.slots])
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise StoreFailure(f"cube {name}: its numbers are damaged ({reason}): {remedy}") from error
+    sums = checksums(found)
+    bad = [one for one, own in zip(pointer.slots, sums, strict=True) if one.numbers not in (None, own)]
+    if bad:
+        where = ", ".join(f"{one.wavelength:.2f}" for one in bad[:3]) + (" ..." if len(bad) > 3 else "")
+        raise StoreFailure(
+            f"cube {name} at {where} nm: its numbers in {base(name)}/data are not those that were published: {remedy}"
+        )
+    return found
 
 
 def read_cube(url: str, name: str, number: int | None = None) -> Cube:

@@ -13,7 +13,16 @@ from xarray.core import indexing
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.cubelayout import SLOT_COORDS, Cube, base, read_cube, read_exceptions, read_mask, shard_path
+from lsstcal_dask.storage.cubelayout import (
+    SLOT_COORDS,
+    Cube,
+    base,
+    read_cube,
+    read_exceptions,
+    read_mask,
+    read_numbers,
+    shard_path,
+)
 from lsstcal_dask.storage.provenance import hash_arrays
 from lsstcal_dask.storage.shards import ShardFile
 from lsstcal_dask.variables import MASK_BITS, attributes, mask_attributes
@@ -161,7 +170,11 @@ def _damaged(cube: Cube, detector: str, slot: int, error: Exception) -> StoreFai
 
 
 def check_cube(cube: Cube) -> list[str]:
-    """One line for each CCD of a slice whose stored values no longer have the hash of its marker."""
+    """One line for each CCD of a slice whose stored values do not have the hash of its marker, or for its numbers."""
+    try:
+        read_numbers(cube.url, cube.name, cube.pointer)  # as they are now, not when the cube was opened
+    except StoreFailure as error:
+        return [str(error)]
     bad = []
     for detector in cube.layout.detectors:
         reader = CubeReader(cube, detector, block=1)

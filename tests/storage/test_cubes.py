@@ -11,9 +11,10 @@ from made_up_slices import ABOUT, SHAPE, make_slice, slot_of, write_cube
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage.coding import EXCEPTION, FORMS, encode_slice
+from lsstcal_dask.storage.cubearrays import mend_numbers, read_markers
 from lsstcal_dask.storage.cubelayout import CubeLayout, list_pointers
-from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
-from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, read_markers, write_slice
+from lsstcal_dask.storage.cubes import CubeReader, check_cube, open_cube, read_cube
+from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, write_slice
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile, shard_settings
 from lsstcal_dask.variables import MASK_BITS, validate
 
@@ -234,6 +235,51 @@ def test_damage_of_exceptions_and_pointers_is_told(tmp_path):
     (tmp_path / "cubes" / "c" / "published" / "00002.json").write_text('{"slots": []}')
     with pytest.raises(CalibrationError, match="is damaged"):
         list_pointers(str(tmp_path), "c")
+
+
+def _flip(path: Path) -> None:
+    """Another value of every amplifier, stored as any Zarr library would: no codec can tell."""
+    array = zarr.open_array(next(p for p in path.parents if (p / "zarr.json").exists()), mode="r+")
+    array[...] = np.asarray(array[...]) + 1
+
+
+HARMS = {"other": _flip, "short": lambda path: path.write_bytes(path.read_bytes()[:10]), "gone": Path.unlink}
+
+
+@pytest.mark.parametrize("how", HARMS)
+@pytest.mark.parametrize("what", ["scale", "variance_floor", "total", "reference_slot"])
+def test_numbers_that_are_not_those_published_are_told_and_written_anew_from_markers(tmp_path, what, how):
+    url = str(tmp_path)
+    write_cube(tmp_path, "i1", {500.0: make_slice(0), 501.0: make_slice(1)})
+    publish_cube(url, "c", list_pointers(url, "c")[-1].slots[1:], {})
+    whole = {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()}
+    chunk = next(p for p in Path(url, "cubes/c/data", what, "c").rglob("*") if p.is_file())
+    HARMS[how](chunk)
+    for number in (1, 2):
+        with pytest.raises(StoreFailure, match=r"^cube c.*: run 'lsstcal cube .* --name c' again: it writes") as error:
+            read_cube(url, "c", number)
+        assert "\n" not in str(error.value)
+    mend_numbers(url, "c")
+    read_cube(url, "c", 1)
+    assert check_cube(read_cube(url, "c")) == []
+    assert {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()} == whole
+    HARMS[how](chunk)
+    assert ["numbers" in line for line in check_cube(read_cube(url, "c"))] == [True]
+
+
+def test_numbers_that_no_marker_tells_are_never_published(tmp_path):
+    url = str(tmp_path)
+    write_cube(tmp_path, "i2", {500.0: make_slice(0), 501.0: make_slice(1)})
+    shutil.rmtree(tmp_path / "cubes/c/data/scale")
+    (tmp_path / "cubes/c/done/00001/A.json").unlink()
+    mend_numbers(url, "c")
+    with pytest.raises(StoreFailure, match=r"^cube c at 501\.00 nm: its numbers in"):
+        read_cube(url, "c")
+    with pytest.raises(StoreFailure, match=r"at 501\.00 nm.*delete cubes/c/done/00001, then run 'lsstcal cube"):
+        publish_cube(url, "c", list_pointers(url, "c")[-1].slots, {})
+    write_slice(url, "c", (1, "A"), make_slice(1), ABOUT)
+    assert publish_cube(url, "c", list_pointers(url, "c")[-1].slots, {}).number == 1
+    assert check_cube(read_cube(url, "c")) == []
 
 
 def test_what_cannot_be_is_refused(tmp_path):
