@@ -24,7 +24,15 @@ from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
 from lsstcal_dask.storage.cubearrays import mend_numbers, read_sums
-from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, list_cubes, shard_path
+from lsstcal_dask.storage.cubelayout import (
+    CubeLayout,
+    CubePointer,
+    Slot,
+    list_cubes,
+    load_layout,
+    lost_mask,
+    shard_path,
+)
 from lsstcal_dask.storage.cubewriting import create_cube, publish_cube
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw
@@ -83,6 +91,7 @@ def make_cube(
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))
     jobs = [run.job(group) for group in groups]
+    _check_masks(run, jobs)
     outcome = _make_slices(run, form, jobs, compute, progress)
     if outcome.errors:
         remedy = (
@@ -151,6 +160,15 @@ def _begun(run: Plan, det: str) -> bool:
     """Whether a slice of a CCD was ever stored."""
     index = [d.name for d in run.store.camera.detectors].index(det)
     return objects.exists(run.store.url, shard_path(run.name, "mask", index))
+
+
+def _check_masks(run: Plan, jobs: Sequence[Job]) -> None:
+    """Refuse to go on with a CCD whose slices have lost their mask."""
+    layout = load_layout(run.store.url, run.name)
+    for i, det in enumerate(layout.detectors):
+        held = (det in job.done or (job.published and det in {*job.sensors} - {*job.published.missing}) for job in jobs)
+        if any(held) and not _begun(run, det):
+            raise lost_mask(run.store.url, run.name, layout, i, "it is missing")
 
 
 def _cut(own: list[int], size: int) -> list[list[int]]:

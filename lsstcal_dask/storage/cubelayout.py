@@ -50,6 +50,8 @@ __all__ = [
     "list_cubes",
     "list_pointers",
     "load_layout",
+    "lost_mask",
+    "mask_checksum",
     "read_claim",
     "read_cube",
     "read_exceptions",
@@ -292,6 +294,11 @@ def read_mask(
     Parameters
     ----------
     amplifiers : places of those to read; all by default.
+
+    Raises
+    ------
+    StoreFailure
+        It is damaged.
     """
     codec, own = layout.mask_codec, range(len(layout.amplifiers)) if amplifiers is None else amplifiers
     out = np.empty((len(own), *layout.shape), codec.dtype)
@@ -299,4 +306,22 @@ def read_mask(
         ShardFile(url, codec).read(shard_path(name, "mask", detector), own, out)
     except FileNotFoundError:
         return None
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise lost_mask(url, name, layout, detector, str(error)) from error
     return out
+
+
+def lost_mask(url: str, name: str, layout: CubeLayout, detector: int, why: str) -> StoreFailure:
+    """What to say of a mask that is damaged or missing: codes and exceptions mean nothing without it."""
+    det = layout.detectors[detector]
+    return StoreFailure(
+        f"cube {name} {det}: its mask cannot be read ({why}): delete {shard_path(name, 'mask', detector)} and "
+        f"{base(name)}/done/*/{det}.json, then run 'lsstcal cube {url} --name {name}' again"
+    )
+
+
+def mask_checksum(mask: np.ndarray) -> int:
+    """CRC-32C of a mask (amplifier, y, x), which the markers of its slices tell."""
+    return int(google_crc32c.value(np.ascontiguousarray(mask, "<u2").reshape(-1).view(np.uint8)))

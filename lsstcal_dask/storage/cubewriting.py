@@ -25,6 +25,8 @@ from lsstcal_dask.storage.cubelayout import (
     exception_bytes,
     list_pointers,
     load_layout,
+    lost_mask,
+    mask_checksum,
     read_mask,
     shard_path,
 )
@@ -106,6 +108,7 @@ def write_slice(url: str, name: str, place: tuple[int, str], given: Slice, about
         "numbers": {key: [_plain(v) for v in values] for key, values in coded.numbers.items()},
         "reference_slot": at,
         "exceptions": len(coded.exceptions),
+        "mask": mask_checksum(usual),
         **about,
     }
     objects.write_json(url, f"{base(name)}/done/{slot:05d}/{detector}.json", marker)
@@ -133,12 +136,16 @@ def _usual_mask(url: str, name: str, layout: CubeLayout, index: int, given: Slic
     """
     found = read_mask(url, name, layout, index)
     if found is None:
+        det, done = layout.detectors[index], f"{base(name)}/done"
+        if any(objects.exists(url, f"{done}/{slot}/{det}.json") for slot in objects.list_names(url, done)):
+            raise lost_mask(url, name, layout, index, "it is missing")
         passing = MASK_BITS["COSMIC_RAY"] | MASK_BITS["SATURATED"] | MASK_BITS["CROSSTALK"]
         filled = np.uint16(MASK_BITS["INTERPOLATED"]) * ((given.mask & np.uint16(MASK_BITS["COSMIC_RAY"])) != 0)
         found = given.mask & np.uint16(~passing & 0xFFFF) & ~filled  # a hit is filled in its own slice only
         dead = ~np.isfinite(given.value).any(axis=(1, 2))
         found[dead] &= np.uint16(~MASK_BITS["NO_DATA"] & 0xFFFF)
-        objects.write_bytes(url, shard_path(name, "mask", index), layout.mask_codec.encode(found))
+        if not objects.create_bytes(url, shard_path(name, "mask", index), layout.mask_codec.encode(found)):
+            return _usual_mask(url, name, layout, index, given)  # another run began this CCD at the same time
     return found
 
 

@@ -267,6 +267,32 @@ def test_numbers_that_are_not_those_published_are_told_and_written_anew_from_mar
     assert ["numbers" in line for line in check_cube(read_cube(url, "c"))] == [True]
 
 
+@pytest.mark.parametrize("how", ["other", "short", "gone"])
+def test_a_mask_that_is_not_the_one_written_is_told_and_made_again_with_its_slices(tmp_path, how):
+    url, slices = str(tmp_path), {500.0: make_slice(0), 501.0: make_slice(1)}
+    write_cube(tmp_path, "i2", slices)
+    shard, cube = tmp_path / "cubes/c/data/mask/c/0/0/0/0", read_cube(url, "c")
+    whole = shard.read_bytes()
+    if how == "other":
+        shard.write_bytes(cube.layout.mask_codec.encode(np.zeros(SHAPE, np.uint16)))
+    else:
+        HARMS[how](shard)
+        with pytest.raises(StoreFailure, match=r"^cube c A: its mask cannot be read"):
+            CubeReader(cube, "A").mask([1])
+        with pytest.raises(StoreFailure, match=r"^cube c A: its mask cannot be read"):
+            write_slice(url, "c", (2, "A"), make_slice(2), ABOUT)
+    (line,) = check_cube(cube)
+    assert f"delete cubes/c/data/mask/c/0/0/0/0 and cubes/c/done/*/A.json, then run 'lsstcal cube {url}" in line
+    assert "\n" not in line
+    shard.unlink(missing_ok=True)
+    for marker in tmp_path.glob("cubes/c/done/*/A.json"):
+        marker.unlink()
+    for slot, one in enumerate(slices.values()):
+        write_slice(url, "c", (slot, "A"), one, ABOUT)
+    assert check_cube(cube) == []
+    assert shard.read_bytes() == whole
+
+
 def test_numbers_that_no_marker_tells_are_never_published(tmp_path):
     url = str(tmp_path)
     write_cube(tmp_path, "i2", {500.0: make_slice(0), 501.0: make_slice(1)})
