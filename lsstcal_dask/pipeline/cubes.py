@@ -33,7 +33,7 @@ from lsstcal_dask.storage.cubelayout import (
     lost_mask,
     shard_path,
 )
-from lsstcal_dask.storage.cubewriting import create_cube, publish_cube
+from lsstcal_dask.storage.cubewriting import create_cube, publish_after
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE
@@ -177,11 +177,29 @@ def _cut(own: list[int], size: int) -> list[list[int]]:
 
 def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:
     """Publish the slices of the jobs, and those that are in the cube and are not replaced."""
-    slots, errors, replaced, left_out = [], [], [], dict(left_out)
+    configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
+    while True:
+        run.refresh()  # another run may have published its slices since this one began
+        slots, errors, kept = _merged(run, jobs, outcome)
+        told = {**left_out, **kept}
+        if not slots:
+            return CubeBuilt(None, outcome.made, told, errors)
+        slots = _with_responses(run, slots, outcome.markers)
+        remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in told.items())]
+        remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
+        about = {"configuration": configuration, "software": run.software, "remarks": remarks}
+        if pointer := publish_after(run.store.url, run.name, slots, about, run.number):
+            return CubeBuilt(pointer, outcome.made, told, errors)
+
+
+def _merged(run: Plan, jobs: Sequence[Job], outcome: _Outcome) -> tuple[list[Slot], list[str], dict[str, str]]:
+    """Slices of the jobs and of the cube, what could not be made, and exposures that replace nothing, with reasons."""
+    slots, errors, replaced = [], [], []
+    left_out: dict[str, str] = {}
     for job in jobs:
         markers, failed = outcome.markers[job.slot], outcome.failed[job.slot]
         if job.published:
-            slots.append(job.published)
+            slots.append(run.slots.get(job.slot, job.published))
         elif markers:
             slots.append(_slot(job, markers, failed))
         else:
@@ -199,15 +217,7 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     for one in run.slots.values():
         if one.slot not in mine and not any(abs(one.nominal - nm) <= near for nm in replaced):
             slots.append(one)
-    if not slots:
-        return CubeBuilt(None, outcome.made, dict(left_out), errors)
-    slots = _with_responses(run, slots, outcome.markers)
-    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
-    remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
-    configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
-    about = {"configuration": configuration, "software": run.software, "remarks": remarks}
-    pointer = publish_cube(run.store.url, run.name, slots, about)
-    return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
+    return slots, errors, left_out
 
 
 def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:

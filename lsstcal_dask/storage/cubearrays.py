@@ -98,7 +98,9 @@ def _told(url: str, name: str, layout: CubeLayout, slot: int) -> dict[str, np.nd
 def mend_numbers(url: str, name: str) -> None:
     """Write numbers of published slices anew, from their markers, where the arrays do not hold them any more."""
     layout, where = load_layout(url, name), f"{base(name)}/data"
-    if published := every_slot(list_pointers(url, name)):
+    seen: list[CubePointer] = []
+    while len(pointers := list_pointers(url, name)) > len(seen):  # again if another writer published meanwhile
+        seen, published = pointers, every_slot(pointers)
         if not all(objects.exists(url, f"{where}/{var}/zarr.json") for var in (*FILL, *SLOT_COORDS, "codes", "mask")):
             create_arrays(url, name, layout)
         write_numbers(url, name, layout, [with_checksum(url, name, one) for one in published])

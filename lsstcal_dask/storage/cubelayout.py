@@ -47,6 +47,7 @@ __all__ = [
     "Slot",
     "base",
     "exception_bytes",
+    "last_number",
     "list_cubes",
     "list_pointers",
     "load_layout",
@@ -194,6 +195,12 @@ def list_pointers(url: str, name: str) -> list[CubePointer]:
     folder = f"{base(name)}/published"
     found = [one for one in objects.list_names(url, folder) if one.endswith(".json")]
     return [_read_pointer(url, f"{folder}/{one}") for one in found]
+
+
+def last_number(url: str, name: str) -> int:
+    """Number of what was published last of a cube; 0 for nothing."""
+    pointers = list_pointers(url, name)
+    return pointers[-1].number if pointers else 0
 
 
 @lru_cache(maxsize=2048)

@@ -15,7 +15,7 @@ import numpy as np
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Coded, Slice, encode_slice
-from lsstcal_dask.storage.cubearrays import create_arrays, every_slot, with_checksum, write_numbers
+from lsstcal_dask.storage.cubearrays import create_arrays, every_slot, mend_numbers, with_checksum, write_numbers
 from lsstcal_dask.storage.cubelayout import (
     SLOT_COORDS,
     CubeLayout,
@@ -23,6 +23,7 @@ from lsstcal_dask.storage.cubelayout import (
     Slot,
     base,
     exception_bytes,
+    last_number,
     list_pointers,
     load_layout,
     lost_mask,
@@ -34,7 +35,7 @@ from lsstcal_dask.storage.provenance import digest, hash_arrays
 from lsstcal_dask.storage.shards import ShardFile
 from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["claim_slot", "create_cube", "publish_cube", "write_slice"]
+__all__ = ["claim_slot", "create_cube", "publish_after", "publish_cube", "write_slice"]
 
 
 def create_cube(url: str, name: str, layout: CubeLayout) -> CubeLayout:
@@ -169,26 +170,38 @@ def _references(
 
 
 def publish_cube(url: str, name: str, slots: Sequence[Slot], about: Mapping[str, Any]) -> CubePointer:
+    """Make slices visible, all at once, whatever another writer publishes meanwhile: see `publish_after`."""
+    while True:
+        if made := publish_after(url, name, slots, about, last_number(url, name)):
+            return made
+
+
+def publish_after(
+    url: str, name: str, slots: Sequence[Slot], about: Mapping[str, Any], last: int
+) -> CubePointer | None:
     """Make slices visible, all at once; what is published already stays readable as it was.
 
     Parameters
     ----------
     slots : every slice that the cube is to have from now on.
     about : ``configuration``, ``software`` and ``remarks`` of the cube.
+    last : number of the publication that ``slots`` go on from, 0 for none.
 
     Returns
     -------
-    The new pointer, or the last one where nothing changed.
+    The new pointer, or the last one where nothing changed, or None where another writer published meanwhile.
     """
     before = list_pointers(url, name)
+    if last != (before[-1].number if before else 0):
+        return None
     ordered = sorted((with_checksum(url, name, one) for one in slots), key=lambda one: (one.wavelength, one.slot))
     _fill(url, name, before, ordered)
     if before and _same(before[-1].slots, ordered):
         return before[-1]
-    number = 1 + (before[-1].number if before else 0)
-    made = CubePointer(number=number, slots=ordered, created=datetime.now(UTC).isoformat(), **about)
-    while not objects.create(url, f"{base(name)}/published/{made.number:05d}.json", asdict(made)):
-        made = CubePointer(**{**asdict(made), "number": made.number + 1, "slots": ordered})
+    made = CubePointer(number=last + 1, slots=ordered, created=datetime.now(UTC).isoformat(), **about)
+    if not objects.create(url, f"{base(name)}/published/{made.number:05d}.json", asdict(made)):
+        return None
+    mend_numbers(url, name)  # another writer may have written its numbers over these
     return made
 
 

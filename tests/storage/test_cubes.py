@@ -10,11 +10,12 @@ import zarr
 from made_up_slices import ABOUT, SHAPE, make_slice, slot_of, write_cube
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
+from lsstcal_dask.storage import cubewriting
 from lsstcal_dask.storage.coding import EXCEPTION, FORMS, encode_slice
 from lsstcal_dask.storage.cubearrays import mend_numbers, read_markers
 from lsstcal_dask.storage.cubelayout import CubeLayout, list_pointers
 from lsstcal_dask.storage.cubes import CubeReader, check_cube, open_cube, read_cube
-from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, write_slice
+from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_after, publish_cube, write_slice
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile, shard_settings
 from lsstcal_dask.variables import MASK_BITS, validate
 
@@ -265,6 +266,32 @@ def test_numbers_that_are_not_those_published_are_told_and_written_anew_from_mar
     assert {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()} == whole
     HARMS[how](chunk)
     assert ["numbers" in line for line in check_cube(read_cube(url, "c"))] == [True]
+
+
+def test_of_two_that_publish_at_once_the_later_is_told_and_neither_harms_the_other(tmp_path, monkeypatch):
+    url = str(tmp_path)
+    write_cube(tmp_path, "i2", {500.0: make_slice(0)})
+    (first,) = list_pointers(url, "c")[-1].slots
+    for slot in (1, 2):
+        assert claim_slot(url, "c", {}) == slot
+        write_slice(url, "c", (slot, "A"), make_slice(slot), ABOUT)
+    fill = cubewriting._fill
+
+    def meanwhile(*given):
+        monkeypatch.setattr(cubewriting, "_fill", fill)
+        before = {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()}
+        assert publish_after(url, "c", [first, slot_of(1, 501.0)], {}, 1).number == 2
+        for path, blob in before.items():
+            path.write_bytes(blob)  # a writer who read before and writes after
+        fill(*given)
+
+    monkeypatch.setattr(cubewriting, "_fill", meanwhile)
+    mine = [first, slot_of(2, 502.0)]
+    assert publish_after(url, "c", mine, {}, 1) is None
+    both = [*list_pointers(url, "c")[-1].slots, mine[1]]
+    assert publish_after(url, "c", both, {}, 2).number == 3
+    assert [check_cube(read_cube(url, "c", number)) for number in (1, 2, 3)] == [[], [], []]
+    assert [one.wavelength for one in read_cube(url, "c").pointer.slots] == [500, 501, 502]
 
 
 @pytest.mark.parametrize("how", ["other", "short", "gone"])
