@@ -27,7 +27,8 @@ from rich.console import Console
 from lsstcal_dask.pipeline.store import Store, create_store
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import NUMBERS, Slice
-from lsstcal_dask.storage.cubelayout import SUMS, CubeLayout, Slot, base, shard_path
+from lsstcal_dask.storage.cubelayout import CubeLayout, Slot, base, shard_path
+from lsstcal_dask.storage.cubenumbers import SUMS
 from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, write_slice
 from lsstcal_dask.storage.products import list_products
 

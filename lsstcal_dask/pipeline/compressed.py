@@ -130,6 +130,10 @@ def _compress_ccd(shared: Opaque) -> dict[str, Any]:
             continue  # dead at all wavelengths
         low = _compressed(slices, a, (detector, amplifier.name), response, config)
         error = float(np.max(low.worst / np.abs(response)))
+        if not (np.isfinite(error) and np.isfinite(low.maps).any()):
+            raise CalibrationError(
+                f"{amplifier.name}: its maps are no numbers: see 'lsstcal ls {opener.url} --check' for what is damaged"
+            )
         attrs = {"rank": len(low.maps), "error": error}
         arrays = {name: getattr(low, name) for name in COLUMNS}
         arrays["maps"] = low.maps.reshape(-1, *slices.shape)

@@ -9,9 +9,9 @@ from lsstcal_dask.instrument import Detector
 from lsstcal_dask.pipeline.lineage import outdated_slices
 from lsstcal_dask.pipeline.upstream import Upstream
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.cubearrays import read_sums
 from lsstcal_dask.storage.cubelayout import Cube, base, list_cubes, list_pointers, read_cube
 from lsstcal_dask.storage.cubes import CubeReader
-from lsstcal_dask.storage.cubewriting import read_sums
 from lsstcal_dask.variables import MASK_BITS
 from lsstcal_dask.verify.acceptance import Product
 from lsstcal_dask.verify.flats import CUBE

@@ -21,8 +21,9 @@ from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode
 from lsstcal_dask.products.slices import Group, Line
 from lsstcal_dask.storage import objects
+from lsstcal_dask.storage.cubearrays import read_markers
 from lsstcal_dask.storage.cubelayout import Slot, base, list_pointers
-from lsstcal_dask.storage.cubewriting import claim_slot, read_markers
+from lsstcal_dask.storage.cubewriting import claim_slot
 from lsstcal_dask.storage.manifests import header_entries
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.tables import input_names, read_input
@@ -127,14 +128,22 @@ class Plan:
         self.without = [step for step in steps if step in OPTIONAL and not built(upstream, NEEDED[step])]
         self.steps = [step for step in steps if step not in self.without]
         self.software = software()
-        pointers = list_pointers(store.url, name)
-        self.slots = {} if not pointers else {one.slot: one for one in pointers[-1].slots}
+        self.number, self.slots = self._published()
         self.claims = _claims(store.url, name)
         self.headers = header_entries(raw)
         self.places = {str(e): i for i, e in enumerate(raw["exposure"].values)}
         self._changes = sorted({t for p in upstream.pointers for t in (p.valid_from, p.valid_until)})
         self._known: dict[tuple[str, int, Readout], Sensor | str] = {}
         self._shared: dict[str, Mapping[str, Sensor]] = {}  # one object for all slices with the same products
+
+    def refresh(self) -> None:
+        """See what was published since."""
+        self.number, self.slots = self._published()
+
+    def _published(self) -> tuple[int, dict[int, Slot]]:
+        """Number of the last publication, 0 for none, and its slices by slot."""
+        pointers = list_pointers(self.store.url, self.name)
+        return (pointers[-1].number, {one.slot: one for one in pointers[-1].slots}) if pointers else (0, {})
 
     def job(self, group: Group) -> Job:
         """The slice of a group: where it is in the cube already, or a new slot for it."""

@@ -23,8 +23,17 @@ from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
-from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
-from lsstcal_dask.storage.cubewriting import create_cube, publish_cube, read_sums
+from lsstcal_dask.storage.cubearrays import mend_numbers, read_sums
+from lsstcal_dask.storage.cubelayout import (
+    CubeLayout,
+    CubePointer,
+    Slot,
+    list_cubes,
+    load_layout,
+    lost_mask,
+    shard_path,
+)
+from lsstcal_dask.storage.cubewriting import create_cube, publish_after
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE
@@ -72,6 +81,8 @@ def make_cube(
     CalibrationError
         The cube has another form, nothing can be used, or a product is missing.
     """
+    if name in list_cubes(store.url):
+        mend_numbers(store.url, name)
     raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
     groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)
@@ -80,6 +91,7 @@ def make_cube(
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))
     jobs = [run.job(group) for group in groups]
+    _check_masks(run, jobs)
     outcome = _make_slices(run, form, jobs, compute, progress)
     if outcome.errors:
         remedy = (
@@ -150,17 +162,44 @@ def _begun(run: Plan, det: str) -> bool:
     return objects.exists(run.store.url, shard_path(run.name, "mask", index))
 
 
+def _check_masks(run: Plan, jobs: Sequence[Job]) -> None:
+    """Refuse to go on with a CCD whose slices have lost their mask."""
+    layout = load_layout(run.store.url, run.name)
+    for i, det in enumerate(layout.detectors):
+        held = (det in job.done or (job.published and det in {*job.sensors} - {*job.published.missing}) for job in jobs)
+        if any(held) and not _begun(run, det):
+            raise lost_mask(run.store.url, run.name, layout, i, "it is missing")
+
+
 def _cut(own: list[int], size: int) -> list[list[int]]:
     return [own[start : start + size] for start in range(0, len(own), size)]
 
 
 def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mapping[str, str]) -> CubeBuilt:
     """Publish the slices of the jobs, and those that are in the cube and are not replaced."""
-    slots, errors, replaced, left_out = [], [], [], dict(left_out)
+    configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
+    while True:
+        run.refresh()  # another run may have published its slices since this one began
+        slots, errors, kept = _merged(run, jobs, outcome)
+        told = {**left_out, **kept}
+        if not slots:
+            return CubeBuilt(None, outcome.made, told, errors)
+        slots = _with_responses(run, slots, outcome.markers)
+        remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in told.items())]
+        remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
+        about = {"configuration": configuration, "software": run.software, "remarks": remarks}
+        if pointer := publish_after(run.store.url, run.name, slots, about, run.number):
+            return CubeBuilt(pointer, outcome.made, told, errors)
+
+
+def _merged(run: Plan, jobs: Sequence[Job], outcome: _Outcome) -> tuple[list[Slot], list[str], dict[str, str]]:
+    """Slices of the jobs and of the cube, what could not be made, and exposures that replace nothing, with reasons."""
+    slots, errors, replaced = [], [], []
+    left_out: dict[str, str] = {}
     for job in jobs:
         markers, failed = outcome.markers[job.slot], outcome.failed[job.slot]
         if job.published:
-            slots.append(job.published)
+            slots.append(run.slots.get(job.slot, job.published))
         elif markers:
             slots.append(_slot(job, markers, failed))
         else:
@@ -178,15 +217,7 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     for one in run.slots.values():
         if one.slot not in mine and not any(abs(one.nominal - nm) <= near for nm in replaced):
             slots.append(one)
-    if not slots:
-        return CubeBuilt(None, outcome.made, dict(left_out), errors)
-    slots = _with_responses(run, slots, outcome.markers)
-    remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
-    remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
-    configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
-    about = {"configuration": configuration, "software": run.software, "remarks": remarks}
-    pointer = publish_cube(run.store.url, run.name, slots, about)
-    return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
+    return slots, errors, left_out
 
 
 def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from lsstcal_dask.errors import StoreFailure
 from lsstcal_dask.pipeline.cubehistory import cube_row, lines_of_slice
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
@@ -56,7 +57,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
     known = Upstream(pointers, stale, list_accepted(store.url))
     cubes = [cube_row(store, name, known) for name in list_cubes(store.url)]
     for row in cubes if check else ():
-        damaged += check_cube(read_cube(store.url, row["cube"])) if row["number"] else []
+        damaged += _damage_of_cube(store.url, row["cube"]) if row["number"] else []
         damaged += [why for one in list_compressed(store.url, row["cube"]) for why in check_compressed(store.url, one)]
     ordered = sorted(exposures.values(), key=lambda row: (row["time"], row["exposure"]))
     return {
@@ -68,6 +69,13 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         "cubes": cubes,
         "damaged": damaged,
     }
+
+
+def _damage_of_cube(url: str, name: str) -> list[str]:
+    try:
+        return check_cube(read_cube(url, name))
+    except StoreFailure as error:
+        return [str(error)]
 
 
 def _product_row(pointer: Pointer, stale: str) -> dict[str, Any]:

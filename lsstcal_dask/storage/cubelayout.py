@@ -32,29 +32,32 @@ from typing import Any, Final
 
 import google_crc32c
 import numpy as np
-import zarr
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import DTYPES, EXCEPTION, NUMBERS, Form
+from lsstcal_dask.storage.cubenumbers import checksums, read_arrays
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile
 
 __all__ = [
     "SLOT_COORDS",
-    "SUMS",
     "Cube",
     "CubeLayout",
     "CubePointer",
     "Slot",
     "base",
     "exception_bytes",
+    "last_number",
     "list_cubes",
     "list_pointers",
     "load_layout",
+    "lost_mask",
+    "mask_checksum",
     "read_claim",
     "read_cube",
     "read_exceptions",
     "read_mask",
+    "read_numbers",
     "shard_path",
 ]
 
@@ -71,9 +74,6 @@ SLOT_COORDS: Final = (
     "response_photon",
 )
 """Numbers of a slice."""
-
-SUMS: Final = ("total", "pixels")
-"""Of the amplifiers of a slice: from them follows the mean of the focal plane."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ class Slot:
     response_common: float = float("nan")  # relative error of r that all wavelengths share
     response_single: float = float("nan")  # the same, of the photodiode in these exposures
     response_photon: float = float("nan")  # the same, of their electrons
+    numbers: int | None = None  # checksum of its numbers, see `cubenumbers`
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,12 @@ def list_pointers(url: str, name: str) -> list[CubePointer]:
     return [_read_pointer(url, f"{folder}/{one}") for one in found]
 
 
+def last_number(url: str, name: str) -> int:
+    """Number of what was published last of a cube; 0 for nothing."""
+    pointers = list_pointers(url, name)
+    return pointers[-1].number if pointers else 0
+
+
 @lru_cache(maxsize=2048)
 def read_claim(url: str, name: str, slot: int) -> dict[str, Any]:
     """What a slot was claimed for, and what its slice was made from, which never changes; empty where it is lost."""
@@ -241,10 +248,33 @@ def _read(url: str, name: str, number: int) -> Cube:
     layout = load_layout(url, name)
     pointer = next(one for one in list_pointers(url, name) if one.number == number)
     slots = np.array([one.slot for one in pointer.slots], np.int64)
-    store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
-    group = zarr.open_group(store, mode="r", use_consolidated=False)
-    numbers = {var: np.asarray(group[var][...])[..., slots] for var in NUMBERS}  # type: ignore[index]
-    return Cube(url, name, layout, pointer, slots, numbers, np.asarray(group["reference_slot"][...])[:, slots])  # type: ignore[index]
+    numbers = read_numbers(url, name, pointer)
+    mine = {var: numbers[var] for var in NUMBERS}
+    return Cube(url, name, layout, pointer, slots, mine, numbers["reference_slot"])
+
+
+def read_numbers(url: str, name: str, pointer: CubePointer) -> dict[str, np.ndarray]:
+    """Numbers of the published slices, see `cubenumbers`, each (detector, amplifier, K) or (detector, K).
+
+    Raises
+    ------
+    StoreFailure
+        They are not those that were published.
+    """
+    remedy = f"run 'lsstcal cube {url} --name {name}' again: it writes them anew from {base(name)}/done"
+    try:
+        found = read_arrays(url, f"{base(name)}/data", [one.slot for one in pointer.slots])
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise StoreFailure(f"cube {name}: its numbers are damaged ({reason}): {remedy}") from error
+    sums = checksums(found)
+    bad = [one for one, own in zip(pointer.slots, sums, strict=True) if one.numbers not in (None, own)]
+    if bad:
+        where = ", ".join(f"{one.wavelength:.2f}" for one in bad[:3]) + (" ..." if len(bad) > 3 else "")
+        raise StoreFailure(
+            f"cube {name} at {where} nm: its numbers in {base(name)}/data are not those that were published: {remedy}"
+        )
+    return found
 
 
 def read_cube(url: str, name: str, number: int | None = None) -> Cube:
@@ -271,6 +301,11 @@ def read_mask(
     Parameters
     ----------
     amplifiers : places of those to read; all by default.
+
+    Raises
+    ------
+    StoreFailure
+        It is damaged.
     """
     codec, own = layout.mask_codec, range(len(layout.amplifiers)) if amplifiers is None else amplifiers
     out = np.empty((len(own), *layout.shape), codec.dtype)
@@ -278,4 +313,22 @@ def read_mask(
         ShardFile(url, codec).read(shard_path(name, "mask", detector), own, out)
     except FileNotFoundError:
         return None
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise lost_mask(url, name, layout, detector, str(error)) from error
     return out
+
+
+def lost_mask(url: str, name: str, layout: CubeLayout, detector: int, why: str) -> StoreFailure:
+    """What to say of a mask that is damaged or missing: codes and exceptions mean nothing without it."""
+    det = layout.detectors[detector]
+    return StoreFailure(
+        f"cube {name} {det}: its mask cannot be read ({why}): delete {shard_path(name, 'mask', detector)} and "
+        f"{base(name)}/done/*/{det}.json, then run 'lsstcal cube {url} --name {name}' again"
+    )
+
+
+def mask_checksum(mask: np.ndarray) -> int:
+    """CRC-32C of a mask (amplifier, y, x), which the markers of its slices tell."""
+    return int(google_crc32c.value(np.ascontiguousarray(mask, "<u2").reshape(-1).view(np.uint8)))

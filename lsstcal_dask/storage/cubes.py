@@ -13,7 +13,18 @@ from xarray.core import indexing
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.cubelayout import SLOT_COORDS, Cube, base, read_cube, read_exceptions, read_mask, shard_path
+from lsstcal_dask.storage.cubelayout import (
+    SLOT_COORDS,
+    Cube,
+    base,
+    lost_mask,
+    mask_checksum,
+    read_cube,
+    read_exceptions,
+    read_mask,
+    read_numbers,
+    shard_path,
+)
 from lsstcal_dask.storage.provenance import hash_arrays
 from lsstcal_dask.storage.shards import ShardFile
 from lsstcal_dask.variables import MASK_BITS, attributes, mask_attributes
@@ -126,8 +137,16 @@ class CubeReader:
         return found[first:last]
 
     def mask(self, amplifiers: Sequence[int] | None = None) -> np.ndarray:
-        """Bits (amplifier, y, x) that the pixels have at all wavelengths; of some amplifiers or of all."""
+        """Bits (amplifier, y, x) that the pixels have at all wavelengths; of some amplifiers or of all.
+
+        Raises
+        ------
+        StoreFailure
+            It is missing or damaged; the message says what to do.
+        """
         found = read_mask(self.cube.url, self.cube.name, self.cube.layout, self.index, amplifiers)
+        if found is None and self.present.any():
+            raise lost_mask(self.cube.url, self.cube.name, self.cube.layout, self.index, "it is missing")
         number = len(self.cube.layout.amplifiers) if amplifiers is None else len(amplifiers)
         return np.full((number, *self.shape), MASK_BITS["NO_DATA"], np.uint16) if found is None else found
 
@@ -161,15 +180,24 @@ def _damaged(cube: Cube, detector: str, slot: int, error: Exception) -> StoreFai
 
 
 def check_cube(cube: Cube) -> list[str]:
-    """One line for each CCD of a slice whose stored values no longer have the hash of its marker."""
+    """One line for each CCD of a slice whose stored values do not have the hash of its marker, or for its numbers."""
+    try:
+        read_numbers(cube.url, cube.name, cube.pointer)  # as they are now, not when the cube was opened
+    except StoreFailure as error:
+        return [str(error)]
     bad = []
     for detector in cube.layout.detectors:
         reader = CubeReader(cube, detector, block=1)
-        bad += [line for k in np.flatnonzero(reader.present) if (line := _check(reader, int(k)))]
-    return bad
+        try:
+            mask = mask_checksum(reader.mask())
+        except StoreFailure as error:
+            bad.append(str(error))
+            continue
+        bad += [line for k in np.flatnonzero(reader.present) if (line := _check(reader, int(k), mask))]
+    return list(dict.fromkeys(bad))
 
 
-def _check(reader: CubeReader, k: int) -> str:
+def _check(reader: CubeReader, k: int, mask: int) -> str:
     cube, slot = reader.cube, int(reader.cube.slots[k])
     try:
         marker = objects.read_json(cube.url, f"{base(cube.name)}/done/{slot:05d}/{reader.detector}.json")
@@ -181,6 +209,9 @@ def _check(reader: CubeReader, k: int) -> str:
             arrays["reference"] = np.empty(cube.layout.reference_codec.shape, np.float32)
             file = ShardFile(cube.url, cube.layout.reference_codec)
             reader.load("reference", file, slot, range(len(arrays["codes"])), arrays["reference"])
+        if marker.get("mask", mask) != mask:
+            why = "it is not the one that was written"
+            return str(lost_mask(cube.url, cube.name, cube.layout, reader.index, why))
         if hash_arrays(arrays) == marker["hash"]:
             return ""
         return str(_damaged(cube, reader.detector, slot, ValueError("they are not those that were written")))

@@ -11,31 +11,31 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import zarr
 
-from lsstcal_dask.errors import CalibrationError
+from lsstcal_dask.errors import CalibrationError, StoreFailure
 from lsstcal_dask.storage import objects
-from lsstcal_dask.storage.coding import NUMBERS, Coded, Slice, encode_slice
+from lsstcal_dask.storage.coding import Coded, Slice, encode_slice
+from lsstcal_dask.storage.cubearrays import create_arrays, every_slot, mend_numbers, with_checksum, write_numbers
 from lsstcal_dask.storage.cubelayout import (
     SLOT_COORDS,
-    SUMS,
     CubeLayout,
     CubePointer,
     Slot,
     base,
     exception_bytes,
+    last_number,
     list_pointers,
     load_layout,
+    lost_mask,
+    mask_checksum,
     read_mask,
     shard_path,
 )
 from lsstcal_dask.storage.provenance import digest, hash_arrays
-from lsstcal_dask.storage.shards import ShardCodec, ShardFile, shard_settings
-from lsstcal_dask.variables import MASK_BITS, VARIABLES, attributes, mask_attributes
+from lsstcal_dask.storage.shards import ShardFile
+from lsstcal_dask.variables import MASK_BITS
 
-__all__ = ["claim_slot", "create_cube", "publish_cube", "read_markers", "read_sums", "write_slice"]
-
-_SLOTS = 64  # of numbers in a chunk: few files to open, and not much to write again when one is added
+__all__ = ["claim_slot", "create_cube", "publish_after", "publish_cube", "write_slice"]
 
 
 def create_cube(url: str, name: str, layout: CubeLayout) -> CubeLayout:
@@ -56,60 +56,9 @@ def create_cube(url: str, name: str, layout: CubeLayout) -> CubeLayout:
         )
     there = set(objects.list_names(url, f"{base(name)}/data"))
     if not (objects.exists(url, f"{base(name)}/arrays.json") and set(SLOT_COORDS) <= there):
-        _create_arrays(url, name, layout)
+        create_arrays(url, name, layout)
         objects.write_json(url, f"{base(name)}/arrays.json", sorted(objects.list_names(url, f"{base(name)}/data")))
     return found
-
-
-def _create_arrays(url: str, name: str, layout: CubeLayout) -> None:
-    where, sizes = f"{base(name)}/data", {**layout.sizes, "wavelength": 0}
-    cube = ("detector", "amplifier", "wavelength", "y", "x")
-    images: dict[str, tuple[ShardCodec, tuple[str, ...], float]] = {
-        "codes": (layout.codec, cube, 0),
-        "mask": (layout.mask_codec, (*cube[:2], *cube[3:]), 1),
-    }
-    if layout.form == "i1":
-        images["reference"] = (layout.reference_codec, cube, np.nan)
-    for var, (codec, dims, fill) in images.items():
-        extra = {"attributes": mask_attributes() if var == "mask" else {"form": layout.form}, "fill_value": fill}
-        objects.create_or_open(url, where, name=var, **shard_settings(codec, dims, sizes), **extra)
-    for var in NUMBERS:
-        _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, np.nan)
-    for var in SUMS:
-        _create_small(url, where, var, ("detector", "amplifier", "wavelength"), sizes, 0.0)
-    _create_small(url, where, "reference_slot", ("detector", "wavelength"), sizes, -1)
-    for var in SLOT_COORDS:
-        _create_small(url, where, var, ("wavelength",), sizes, np.nan)
-    for var, names in (("detector", layout.detectors), ("amplifier", layout.amplifiers)):
-        target = objects.create_or_open(
-            url, where, name=var, shape=(len(names),), dtype="string", dimension_names=(var,)
-        )
-        objects.fill(url, target, np.array(names, dtype=object))
-    _consolidate(url, where, layout)
-
-
-def _create_small(url: str, where: str, var: str, dims: tuple[str, ...], sizes: Mapping[str, int], fill: float) -> None:
-    objects.create_or_open(
-        url,
-        where,
-        name=var,
-        shape=tuple(sizes[dim] for dim in dims),
-        chunks=tuple(_SLOTS if dim == "wavelength" else sizes[dim] for dim in dims),
-        dtype="int32" if isinstance(fill, int) else "float64",
-        fill_value=fill,
-        dimension_names=dims,
-        attributes=attributes(var) if var in VARIABLES else {},
-    )
-
-
-def _consolidate(url: str, where: str, layout: CubeLayout) -> None:
-    """Metadata of all arrays in that of the group: a reader sees the old size of all of them or the new one."""
-    names = [name for name in objects.list_names(url, where) if name != "zarr.json" and not name.endswith(".partial")]
-    found = {name: objects.read_json(url, f"{where}/{name}/zarr.json") for name in sorted(names)}
-    inline = {"kind": "inline", "must_understand": False, "metadata": found}
-    meaning = "value = offset + scale * codes + level * reference[reference_slot], but for the exceptions"
-    group = {"zarr_format": 3, "node_type": "group", "consolidated_metadata": inline}
-    objects.write_json(url, f"{where}/zarr.json", {**group, "attributes": {"form": layout.form, "meaning": meaning}})
 
 
 def claim_slot(url: str, name: str, record: Mapping[str, Any]) -> int:
@@ -160,6 +109,7 @@ def write_slice(url: str, name: str, place: tuple[int, str], given: Slice, about
         "numbers": {key: [_plain(v) for v in values] for key, values in coded.numbers.items()},
         "reference_slot": at,
         "exceptions": len(coded.exceptions),
+        "mask": mask_checksum(usual),
         **about,
     }
     objects.write_json(url, f"{base(name)}/done/{slot:05d}/{detector}.json", marker)
@@ -187,12 +137,16 @@ def _usual_mask(url: str, name: str, layout: CubeLayout, index: int, given: Slic
     """
     found = read_mask(url, name, layout, index)
     if found is None:
+        det, done = layout.detectors[index], f"{base(name)}/done"
+        if any(objects.exists(url, f"{done}/{slot}/{det}.json") for slot in objects.list_names(url, done)):
+            raise lost_mask(url, name, layout, index, "it is missing")
         passing = MASK_BITS["COSMIC_RAY"] | MASK_BITS["SATURATED"] | MASK_BITS["CROSSTALK"]
         filled = np.uint16(MASK_BITS["INTERPOLATED"]) * ((given.mask & np.uint16(MASK_BITS["COSMIC_RAY"])) != 0)
         found = given.mask & np.uint16(~passing & 0xFFFF) & ~filled  # a hit is filled in its own slice only
         dead = ~np.isfinite(given.value).any(axis=(1, 2))
         found[dead] &= np.uint16(~MASK_BITS["NO_DATA"] & 0xFFFF)
-        objects.write_bytes(url, shard_path(name, "mask", index), layout.mask_codec.encode(found))
+        if not objects.create_bytes(url, shard_path(name, "mask", index), layout.mask_codec.encode(found)):
+            return _usual_mask(url, name, layout, index, given)  # another run began this CCD at the same time
     return found
 
 
@@ -215,90 +169,53 @@ def _references(
     yield -1, None
 
 
-def read_markers(url: str, name: str, slot: int) -> dict[str, dict[str, Any]]:
-    """Markers of the CCDs of a slot that are whole, by name."""
-    folder = f"{base(name)}/done/{slot:05d}"
-    names = [one for one in objects.list_names(url, folder) if one.endswith(".json")]
-    return {one.removesuffix(".json"): objects.read_json(url, f"{folder}/{one}") for one in names}
-
-
-def read_sums(url: str, name: str, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """``total`` and ``pixels`` (detector, amplifier, slot) of slots as they were published; zero where not."""
-    store = objects.zarr_store(url, f"{base(name)}/data", read_only=True)
-    found = []
-    for var in SUMS:
-        known = np.asarray(zarr.open_array(store, path=var, mode="r")[...])
-        wide = np.zeros((*known.shape[:2], max([known.shape[2], *(s + 1 for s in slots)])))
-        wide[..., : known.shape[2]] = known
-        found.append(wide[..., list(slots)])
-    return found[0], found[1]
-
-
 def publish_cube(url: str, name: str, slots: Sequence[Slot], about: Mapping[str, Any]) -> CubePointer:
+    """Make slices visible, all at once, whatever another writer publishes meanwhile: see `publish_after`."""
+    while True:
+        if made := publish_after(url, name, slots, about, last_number(url, name)):
+            return made
+
+
+def publish_after(
+    url: str, name: str, slots: Sequence[Slot], about: Mapping[str, Any], last: int
+) -> CubePointer | None:
     """Make slices visible, all at once; what is published already stays readable as it was.
 
     Parameters
     ----------
     slots : every slice that the cube is to have from now on.
     about : ``configuration``, ``software`` and ``remarks`` of the cube.
+    last : number of the publication that ``slots`` go on from, 0 for none.
 
     Returns
     -------
-    The new pointer, or the last one where nothing changed.
+    The new pointer, or the last one where nothing changed, or None where another writer published meanwhile.
     """
     before = list_pointers(url, name)
-    ordered = sorted(slots, key=lambda one: (one.wavelength, one.slot))
+    if last != (before[-1].number if before else 0):
+        return None
+    ordered = sorted((with_checksum(url, name, one) for one in slots), key=lambda one: (one.wavelength, one.slot))
+    _fill(url, name, before, ordered)
     if before and _same(before[-1].slots, ordered):
         return before[-1]
-    layout = load_layout(url, name)
-    known = {one.slot for one in before[-1].slots} if before else set()
-    _write_numbers(url, name, layout, ordered, known)
-    number = 1 + (before[-1].number if before else 0)
-    made = CubePointer(number=number, slots=ordered, created=datetime.now(UTC).isoformat(), **about)
-    while not objects.create(url, f"{base(name)}/published/{made.number:05d}.json", asdict(made)):
-        made = CubePointer(**{**asdict(made), "number": made.number + 1, "slots": ordered})
+    made = CubePointer(number=last + 1, slots=ordered, created=datetime.now(UTC).isoformat(), **about)
+    if not objects.create(url, f"{base(name)}/published/{made.number:05d}.json", asdict(made)):
+        return None
+    mend_numbers(url, name)  # another writer may have written its numbers over these
     return made
+
+
+def _fill(url: str, name: str, before: Sequence[CubePointer], slots: Sequence[Slot]) -> None:
+    """Let the arrays hold the numbers of slices, and of those that were published before."""
+    everything = {one.slot: one for one in (*every_slot(before), *slots)}
+    mine = {one.slot for one in slots}
+    lost = write_numbers(url, name, load_layout(url, name), list(everything.values()))
+    for one in (one for one in lost if one.slot in mine):
+        raise StoreFailure(
+            f"cube {name} at {one.wavelength:.2f} nm: its numbers are damaged, and not in its markers either: delete "
+            f"{base(name)}/done/{one.slot:05d}, then run 'lsstcal cube {url} --name {name}' again"
+        )
 
 
 def _same(one: Sequence[Slot], other: Sequence[Slot]) -> bool:
     return digest([asdict(s) for s in one]) == digest([asdict(s) for s in other])  # NaN is NaN there
-
-
-def _write_numbers(url: str, name: str, layout: CubeLayout, slots: Sequence[Slot], known: set[int]) -> None:
-    """Numbers of the slices in the arrays along the stored axis, which grow; known ones are written as they were."""
-    where = f"{base(name)}/data"
-    size = 1 + max((one.slot for one in slots), default=-1)
-    size = max(size, int(zarr.open_array(objects.zarr_store(url, where), path="wavelength", mode="r").shape[0]))
-    small = (*NUMBERS, *SUMS, "reference_slot", *SLOT_COORDS)
-    for var in (*small, "codes", *(["reference"] if layout.form == "i1" else [])):
-        _grow(url, f"{where}/{var}/zarr.json", size)
-    arrays = {var: zarr.open_array(objects.zarr_store(url, where), path=var, mode="r+") for var in small}
-    for chunk in sorted({one.slot // _SLOTS for one in slots if one.slot not in known}):
-        part = slice(chunk * _SLOTS, min(size, (chunk + 1) * _SLOTS))
-        values = {var: np.asarray(arrays[var][..., part]) for var in small}
-        for one in (one for one in slots if one.slot // _SLOTS == chunk):
-            _enter(values, one.slot - part.start, one, read_markers(url, name, one.slot), layout)
-        for var, array in values.items():
-            objects.fill(url, arrays[var], array, (..., part))
-    _consolidate(url, where, layout)
-
-
-def _enter(values: dict[str, np.ndarray], at: int, slot: Slot, markers: Mapping[str, Any], layout: CubeLayout) -> None:
-    for var in SLOT_COORDS:
-        values[var][at] = getattr(slot, var)
-    for det, marker in markers.items():
-        index = layout.detectors.index(det)
-        values["reference_slot"][index, at] = marker["reference_slot"]
-        for var in SUMS:
-            values[var][index, :, at] = marker[var]
-        for var in NUMBERS:
-            values[var][index, :, at] = [np.nan if v is None else v for v in marker["numbers"][var]]
-
-
-def _grow(url: str, path: str, size: int) -> None:
-    """Let an array have so many places along ``wavelength``: one small file, written whole or not at all."""
-    found = objects.read_json(url, path)
-    at = found["dimension_names"].index("wavelength")
-    if found["shape"][at] != size:
-        found["shape"][at] = size
-        objects.write_json(url, path, found)

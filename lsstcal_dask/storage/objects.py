@@ -27,6 +27,7 @@ from lsstcal_dask.errors import CalibrationError, StoreFailure
 
 __all__ = [
     "create",
+    "create_bytes",
     "create_group",
     "create_or_open",
     "exists",
@@ -123,8 +124,13 @@ def _text(value: object) -> bytes:
 
 def create(url: str, path: str, value: object) -> bool:
     """Write one small object unless it exists; False if it did. Exactly one of several writers succeeds."""
+    return create_bytes(url, path, _text(value))
+
+
+def create_bytes(url: str, path: str, data: bytes) -> bool:
+    """Write one object unless it exists; False if it did. Exactly one of several writers succeeds."""
     try:
-        _put(url, path, _text(value), "create")
+        _put(url, path, data, "create")
     except exceptions.AlreadyExistsError:
         return False
     return True

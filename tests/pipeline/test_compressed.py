@@ -1,6 +1,7 @@
 """Compressed cubes of a store: flats of maps within the proved error, resumed, published, stale when slices come."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from lsstcal_dask.pipeline.flatfields import Wanted, make_flat
 from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.store import open_store
 from lsstcal_dask.pipeline.synthesis import Source, synthetic_flats
-from lsstcal_dask.products.lowrank import LowRankConfig
+from lsstcal_dask.products.lowrank import LowRankConfig, compress_amplifier
 from lsstcal_dask.products.synthesis import SynthesisConfig
 from lsstcal_dask.storage.compressed import list_compressed
 from lsstcal_dask.storage.cubelayout import list_pointers
@@ -51,6 +52,26 @@ def flat(store, threads, compressed, kind="photometric_flat"):
     made = make_flat(store, wanted, SynthesisConfig(), threads, Validity())
     assert not made.errors
     return made.pointer
+
+
+def test_what_is_no_number_is_not_compressed(tmp_path, threads, monkeypatch):
+    mine = make_cube(tmp_path / "s", "mini1", NM[::5])
+    mask = Path(mine.url, "cubes/c/data/mask/c/0/0/0/0")
+    whole = mask.read_bytes()
+    mask.unlink()
+    found = compress_cube(mine, "c", LowRankConfig(), threads)
+    assert found.pointer is None
+    assert "R22_S11: its mask cannot be read (it is missing): delete cubes/c/data/mask" in found.errors[0]
+    mask.write_bytes(whole)
+    monkeypatch.setattr(
+        "lsstcal_dask.pipeline.compressed.compress_amplifier",
+        lambda *given: replace(low := compress_amplifier(*given), maps=low.maps * np.nan),
+    )
+    found = compress_cube(mine, "c", LowRankConfig(), threads)
+    assert found.pointer is None
+    assert "its maps are no numbers: see 'lsstcal ls" in found.errors[0]
+    monkeypatch.undo()
+    assert compress_cube(mine, "c", LowRankConfig(), threads).pointer.error > 0
 
 
 def test_flats_of_maps_agree_with_those_of_slices_within_the_proved_error(store, threads):

@@ -14,8 +14,9 @@ from making import run_command as run
 from stores_of_monochromatic_flats import expected_light, flats, later, new_store, observatory, take
 
 from lsstcal_dask.compute import cluster
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, StoreFailure, UnitsError
 from lsstcal_dask.physics.units import vacuum_to_air
+from lsstcal_dask.pipeline import cubes as cubes_module
 from lsstcal_dask.pipeline.config import Config, read_config
 from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
 from lsstcal_dask.pipeline.cubes import _waves, make_cube
@@ -309,6 +310,43 @@ def test_what_a_run_was_told_to_use_is_added_and_the_rest_stays(store, taken, tm
     assert made.pointer.remarks[-1] == f"note: no flats from {made.pointer.slots[1].wavelength:g} to " + (
         f"{made.pointer.slots[2].wavelength:g} nm"
     )
+
+
+def test_what_another_run_publishes_meanwhile_stays(store, taken, tmp_path, threads, monkeypatch):
+    mine, names = copied(store, tmp_path), [one.name for one in taken]
+    make, parts, made = cubes_module._make_slices, [names[4:6], names[8:]], []
+
+    def meanwhile(*given):
+        outcome = make(*given)
+        if parts:
+            made.append(make_cube(mine, "c", "i2", CONFIG, threads, exposures=parts.pop()))
+        return outcome
+
+    monkeypatch.setattr(cubes_module, "_make_slices", meanwhile)
+    made.append(make_cube(mine, "c", "i2", CONFIG, threads, exposures=names[:4]))
+    told = [[round(one.wavelength) for one in one.pointer.slots] for one in made]
+    assert told == [[602], [602, 604], [600, 601, 602, 604]]
+    assert [one.pointer.number for one in made] == [1, 2, 3]
+    assert list_contents(mine, check=True)["damaged"] == []
+
+
+def test_the_command_writes_numbers_anew_and_refuses_a_ccd_without_its_mask(store, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    make_cube(mine, "c", "i2", CONFIG, threads)
+    right = content(mine, "c")
+    Path(mine.url, "cubes/c/data/scale/c/0/0/0").write_bytes(b"short")
+    Path(mine.url, "cubes/c/data/total/c/0/0/0").unlink()
+    (line,) = list_contents(mine, check=True)["damaged"]
+    assert "cubes/c/data/scale cannot be read" in line
+    assert (made := make_cube(mine, "c", "i2", CONFIG, threads)).made == 0
+    assert (made.pointer.number, content(mine, "c")) == (1, right)
+    Path(mine.url, "cubes/c/data/mask/c/0/0/0/0").unlink()
+    with pytest.raises(StoreFailure, match=f"{CCD}: its mask cannot be read"):
+        make_cube(mine, "c", "i2", CONFIG, threads)
+    for marker in Path(mine.url).glob(f"cubes/c/done/*/{CCD}.json"):
+        marker.unlink()
+    assert make_cube(mine, "c", "i2", CONFIG, threads).made == 5
+    assert content(mine, "c") == right
 
 
 def bad_store(tmp_path, each=3, camera="mini1", last=601.0, **how):

@@ -10,10 +10,12 @@ import zarr
 from made_up_slices import ABOUT, SHAPE, make_slice, slot_of, write_cube
 
 from lsstcal_dask.errors import CalibrationError, StoreFailure
+from lsstcal_dask.storage import cubewriting
 from lsstcal_dask.storage.coding import EXCEPTION, FORMS, encode_slice
+from lsstcal_dask.storage.cubearrays import mend_numbers, read_markers
 from lsstcal_dask.storage.cubelayout import CubeLayout, list_pointers
-from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
-from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_cube, read_markers, write_slice
+from lsstcal_dask.storage.cubes import CubeReader, check_cube, open_cube, read_cube
+from lsstcal_dask.storage.cubewriting import claim_slot, create_cube, publish_after, publish_cube, write_slice
 from lsstcal_dask.storage.shards import ShardCodec, ShardFile, shard_settings
 from lsstcal_dask.variables import MASK_BITS, validate
 
@@ -234,6 +236,103 @@ def test_damage_of_exceptions_and_pointers_is_told(tmp_path):
     (tmp_path / "cubes" / "c" / "published" / "00002.json").write_text('{"slots": []}')
     with pytest.raises(CalibrationError, match="is damaged"):
         list_pointers(str(tmp_path), "c")
+
+
+def _flip(path: Path) -> None:
+    """Another value of every amplifier, stored as any Zarr library would: no codec can tell."""
+    array = zarr.open_array(next(p for p in path.parents if (p / "zarr.json").exists()), mode="r+")
+    array[...] = np.asarray(array[...]) + 1
+
+
+HARMS = {"other": _flip, "short": lambda path: path.write_bytes(path.read_bytes()[:10]), "gone": Path.unlink}
+
+
+@pytest.mark.parametrize("how", HARMS)
+@pytest.mark.parametrize("what", ["scale", "variance_floor", "total", "reference_slot"])
+def test_numbers_that_are_not_those_published_are_told_and_written_anew_from_markers(tmp_path, what, how):
+    url = str(tmp_path)
+    write_cube(tmp_path, "i1", {500.0: make_slice(0), 501.0: make_slice(1)})
+    publish_cube(url, "c", list_pointers(url, "c")[-1].slots[1:], {})
+    whole = {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()}
+    chunk = next(p for p in Path(url, "cubes/c/data", what, "c").rglob("*") if p.is_file())
+    HARMS[how](chunk)
+    for number in (1, 2):
+        with pytest.raises(StoreFailure, match=r"^cube c.*: run 'lsstcal cube .* --name c' again: it writes") as error:
+            read_cube(url, "c", number)
+        assert "\n" not in str(error.value)
+    mend_numbers(url, "c")
+    read_cube(url, "c", 1)
+    assert check_cube(read_cube(url, "c")) == []
+    assert {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()} == whole
+    HARMS[how](chunk)
+    assert ["numbers" in line for line in check_cube(read_cube(url, "c"))] == [True]
+
+
+def test_of_two_that_publish_at_once_the_later_is_told_and_neither_harms_the_other(tmp_path, monkeypatch):
+    url = str(tmp_path)
+    write_cube(tmp_path, "i2", {500.0: make_slice(0)})
+    (first,) = list_pointers(url, "c")[-1].slots
+    for slot in (1, 2):
+        assert claim_slot(url, "c", {}) == slot
+        write_slice(url, "c", (slot, "A"), make_slice(slot), ABOUT)
+    fill = cubewriting._fill
+
+    def meanwhile(*given):
+        monkeypatch.setattr(cubewriting, "_fill", fill)
+        before = {p: p.read_bytes() for p in Path(url, "cubes/c/data").rglob("*") if p.is_file()}
+        assert publish_after(url, "c", [first, slot_of(1, 501.0)], {}, 1).number == 2
+        for path, blob in before.items():
+            path.write_bytes(blob)  # a writer who read before and writes after
+        fill(*given)
+
+    monkeypatch.setattr(cubewriting, "_fill", meanwhile)
+    mine = [first, slot_of(2, 502.0)]
+    assert publish_after(url, "c", mine, {}, 1) is None
+    both = [*list_pointers(url, "c")[-1].slots, mine[1]]
+    assert publish_after(url, "c", both, {}, 2).number == 3
+    assert [check_cube(read_cube(url, "c", number)) for number in (1, 2, 3)] == [[], [], []]
+    assert [one.wavelength for one in read_cube(url, "c").pointer.slots] == [500, 501, 502]
+
+
+@pytest.mark.parametrize("how", ["other", "short", "gone"])
+def test_a_mask_that_is_not_the_one_written_is_told_and_made_again_with_its_slices(tmp_path, how):
+    url, slices = str(tmp_path), {500.0: make_slice(0), 501.0: make_slice(1)}
+    write_cube(tmp_path, "i2", slices)
+    shard, cube = tmp_path / "cubes/c/data/mask/c/0/0/0/0", read_cube(url, "c")
+    whole = shard.read_bytes()
+    if how == "other":
+        shard.write_bytes(cube.layout.mask_codec.encode(np.zeros(SHAPE, np.uint16)))
+    else:
+        HARMS[how](shard)
+        with pytest.raises(StoreFailure, match=r"^cube c A: its mask cannot be read"):
+            CubeReader(cube, "A").mask([1])
+        with pytest.raises(StoreFailure, match=r"^cube c A: its mask cannot be read"):
+            write_slice(url, "c", (2, "A"), make_slice(2), ABOUT)
+    (line,) = check_cube(cube)
+    assert f"delete cubes/c/data/mask/c/0/0/0/0 and cubes/c/done/*/A.json, then run 'lsstcal cube {url}" in line
+    assert "\n" not in line
+    shard.unlink(missing_ok=True)
+    for marker in tmp_path.glob("cubes/c/done/*/A.json"):
+        marker.unlink()
+    for slot, one in enumerate(slices.values()):
+        write_slice(url, "c", (slot, "A"), one, ABOUT)
+    assert check_cube(cube) == []
+    assert shard.read_bytes() == whole
+
+
+def test_numbers_that_no_marker_tells_are_never_published(tmp_path):
+    url = str(tmp_path)
+    write_cube(tmp_path, "i2", {500.0: make_slice(0), 501.0: make_slice(1)})
+    shutil.rmtree(tmp_path / "cubes/c/data/scale")
+    (tmp_path / "cubes/c/done/00001/A.json").unlink()
+    mend_numbers(url, "c")
+    with pytest.raises(StoreFailure, match=r"^cube c at 501\.00 nm: its numbers in"):
+        read_cube(url, "c")
+    with pytest.raises(StoreFailure, match=r"at 501\.00 nm.*delete cubes/c/done/00001, then run 'lsstcal cube"):
+        publish_cube(url, "c", list_pointers(url, "c")[-1].slots, {})
+    write_slice(url, "c", (1, "A"), make_slice(1), ABOUT)
+    assert publish_cube(url, "c", list_pointers(url, "c")[-1].slots, {}).number == 1
+    assert check_cube(read_cube(url, "c")) == []
 
 
 def test_what_cannot_be_is_refused(tmp_path):
