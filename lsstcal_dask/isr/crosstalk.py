@@ -95,7 +95,7 @@ def unmeasured(product: xr.Dataset, detector: Detector) -> int:
     return int(np.isnan(product["crosstalk"].values[:, own]).sum()) - len(detector.amplifiers)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def _sum_sources(signal, first, end, sources, linear, quadratic, total):  # type: ignore[no-untyped-def]
     """What the entries from ``first`` to ``end``, those of one target, make of the signals of their sources.
 
@@ -166,7 +166,7 @@ def _groups(targets, count):  # type: ignore[no-untyped-def]
     return np.cumsum(edges)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 def crosstalk_rows(  # type: ignore[no-untyped-def]
     values, variance, targets, sources, linear, quadratic, scratch, ceiling=None, mask=None, bit=np.uint16(0)
 ):

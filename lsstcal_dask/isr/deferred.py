@@ -60,7 +60,7 @@ def registers(product: xr.Dataset, detector: Detector) -> Registers:
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def restore_row(values, loss, first, offset, fade):
     """Undo offset and transfers in a row (x,) float32, in place; NaN gives nothing to the pixels after it.
 

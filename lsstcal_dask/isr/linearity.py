@@ -160,7 +160,7 @@ def _cells(one: Curve, accuracy: float) -> int:
     return int(np.ceil(one.level[-1] * np.sqrt(bend / (8 * 0.9 * accuracy))))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
 def linearize_row(values, variance, mask, table_row, per_adu, ceiling, suspect_bit):  # type: ignore[no-untyped-def]
     """Correct one row of one amplifier in place: ``values += S``, ``variance *= (1 + S')**2``.
 

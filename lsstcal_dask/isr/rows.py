@@ -123,8 +123,16 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return line[first : first + bytes_].view(dtype).reshape(shape)
 
 
+_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
 def _inline(function):
-    return njit(function, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+    """Compile as a part of the kernel that calls it.
+
+    Compiled by itself as well, it would be contracted in two ways, and which of them is called depends on what of
+    numba's cache is there.
+    """
+    return njit(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 
 
 @_inline
@@ -253,7 +261,7 @@ def _all_amplifiers(coupling, y, values, variance, mask, scratch):
     )  # fmt: skip
 
 
-@_inline
+@njit(cache=True, **_OPTIONS)
 def _run(counts, boxes, steps, terms, image, variance, mask, work):
     """Correct all rows; boxes (amplifier, 4) are y0, x0, ny, nx of the light-sensitive pixels."""
     n, rows, _ = image.shape

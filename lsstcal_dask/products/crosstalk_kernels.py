@@ -119,7 +119,7 @@ def fit_targets(terms, signals, free, images, first, own, noise, sums, which, to
     return status, value, weight
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def add_expanded(matrix, vector, place, parts, reduced, right):  # type: ignore[no-untyped-def] # pragma: no cover
     """Add normal equations of a few (r, r), (r,), as those of all columns (q,), of which they are ``parts`` (r, q)."""
     r, q = parts.shape
@@ -142,7 +142,7 @@ def add_expanded(matrix, vector, place, parts, reduced, right):  # type: ignore[
             into[place[j]] += row[j]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _packed(free, image, usable, first, signals):  # type: ignore[no-untyped-def] # pragma: no cover
     """Flat places and data (pixel,) of the pixels that count, first of each row; is too little left of a signal."""
     ny, nx = free.shape
@@ -173,7 +173,7 @@ def _packed(free, image, usable, first, signals):  # type: ignore[no-untyped-def
     return at[:n], data[:n], starts[: rows + 1], lost
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _design(terms, at, own):  # type: ignore[no-untyped-def] # pragma: no cover
     """Columns (column, pixel) at flat places; before the last one the light round the target's own spot.
 
@@ -195,7 +195,7 @@ def _design(terms, at, own):  # type: ignore[no-untyped-def] # pragma: no cover
     return design
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _robust(design, data, starts, noise, wanted):  # type: ignore[no-untyped-def] # pragma: no cover
     """Normal equations of generalised least squares after iterated reweighting, and mean square of the pulls.
 
@@ -235,7 +235,7 @@ def _robust(design, data, starts, noise, wanted):  # type: ignore[no-untyped-def
     return matrix, vector, squares / n
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _normal(design, data, starts, weight, of_rows):  # type: ignore[no-untyped-def] # pragma: no cover
     """Weighted normal equations, what rows have in common eliminated; sums of rows (c, r), (r,), and their share."""
     (c, n), rows = design.shape, len(starts) - 1
@@ -263,7 +263,7 @@ def _normal(design, data, starts, weight, of_rows):  # type: ignore[no-untyped-d
     return matrix, vector, sums, total, shrink
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _dot(a, b):  # type: ignore[no-untyped-def] # pragma: no cover
     total = 0.0
     for p in range(len(a)):
@@ -271,7 +271,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def] # pragma: no cover
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _of_rows(values, starts, out):  # type: ignore[no-untyped-def] # pragma: no cover
     """Sums (r,) of the pixels of each row."""
     for r in range(len(out)):
@@ -281,7 +281,7 @@ def _of_rows(values, starts, out):  # type: ignore[no-untyped-def] # pragma: no 
         out[r] = total
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _lower(matrix):  # type: ignore[no-untyped-def] # pragma: no cover
     """Cholesky factor of a matrix with `_RIDGE` on its diagonal; what nothing tells of is taken to be zero."""
     n = len(matrix)
@@ -299,7 +299,7 @@ def _lower(matrix):  # type: ignore[no-untyped-def] # pragma: no cover
     return low
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _solved(matrix, vector):  # type: ignore[no-untyped-def] # pragma: no cover
     low, out = _lower(matrix), vector.copy()
     n = len(out)
@@ -314,7 +314,7 @@ def _solved(matrix, vector):  # type: ignore[no-untyped-def] # pragma: no cover
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 def _eliminate(matrix, vector, first, last, start, stop):  # type: ignore[no-untyped-def] # pragma: no cover
     """Normal equations of unknowns ``first`` to ``last``, those ``start`` to ``stop`` at their best for each value."""
     n, k = stop - start, last - first

@@ -31,7 +31,7 @@ class Terms(NamedTuple):
     median_noise: np.float32  # variance of the median of the exposures
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
 def _row_mean(images, masks, terms, y, sums, value, counts):  # type: ignore[no-untyped-def]
     """Weighted mean and number of usable exposures of a row; ``sums`` (2, x) is scratch."""
     n, _, nx = images.shape
@@ -48,7 +48,7 @@ def _row_mean(images, masks, terms, y, sums, value, counts):  # type: ignore[no-
         value[x] = sums[0, x] / sums[1, x]  # 0 / 0 is NaN
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
 def _row_suspects(images, masks, terms, y, centre, above, found):  # type: ignore[no-untyped-def]
     """Mark the pixels of a row of which a usable exposure is far from the centre."""
     n, _, nx = images.shape

@@ -250,7 +250,7 @@ def boundary_shifts(
                 row_[i] = min(max(row_[i], np.float32(-_LARGEST)), np.float32(_LARGEST))
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(nogil=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def _add_odd(sums: np.ndarray, line: np.ndarray, taps: np.ndarray) -> None:
     """Add the attraction of the pixels of a row to each side, three at a time: a sum is stored less often."""
     n = taps.size
@@ -261,7 +261,7 @@ def _add_odd(sums: np.ndarray, line: np.ndarray, taps: np.ndarray) -> None:
             sums[i] += a * (right[i] - left[i + 2]) + b * (right[i + 1] - left[i + 1]) + c * (right[i + 2] - left[i])
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(nogil=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def _add_even(sums: np.ndarray, line: np.ndarray, taps: np.ndarray) -> None:
     """Add that of the pixels of two rows, above and below; the one in the middle is met twice."""
     n = taps.size

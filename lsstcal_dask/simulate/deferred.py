@@ -190,7 +190,7 @@ def _read(charge, rows, columns, traps, share, offset, fading, read):  # type: i
     return left
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def _shift_rows(charge, rows, y, line):  # type: ignore[no-untyped-def]
     """Fill ``line`` (x,) with the packets of row y as they reach the register; what comes after the last row."""
     ny, nx = charge.shape
@@ -210,7 +210,7 @@ def _shift_rows(charge, rows, y, line):  # type: ignore[no-untyped-def]
     return left
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def _shift_columns(line, columns, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (x,) with what the register delivers of the packets of ``line``; what comes after the last pixel."""
     nx, left = len(line), 0.0
@@ -251,7 +251,7 @@ def _widen(one, step, fade, other):  # type: ignore[no-untyped-def]
         found[x] = faded if faded > here[x] else here[x]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
 def _add_offset(out, one, other, offset, fading):  # type: ignore[no-untyped-def]
     """Add to a row (x,) the greatest of the faded offsets of its pixels; ``one`` and ``other`` (x,) are overwritten.
 

@@ -61,7 +61,7 @@ def _padded(image, good, max_lag):  # type: ignore[no-untyped-def]
     return padded, squares
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, forceinline=True)
 def _twelve(a, b, c, sums):  # type: ignore[no-untyped-def]
     """Fill ``sums`` with those of ``a`` and of ``b`` times ``c`` shifted by 0 to 5 pixels."""
     a0 = a1 = a2 = a3 = a4 = a5 = np.float32(0)
