@@ -24,7 +24,7 @@ from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
 from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
-from lsstcal_dask.storage.cubewriting import create_cube, publish_cube, read_sums
+from lsstcal_dask.storage.cubewriting import create_cube, publish_cube, read_markers, read_sums
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.variables import NOTE
@@ -65,7 +65,7 @@ def make_cube(
 
     Parameters
     ----------
-    exposures : use only these; what is in the cube already stays.
+    exposures : use only these. What is in the cube already stays, unless its wavelength comes with as many repeats.
 
     Raises
     ------
@@ -167,11 +167,9 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
             why = "; ".join(sorted(set(failed.values()))) or "no frames"
             errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
             continue
-        if old := _fuller(run, job, slots[-1]):
-            lacks = ", ".join(sorted(set(slots[-1].missing) - set(old.missing)))
-            why = f"without {lacks} it does not replace {', '.join(old.exposures)}: take all CCDs, or make another cube"
-            left_out |= dict.fromkeys(slots[-1].exposures, why)
-            slots[-1] = old
+        if kept := _better(run, job, slots[-1], left_out):
+            left_out |= dict.fromkeys(slots[-1].exposures, kept[1])
+            slots[-1] = kept[0]
         replaced.append(job.group.nominal)
     near = run.config.cube.repeat_nm
     mine = {one.slot for one in slots}
@@ -189,14 +187,24 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
 
 
-def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:
-    """What the cube has at that wavelength of other exposures and of CCDs that the new slice lacks, or None."""
+def _better(run: Plan, job: Job, new: Slot, left_out: Mapping[str, str]) -> tuple[Slot, str] | None:
+    """What the cube has at that wavelength of CCDs that the new slice lacks, or of more repeats, and why it stays."""
     near = run.config.cube.repeat_nm
     for one in () if job.published else run.slots.values():
-        other = abs(one.nominal - new.nominal) <= near and one.exposures != new.exposures
-        if other and set(new.missing) - set(one.missing):
-            return one
+        if abs(one.nominal - new.nominal) > near or one.exposures == new.exposures:
+            continue
+        told = f"does not replace {', '.join(one.exposures)}: take"
+        if lacks := sorted(set(new.missing) - set(one.missing)):
+            return one, f"without {', '.join(lacks)} it {told} all CCDs, or make another cube"
+        if (now := _repeats(run, new, left_out)) < (before := _repeats(run, one, left_out)):
+            return one, f"with fewer repeats, {now}, it {told} {before}, or make another cube"
     return None
+
+
+def _repeats(run: Plan, slot: Slot, left_out: Mapping[str, str]) -> int:
+    """Exposures that entered a CCD of a slice, at most, but those that cannot be used any more."""
+    entered = (one["exposures"] for one in read_markers(run.store.url, run.name, slot.slot).values())
+    return max((len(set(own) - set(left_out)) for own in entered), default=0)
 
 
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:

@@ -396,6 +396,23 @@ def test_a_later_slice_of_fewer_ccds_does_not_replace_one_of_more(tmp_path, thre
     assert made.pointer.slots[1].exposures == [whole[0].name]
 
 
+def test_a_slice_of_fewer_repeats_does_not_replace_one_of_more(store, cubes, taken, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    before = make_cube(mine, "c", "f4", CONFIG, threads).pointer
+    own = [one for one in taken if one.source.wavelength == 602]
+    told = f"with fewer repeats, 1, it does not replace {own[0].name}, {own[1].name}: take 2, or make another cube"
+    again = later(own[:1], 3)
+    take(mine, again, inputs="-z")
+    for name, exposures in ((own[0].name, [own[0].name]), (again[0].name, None)):
+        made = make_cube(mine, "c", "f4", CONFIG, threads, exposures=exposures)
+        assert made.pointer.slots == before.slots
+        assert made.left_out[name].startswith(told)
+    headers = [replace(r, header={**r.header, "filter": "r"}) for r in read_records(mine.url).values()]
+    publish_frames(mine.url, [], [r for r in headers if r.exposure == own[1].name])
+    made = make_cube(mine, "c", "f4", CONFIG, threads)  # of the two one cannot be used any more
+    assert made.pointer.slots[2].exposures == [again[0].name]
+
+
 FIRST, SECOND = (flats(each=3)[i].name for i in (0, 1))
 
 
