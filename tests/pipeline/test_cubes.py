@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.table import vstack
+from astropy.table import Column, Table, vstack
 from making import run_command as run
 from stores_of_monochromatic_flats import expected_light, flats, later, new_store, observatory, take
 
@@ -358,6 +358,26 @@ def test_a_table_that_tells_an_exposure_twice_is_refused_unless_it_says_the_same
     other["wavelength"][-1] += 0.2
     write_table(mine.url, "inputs/wavelengths", other)
     with pytest.raises(CalibrationError, match=f"inputs/wavelengths.ecsv: exposure {name} has two rows, .* keep one"):
+        read_lines(mine.url)
+
+
+def test_inputs_that_are_no_numbers_or_name_no_exposures_are_told(tmp_path):
+    mine = new_store(tmp_path / "n", truth=False)
+    diode = Table({key: [300.0, 900.0] for key in ("wavelength", "responsivity", "responsivity_error")})
+    diode["wavelength"].unit, diode["responsivity"].unit, diode["responsivity_error"].unit = "nm", "A / W", "A / W"
+    diode.meta["dark_current_A"] = "many"
+    write_table(mine.url, "inputs/photodiode", diode)
+    with pytest.raises(UnitsError, match="dark_current_A is 'many': give a number in A"):
+        read_photodiode(mine.url, CONFIG.cube)
+    lines = Table({key: [600.0] for key in ("wavelength", "wavelength_error", "bandwidth")})
+    for name in lines.colnames:
+        lines[name].unit = "nm"
+    write_table(mine.url, "inputs/wavelengths", lines)
+    with pytest.raises(CalibrationError, match="column exposure is not there: give the name"):
+        read_lines(mine.url)
+    lines["exposure"], lines["bandwidth"] = ["a"], Column(["wide"], unit="nm")
+    write_table(mine.url, "inputs/wavelengths", lines)
+    with pytest.raises(UnitsError, match="column bandwidth holds what is no number: give numbers in"):
         read_lines(mine.url)
 
 
