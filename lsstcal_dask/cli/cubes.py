@@ -52,6 +52,7 @@ def cube(
 ) -> None:
     """Add monochromatic flats to a cube: one slice for each wavelength that is not in it yet.
 
+    Flats of a wavelength that is in it replace its slice, unless they are fewer repeats or lack CCDs of it.
     Needs gains, and the responsivity of the photodiode (inputs/photodiode.ecsv); measured wavelengths come from
     inputs/wavelengths*.ecsv. A run that was killed goes on where it stopped.
     """

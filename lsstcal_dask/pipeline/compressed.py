@@ -25,6 +25,7 @@ from lsstcal_dask.storage.compressed import (
     finish_ccd,
     finished_ccds,
     list_compressed,
+    publish_again,
     publish_compressed,
     write_amplifier,
 )
@@ -49,6 +50,8 @@ def compress_cube(
 ) -> Compressed:
     """Compress the slices of a cube as it was published last: one task for each CCD.
 
+    A form that is there already is not made again; as the last that was asked for it is the one that is used.
+
     Raises
     ------
     CalibrationError
@@ -63,8 +66,9 @@ def compress_cube(
         "software": software(),
     }
     version = digest(about)
-    if known := [one for one in list_compressed(store.url, name) if one.version == version]:
-        return Compressed(known[0])
+    forms = list_compressed(store.url, name)
+    if known := [one for one in forms if one.version == version]:
+        return Compressed(known[0] if known[0] == forms[-1] else publish_again(store.url, known[0]))
     there = [d for d, own in zip(cube.layout.detectors, np.asarray(cube.present.any(axis=1)), strict=True) if own]
     if not there:
         raise CalibrationError(f"cube {name}: holds nothing to compress: add monochromatic flats with 'lsstcal cube'")

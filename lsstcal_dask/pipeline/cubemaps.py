@@ -33,7 +33,7 @@ class MapsOpener:
 
 
 def compressed_of(store: Store, cube: Cube) -> tuple[CompressedPointer, MapsOpener]:
-    """The compressed form of a cube as it is now, made last, and what gives its maps to workers.
+    """The compressed form of a cube as it is now, asked for last, and what gives its maps to workers.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def read_photodiode(url: str, config: MonochromaticConfig) -> Photodiode:
     InsufficientInputs
         There is none.
     UnitsError
-        A column has another unit.
+        A column has another unit, or the dark current is no number.
     """
     if config.responsivity == "none":
         return Photodiode.ideal()
@@ -53,7 +53,14 @@ def read_photodiode(url: str, config: MonochromaticConfig) -> Photodiode:
     wavelength, *currents = (_column(table, "photodiode", *one) for one in _COLUMNS.items())
     order = np.argsort(wavelength)
     value, error = (column[order] for column in currents)
-    return Photodiode(wavelength[order], value, error, float(table.meta.get("dark_current_A", 0.0)))
+    return Photodiode(wavelength[order], value, error, _dark_current(table.meta.get("dark_current_A", 0.0)))
+
+
+def _dark_current(said: Any) -> float:
+    try:
+        return float(said)
+    except (TypeError, ValueError):
+        raise UnitsError(f"inputs/photodiode.ecsv: dark_current_A is {said!r}: give a number in A") from None
 
 
 _COLUMNS: Final = {"wavelength": "nm", "responsivity": "A / W", "responsivity_error": "A / W"}
@@ -64,7 +71,10 @@ def _column(table: Any, what: str, name: str, unit: str) -> np.ndarray:
     if name not in table.colnames or str(table[name].unit) != unit:
         found = f"in {table[name].unit}" if name in table.colnames else "not there"
         raise UnitsError(f"inputs/{what}.ecsv: column {name} is {found}: give it in {unit}")
-    return np.asarray(table[name], float)
+    try:
+        return np.ma.filled(np.ma.asarray(table[name], float), np.nan)
+    except ValueError:
+        raise UnitsError(f"inputs/{what}.ecsv: column {name} holds what is no number: give numbers in {unit}") from None
 
 
 def read_lines(url: str) -> dict[str, Line]:
@@ -77,7 +87,7 @@ def read_lines(url: str) -> dict[str, Line]:
     UnitsError
         A column has another unit.
     CalibrationError
-        A table tells an exposure twice, and not the same.
+        A table does not name exposures, or tells one twice, and not the same.
     """
     found: dict[str, Line] = {}
     for what in (name for name in input_names(url) if name.startswith("wavelengths")):
@@ -85,6 +95,8 @@ def read_lines(url: str) -> dict[str, Line]:
         columns = [_column(table, what, name, "nm") for name in ("wavelength", "wavelength_error", "bandwidth")]
         if in_air(table.meta, f"inputs/{what}.ecsv"):
             columns = _vacuum(columns)
+        if "exposure" not in table.colnames:
+            raise CalibrationError(f"inputs/{what}.ecsv: column exposure is not there: give the name of each exposure")
         own: dict[str, np.ndarray] = {}
         for exposure, *numbers in zip(table["exposure"].astype(str), *columns, strict=True):
             if not np.array_equal(own.setdefault(exposure, np.array(numbers)), numbers, equal_nan=True):

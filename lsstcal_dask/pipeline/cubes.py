@@ -23,7 +23,7 @@ from lsstcal_dask.products.monochromatic import gaps
 from lsstcal_dask.products.slices import group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
-from lsstcal_dask.storage.cubearrays import mend_numbers, read_sums
+from lsstcal_dask.storage.cubearrays import mend_numbers, read_markers, read_sums
 from lsstcal_dask.storage.cubelayout import (
     CubeLayout,
     CubePointer,
@@ -74,7 +74,7 @@ def make_cube(
 
     Parameters
     ----------
-    exposures : use only these; what is in the cube already stays.
+    exposures : use only these. What is in the cube already stays, unless its wavelength comes with as many repeats.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
     while True:
         run.refresh()  # another run may have published its slices since this one began
-        slots, errors, kept = _merged(run, jobs, outcome)
+        slots, errors, kept = _merged(run, jobs, outcome, left_out)
         told = {**left_out, **kept}
         if not slots:
             return CubeBuilt(None, outcome.made, told, errors)
@@ -192,7 +192,9 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
             return CubeBuilt(pointer, outcome.made, told, errors)
 
 
-def _merged(run: Plan, jobs: Sequence[Job], outcome: _Outcome) -> tuple[list[Slot], list[str], dict[str, str]]:
+def _merged(
+    run: Plan, jobs: Sequence[Job], outcome: _Outcome, unusable: Mapping[str, str]
+) -> tuple[list[Slot], list[str], dict[str, str]]:
     """Slices of the jobs and of the cube, what could not be made, and exposures that replace nothing, with reasons."""
     slots, errors, replaced = [], [], []
     left_out: dict[str, str] = {}
@@ -206,11 +208,9 @@ def _merged(run: Plan, jobs: Sequence[Job], outcome: _Outcome) -> tuple[list[Slo
             why = "; ".join(sorted(set(failed.values()))) or "no frames"
             errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
             continue
-        if old := _fuller(run, job, slots[-1]):
-            lacks = ", ".join(sorted(set(slots[-1].missing) - set(old.missing)))
-            why = f"without {lacks} it does not replace {', '.join(old.exposures)}: take all CCDs, or make another cube"
-            left_out |= dict.fromkeys(slots[-1].exposures, why)
-            slots[-1] = old
+        if kept := _better(run, job, slots[-1], unusable):
+            left_out |= dict.fromkeys(slots[-1].exposures, kept[1])
+            slots[-1] = kept[0]
         replaced.append(job.group.nominal)
     near = run.config.cube.repeat_nm
     mine = {one.slot for one in slots}
@@ -220,14 +220,24 @@ def _merged(run: Plan, jobs: Sequence[Job], outcome: _Outcome) -> tuple[list[Slo
     return slots, errors, left_out
 
 
-def _fuller(run: Plan, job: Job, new: Slot) -> Slot | None:
-    """What the cube has at that wavelength of other exposures and of CCDs that the new slice lacks, or None."""
+def _better(run: Plan, job: Job, new: Slot, unusable: Mapping[str, str]) -> tuple[Slot, str] | None:
+    """What the cube has at that wavelength of CCDs that the new slice lacks, or of more repeats, and why it stays."""
     near = run.config.cube.repeat_nm
     for one in () if job.published else run.slots.values():
-        other = abs(one.nominal - new.nominal) <= near and one.exposures != new.exposures
-        if other and set(new.missing) - set(one.missing):
-            return one
+        if abs(one.nominal - new.nominal) > near or one.exposures == new.exposures:
+            continue
+        told = f"does not replace {', '.join(one.exposures)}: take"
+        if lacks := sorted(set(new.missing) - set(one.missing)):
+            return one, f"without {', '.join(lacks)} it {told} all CCDs, or make another cube"
+        if (now := _repeats(run, new, unusable)) < (before := _repeats(run, one, unusable)):
+            return one, f"with fewer repeats, {now}, it {told} {before}, or make another cube"
     return None
+
+
+def _repeats(run: Plan, slot: Slot, unusable: Mapping[str, str]) -> int:
+    """Exposures that entered a CCD of a slice, at most, but those that cannot be used any more."""
+    entered = (one["exposures"] for one in read_markers(run.store.url, run.name, slot.slot).values())
+    return max((len(set(own) - set(unusable)) for own in entered), default=0)
 
 
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:

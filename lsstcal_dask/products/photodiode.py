@@ -87,9 +87,14 @@ class Photodiode:
         """Relative standard error of the photons at a wavelength (nm), that of the responsivity."""
         return self._at(wavelength, self.responsivity_error) / self._at(wavelength, self.responsivity)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """First and last wavelength, nm, of which the responsivity is known."""
+        return float(self.wavelength[0]), float(self.wavelength[-1])
+
     def _at(self, wavelength: Any, values: np.ndarray) -> np.ndarray:
         at = np.asarray(wavelength, float)
-        low, high = self.wavelength[0], self.wavelength[-1]
+        low, high = self.range
         if np.any((at < low) | (at > high)):
             wrong = float(at.ravel()[np.argmax(((at < low) | (at > high)).ravel())])
             raise CalibrationError(

@@ -81,6 +81,8 @@ def group_flats(
         if abs(away) > config.mismatch_nm:
             told = f"its measured wavelength, {lines[name].wavelength:.2f} nm, is {away:+.2f} nm off {nm:g} nm"
             (reasons if config.mismatch == "refuse" else remarks)[name] = told
+        if name not in reasons and (told := _unknown(nm + away, diode)):
+            reasons[name] = told
     use = np.array([i for i, name in enumerate(names) if name not in reasons], int)
     if not use.size:
         name, why = next(iter(reasons.items()))
@@ -89,6 +91,20 @@ def group_flats(
     chosen = table.newest()
     reasons |= table.partial(chosen)
     return _with_neighbours([table.group(own) for own in chosen], config), reasons
+
+
+def _unknown(nm: float, diode: Photodiode) -> str:
+    """Why the photons of a wavelength cannot be told, or nothing."""
+    low, high = diode.range
+    if low <= nm <= high:
+        return ""
+    units = {"Angstrom": 0.1, "um": 1e3, "m": 1e9}
+    unit = next((unit for unit, factor in units.items() if low <= nm * factor <= high), "")
+    remedy = f"is it in {unit}? Correct the header" if unit else "correct the header"
+    return (
+        f"its wavelength, {nm:g} nm, is beyond {low:g} to {high:g} nm of the photodiode's responsivity: {remedy}, or "
+        f"give a longer table inputs/photodiode.ecsv"
+    )
 
 
 def _with_numbers(

@@ -13,7 +13,8 @@ compressed form before it is made again.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +33,7 @@ __all__ = [
     "finish_ccd",
     "finished_ccds",
     "list_compressed",
+    "publish_again",
     "publish_compressed",
     "read_amplifier",
     "write_amplifier",
@@ -58,7 +60,7 @@ class CompressedPointer:
     cube: str
     number: int  # publication of the cube of whose slices it is made
     version: str
-    created: str
+    created: str  # or asked for again
     detectors: dict[str, dict[str, Any]]  # markers: hash, rank, error, nbytes
     failed: dict[str, str] = field(default_factory=dict)  # CCDs whose slices no few maps give, with the reason
     configuration: dict[str, Any] = field(default_factory=dict)
@@ -138,8 +140,15 @@ def publish_compressed(url: str, pointer: CompressedPointer) -> bool:
     return objects.create(url, f"{base(pointer.cube)}/compressed/published/{pointer.version}.json", asdict(pointer))
 
 
+def publish_again(url: str, pointer: CompressedPointer) -> CompressedPointer:
+    """Let a published version be the one that was asked for last."""
+    found = replace(pointer, created=datetime.now(UTC).isoformat())
+    objects.write_json(url, f"{base(pointer.cube)}/compressed/published/{pointer.version}.json", asdict(found))
+    return found
+
+
 def list_compressed(url: str, cube: str) -> list[CompressedPointer]:
-    """Published compressed forms of a cube, the one made last at the end."""
+    """Published compressed forms of a cube, the one made or asked for last at the end."""
     folder = f"{base(cube)}/compressed/published"
     found = []
     for name in (one for one in objects.list_names(url, folder) if one.endswith(".json")):

@@ -181,6 +181,17 @@ def test_it_is_stale_when_the_cube_changes(threads, tmp_path):
     assert flat(mine, threads, True).inputs["cube"] == "c/2"
 
 
+def test_the_form_that_was_asked_for_last_is_used(threads, tmp_path):
+    mine = make_cube(tmp_path / "s", "mini1", NM)
+    tight, loose = LowRankConfig(bound=1e-4), LowRankConfig(bound=1e-2)
+    asked = [compress_cube(mine, "c", config, threads) for config in (tight, loose, tight, tight)]
+    assert [one.made for one in asked] == [1, 1, 0, 0]
+    assert asked[0].pointer.version == asked[2].pointer.version != asked[1].pointer.version
+    assert asked[3].pointer == asked[2].pointer
+    assert compressed_of(mine, read_cube(mine.url, "c"))[0] == asked[2].pointer
+    assert flat(mine, threads, True).inputs["compressed"] == asked[2].pointer.version
+
+
 def test_a_ccd_that_few_maps_do_not_give_is_told_and_made_of_its_slices(threads, tmp_path):
     def shuffle(detector, k, one):
         if detector.name == "R22_S11":

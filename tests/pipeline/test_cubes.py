@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.table import vstack
+from astropy.table import Column, Table, vstack
 from making import run_command as run
 from stores_of_monochromatic_flats import expected_light, flats, later, new_store, observatory, take
 
@@ -399,6 +399,26 @@ def test_a_table_that_tells_an_exposure_twice_is_refused_unless_it_says_the_same
         read_lines(mine.url)
 
 
+def test_inputs_that_are_no_numbers_or_name_no_exposures_are_told(tmp_path):
+    mine = new_store(tmp_path / "n", truth=False)
+    diode = Table({key: [300.0, 900.0] for key in ("wavelength", "responsivity", "responsivity_error")})
+    diode["wavelength"].unit, diode["responsivity"].unit, diode["responsivity_error"].unit = "nm", "A / W", "A / W"
+    diode.meta["dark_current_A"] = "many"
+    write_table(mine.url, "inputs/photodiode", diode)
+    with pytest.raises(UnitsError, match="dark_current_A is 'many': give a number in A"):
+        read_photodiode(mine.url, CONFIG.cube)
+    lines = Table({key: [600.0] for key in ("wavelength", "wavelength_error", "bandwidth")})
+    for name in lines.colnames:
+        lines[name].unit = "nm"
+    write_table(mine.url, "inputs/wavelengths", lines)
+    with pytest.raises(CalibrationError, match="column exposure is not there: give the name"):
+        read_lines(mine.url)
+    lines["exposure"], lines["bandwidth"] = ["a"], Column(["wide"], unit="nm")
+    write_table(mine.url, "inputs/wavelengths", lines)
+    with pytest.raises(UnitsError, match="column bandwidth holds what is no number: give numbers in"):
+        read_lines(mine.url)
+
+
 def test_measured_wavelengths_in_air_become_those_in_vacuum(store, tmp_path):
     mine = copied(store, tmp_path)
     table = read_input(mine.url, "wavelengths")
@@ -432,6 +452,23 @@ def test_a_later_slice_of_fewer_ccds_does_not_replace_one_of_more(tmp_path, thre
     take(mine, whole, missing=lambda exposure, detector: detector not in two, inputs="-zz")
     made = make_cube(mine, "c", "i2", CONFIG, threads)
     assert made.pointer.slots[1].exposures == [whole[0].name]
+
+
+def test_a_slice_of_fewer_repeats_does_not_replace_one_of_more(store, cubes, taken, tmp_path, threads):
+    mine = copied(store, tmp_path)
+    before = make_cube(mine, "c", "f4", CONFIG, threads).pointer
+    own = [one for one in taken if one.source.wavelength == 602]
+    told = f"with fewer repeats, 1, it does not replace {own[0].name}, {own[1].name}: take 2, or make another cube"
+    again = later(own[:1], 3)
+    take(mine, again, inputs="-z")
+    for name, exposures in ((own[0].name, [own[0].name]), (again[0].name, None)):
+        made = make_cube(mine, "c", "f4", CONFIG, threads, exposures=exposures)
+        assert made.pointer.slots == before.slots
+        assert made.left_out[name].startswith(told)
+    headers = [replace(r, header={**r.header, "filter": "r"}) for r in read_records(mine.url).values()]
+    publish_frames(mine.url, [], [r for r in headers if r.exposure == own[1].name])
+    made = make_cube(mine, "c", "f4", CONFIG, threads)  # of the two one cannot be used any more
+    assert made.pointer.slots[2].exposures == [again[0].name]
 
 
 FIRST, SECOND = (flats(each=3)[i].name for i in (0, 1))

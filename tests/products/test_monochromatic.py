@@ -302,6 +302,18 @@ def test_without_usable_flats_nothing_can_be_made():
         group_flats(table([("a", 600, "g", 1e-9, 0)]), {}, IDEAL, CONFIG)
 
 
+def test_a_wavelength_of_which_the_photodiode_knows_nothing_is_left_out_with_the_likely_reason():
+    diode = Photodiode(np.array([290.0, 1110.0]), np.array([0.2, 0.4]), np.array([0.002, 0.002]))
+    asked = {"a": 608, "b": 6080, "c": 0.608, "d": 6.08e-7, "e": 1200}
+    raw = table([(name, nm, "none", (1 + i) * 1e-9, 0) for i, (name, nm) in enumerate(asked.items())])
+    groups, reasons = group_flats(raw, {"d": Line(608.1, 0.01, 1.0)}, diode, CONFIG)
+    assert [one.exposures for one in groups] == [["a"]]
+    assert reasons["d"].startswith("its measured wavelength, 608.10 nm, is +608.10 nm off")
+    for name, unit in (("b", "is it in Angstrom? C"), ("c", "is it in um? C"), ("e", "c")):
+        told = f"its wavelength, {asked[name]:g} nm, is beyond 290 to 1110 nm of the photodiode's responsivity: {unit}"
+        assert reasons[name] == told + "orrect the header, or give a longer table inputs/photodiode.ecsv"
+
+
 def test_photons_follow_from_charge_responsivity_and_dark_current():
     diode = Photodiode(np.array([400.0, 800.0]), np.array([0.2, 0.4]), np.array([0.002, 0.002]), 1e-12)
     # at 600 nm 0.3 A/W; a photon has h c / 600 nm = 3.3107e-19 J
