@@ -218,7 +218,7 @@ def synthesize(
     every, opened = read_config(config), open_store(store)
     settings = every.synthesis
     skies = Skies(opened, every.sky.model_copy(update=_given(mode=sky, medium=medium)))
-    name, given = flatfields.product_of(kind, band), Validity(iso(valid_from), iso(valid_until))
+    name, given = flatfields.flat_name(kind, band), Validity(iso(valid_from), iso(valid_until))
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         lamp = spectrum or flatfields.FLAT_FNU

@@ -1,5 +1,6 @@
 """Flats that are applied: synthesised from a cube for the light of a source, published for one filter (3.6, 3.10)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
+from lsstcal_dask.isr.sequence import FRINGE_PRODUCTS
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
@@ -18,6 +20,7 @@ from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
 from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.passbands import store_passband
+from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.sky import Skies
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, Source, scan_of
@@ -33,10 +36,35 @@ from lsstcal_dask.storage.raw import open_raw
 from lsstcal_dask.storage.tables import input_names
 from lsstcal_dask.variables import NO_FILTER, NOTE
 
-__all__ = ["FLAT_FNU", "Wanted", "make_flat", "product_of", "read_lamp", "read_passband", "sky_of", "source_of"]
+__all__ = [
+    "FLAT_FNU",
+    "RESERVED",
+    "Wanted",
+    "flat_name",
+    "make_flat",
+    "product_of",
+    "read_lamp",
+    "read_passband",
+    "sky_of",
+    "source_of",
+]
 
 FLAT_FNU: Final = "flat-fnu"
 """Name of the reference spectrum of even energy per frequency: photons as 1/wavelength (2.8.5)."""
+
+RESERVED: Final = frozenset(
+    {
+        *RECIPES,
+        FRINGES,
+        *FRINGE_PRODUCTS.values(),
+        "sky_blocks",
+        "broadband",
+        "contamination",
+        "calibrated",
+        "unflattened",
+    }
+)
+"""Names of what other commands make: a flat of such a name would be taken for it."""
 
 _WHOLE_NM: Final = (250.0, 1300.0)
 _HOLE: Final = 10.0  # typical steps of a spectrum without any value
@@ -61,11 +89,25 @@ def product_of(kind: str, band: str) -> str:
     Raises
     ------
     WrongUse
-        A name that could leave its folder.
+        A name of other letters, or one that could leave its folder.
     """
     name = f"{kind}-{band}"
-    if not kind or not band or {"/", "\\"} & set(name) or ".." in name:
+    if not re.fullmatch("[A-Za-z0-9_-]+", kind) or not band or {"/", "\\"} & set(name) or ".." in name:
         raise WrongUse(f"{name!r} is no name of a flat: use letters, digits, dashes and underscores")
+    return name
+
+
+def flat_name(kind: str, band: str) -> str:
+    """Name of a flat that is synthesised, see `product_of`.
+
+    Raises
+    ------
+    WrongUse
+        As `product_of`, or another command makes products of this name.
+    """
+    name = product_of(kind, band)
+    if (taken := kind.partition("-")[0]) in RESERVED:
+        raise WrongUse(f"{name!r} is no name of a flat: {taken} is reserved for another product: choose another name")
     return name
 
 
@@ -147,9 +189,9 @@ def make_flat(
     CalibrationError
         There is no such cube, or as `products.weights.make_weights`.
     WrongUse
-        Its validity ends before it begins.
+        As `flat_name`, or its validity ends before it begins.
     """
-    name = product_of(wanted.kind, wanted.band)
+    name = flat_name(wanted.kind, wanted.band)
     cube = read_cube(store.url, wanted.cube)
     source, scan = wanted.source, scan_of(cube, store.camera)
     weights = make_weights(source.spectrum, source.passband, scan, source.atmosphere, config.weights)

@@ -23,28 +23,33 @@ from lsstcal_dask.errors import (
 )
 from lsstcal_dask.physics.spectra import from_photons
 from lsstcal_dask.pipeline import flatratios
-from lsstcal_dask.pipeline.broadband import _brightest, choose_flats, make_broadband, night_of, start_of
+from lsstcal_dask.pipeline.broadband import BROADBAND, _brightest, choose_flats, make_broadband, night_of, start_of
 from lsstcal_dask.pipeline.build import Validity, unusable
+from lsstcal_dask.pipeline.calibrate import _NAME as CALIBRATED
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.compressed import compress_cube
 from lsstcal_dask.pipeline.config import Config
-from lsstcal_dask.pipeline.contamination import _reference, find_contamination
+from lsstcal_dask.pipeline.contamination import CONTAMINATION, _reference, find_contamination
 from lsstcal_dask.pipeline.cubes import make_cube
 from lsstcal_dask.pipeline.flatfields import (
+    RESERVED,
     Wanted,
     _contamination,
     _of_holes,
+    flat_name,
     make_flat,
     product_of,
     read_lamp,
     read_passband,
     source_of,
 )
+from lsstcal_dask.pipeline.fringe_frames import SKY_BLOCKS
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.pictures import show_picture
+from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import open_store
 from lsstcal_dask.pipeline.synthesis import Source
-from lsstcal_dask.pipeline.unflatten import undo_flattening
+from lsstcal_dask.pipeline.unflatten import UNFLATTENED, undo_flattening
 from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
 from lsstcal_dask.pipeline.verify import print_acceptance, verify
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
@@ -267,6 +272,31 @@ def test_what_is_missing_is_named(store, compute, tmp_path):
         find_contamination(store, ["g"], lamp(), CONFIG, compute)
     with pytest.raises(WrongUse, match="is no name of a flat"):
         product_of("../flat", "r")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        *((one, f"{one} is reserved for another product") for one in (CONTAMINATION, BROADBAND, "fringes", "bias")),
+        ("contamination-x", "contamination is reserved for another product: choose another name"),
+        *(
+            (one, "use letters, digits, dashes and underscores")
+            for one in ("my flat: x?", "../flat", "", "a/b", "flät")
+        ),
+    ],
+)
+def test_a_flat_is_not_named_as_another_product_is(tmp_path, capsys, kind, says):
+    """A flat named contamination would be the dust of all later ones."""
+    code, told = run(capsys, "synthesize", new_store(str(tmp_path / "s")).url, kind, "--filter", "r")
+    assert (code, told.out) == (2, "")
+    assert says in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+def test_names_of_flats_are_not_those_of_other_products():
+    assert {BROADBAND, CONTAMINATION, SKY_BLOCKS, CALIBRATED, UNFLATTENED, *RECIPES} <= RESERVED
+    for kind in ("sky_flat", "photometric_flat", "dome", "my-flat_2"):
+        assert flat_name(kind, "r") == f"{kind}-r"
 
 
 def test_a_lamp_comes_from_a_file(tmp_path):
