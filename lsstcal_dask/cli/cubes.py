@@ -40,9 +40,12 @@ def cube(
     store: StoreArgument,
     name: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     form: Annotated[
-        Literal["i2", "i1", "f4"],
-        typer.Option(help="How pixels are stored: codes of two bytes, of one byte beside references, or float32."),
-    ] = "i2",
+        Literal["i2", "i1", "f4"] | None,
+        typer.Option(
+            help="How pixels are stored: codes of two bytes, of one byte beside references, or float32.",
+            show_default="that of the cube, i2 of a new one",
+        ),
+    ] = None,
     exposure: Annotated[list[str] | None, typer.Option(help="Use only this exposure; may be repeated.")] = None,
     config: ConfigOption = None,
     scheduler: SchedulerOption = "threads",

@@ -63,7 +63,7 @@ class CubeBuilt:
 def make_cube(
     store: Store,
     name: str,
-    form: Form,
+    form: Form | None,
     config: Config,
     compute: Compute,
     *,
@@ -74,6 +74,7 @@ def make_cube(
 
     Parameters
     ----------
+    form : of the pixels; by default that of the cube, or i2 of a new one.
     exposures : use only these. What is in the cube already stays, unless its wavelength comes with as many repeats.
 
     Raises
@@ -81,8 +82,9 @@ def make_cube(
     CalibrationError
         The cube has another form, nothing can be used, or a product is missing.
     """
-    if name in list_cubes(store.url):
+    if known := name in list_cubes(store.url):
         mend_numbers(store.url, name)
+    form = form or (load_layout(store.url, name).form if known else "i2")
     raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
     groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)

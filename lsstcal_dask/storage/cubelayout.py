@@ -15,8 +15,8 @@
         response_common, response_single, response_photon (wavelength,): the covariance of response over its squares is
             common common', and on the diagonal single**2 + photon**2 too
     cubes/NAME/exceptions/SLOT/DET.npy   the pixels that are not as codes and mask say, of `coding.EXCEPTION`
-    cubes/NAME/done/SLOT/DET.json        marker: this CCD of this slice is whole
-    cubes/NAME/published/N.json          the pointer: which slots are in the cube; N counts
+    cubes/NAME/done/SLOT/DET.json        marker: this CCD of this slice is whole; its numbers, a checksum of the mask
+    cubes/NAME/published/N.json          the pointer: which slots are in the cube, checksums of their numbers; N counts
 
 The wavelength axis on disk is in the order of arrival, so a slice is added without touching another; what
 `open_cube` and `CubeReader` give is sorted by measured wavelength and has only what the pointer names.

@@ -637,6 +637,8 @@ def test_the_command_makes_lists_and_shows(store, tmp_path, capsys):
     with pytest.raises(CalibrationError, match="choose --variable from flat, mask"):
         show_picture(mine, "n", None, dict.fromkeys(("variable", "detector", "amplifier"), None) | {"variable": "gain"})
     assert run(capsys, "cube", mine.url, "--form", "f8")[0] == 2
+    status, said = run(capsys, "cube", mine.url, "--name", "n", "--config", config)  # of the form it has
+    assert (status, "0 slices of a CCD were made" in said.err) == (0, True)
 
 
 @pytest.mark.parametrize("form", ["i2", "i1"])
