@@ -462,6 +462,10 @@ def darken(counts, exposure, detector):
             {"pixels": saturate},
             f"{CCD}: exposure {SECOND} left out: too bright, level .* more than 150000: take it with",
         ),
+        (
+            {"pixels": lambda counts, e, d: np.full_like(counts, 65535) if e == SECOND else counts},
+            f"{CCD}: exposure {SECOND} left out: saturated: all pixels read 65535 adu: take it with less light",
+        ),
         ({"pixels": darken}, f"{CCD}: exposure {SECOND} left out: too low, level .* electron: did the lamp fail"),
     ],
 )
