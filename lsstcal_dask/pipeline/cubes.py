@@ -20,7 +20,7 @@ from lsstcal_dask.pipeline.cubework import make_block
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
-from lsstcal_dask.products.slices import group_flats, jumps, mean_response
+from lsstcal_dask.products.slices import air_remarks, group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
 from lsstcal_dask.storage.cubelayout import CubeLayout, CubePointer, Slot, shard_path
@@ -49,6 +49,7 @@ class CubeBuilt:
     made: int = 0  # slices of a CCD
     left_out: dict[str, str] = field(default_factory=dict)  # exposures, with the reason
     errors: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # on all of it: what a person should look at
 
 
 def make_cube(
@@ -74,18 +75,20 @@ def make_cube(
     """
     raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
-    groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)
+    lines = read_lines(store.url)
+    groups, left_out = group_flats(raw, lines, diode, config.cube)
     left_out |= repeated
     detectors = tuple(d.name for d in store.camera.detectors)
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))
+    run.doubts = air_remarks(raw, lines)
     jobs = [run.job(group) for group in groups]
     outcome = _make_slices(run, form, jobs, compute, progress)
     if outcome.errors:
         remedy = (
             f"not published; run the same command to resume; if it fails again, see 'lsstcal ls {store.url} --check'"
         )
-        return CubeBuilt(None, outcome.made, left_out, [*outcome.errors, f"cube {name}: {remedy}"])
+        return CubeBuilt(None, outcome.made, left_out, [*outcome.errors, f"cube {name}: {remedy}"], run.doubts)
     return _publish(run, jobs, outcome, left_out)
 
 
@@ -177,14 +180,14 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
         if one.slot not in mine and not any(abs(one.nominal - nm) <= near for nm in replaced):
             slots.append(one)
     if not slots:
-        return CubeBuilt(None, outcome.made, dict(left_out), errors)
+        return CubeBuilt(None, outcome.made, dict(left_out), errors, run.doubts)
     slots = _with_responses(run, slots, outcome.markers)
     remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in left_out.items())]
     remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
     configuration = {"cube": run.config.cube.model_dump(mode="json"), "calibrate": run.isr.model_dump(mode="json")}
     about = {"configuration": configuration, "software": run.software, "remarks": remarks}
     pointer = publish_cube(run.store.url, run.name, slots, about)
-    return CubeBuilt(pointer, outcome.made, dict(left_out), errors)
+    return CubeBuilt(pointer, outcome.made, dict(left_out), errors, run.doubts)
 
 
 def _better(run: Plan, job: Job, new: Slot, left_out: Mapping[str, str]) -> tuple[Slot, str] | None:
