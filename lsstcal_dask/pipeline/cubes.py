@@ -170,7 +170,7 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
             why = "; ".join(sorted(set(failed.values()))) or "no frames"
             errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
             continue
-        if kept := _better(run, job, slots[-1], left_out):
+        if kept := None if job.published else _better(run, slots[-1], markers, left_out):
             left_out |= dict.fromkeys(slots[-1].exposures, kept[1])
             slots[-1] = kept[0]
         replaced.append(job.group.nominal)
@@ -190,24 +190,26 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
     return CubeBuilt(pointer, outcome.made, dict(left_out), errors, run.doubts)
 
 
-def _better(run: Plan, job: Job, new: Slot, left_out: Mapping[str, str]) -> tuple[Slot, str] | None:
+def _better(run: Plan, new: Slot, markers: Mapping[str, Any], left_out: Mapping[str, str]) -> tuple[Slot, str] | None:
     """What the cube has at that wavelength of CCDs that the new slice lacks, or of more repeats, and why it stays."""
     near = run.config.cube.repeat_nm
-    for one in () if job.published else run.slots.values():
+    now = _repeats(markers, left_out)
+    for one in run.slots.values():
         if abs(one.nominal - new.nominal) > near or one.exposures == new.exposures:
             continue
         told = f"does not replace {', '.join(one.exposures)}: take"
         if lacks := sorted(set(new.missing) - set(one.missing)):
             return one, f"without {', '.join(lacks)} it {told} all CCDs, or make another cube"
-        if (now := _repeats(run, new, left_out)) < (before := _repeats(run, one, left_out)):
+        if now >= len(set(one.exposures) - set(left_out)):
+            continue  # without a look at the markers
+        if now < (before := _repeats(read_markers(run.store.url, run.name, one.slot), left_out)):
             return one, f"with fewer repeats, {now}, it {told} {before}, or make another cube"
     return None
 
 
-def _repeats(run: Plan, slot: Slot, left_out: Mapping[str, str]) -> int:
+def _repeats(markers: Mapping[str, Any], left_out: Mapping[str, str]) -> int:
     """Exposures that entered a CCD of a slice, at most, but those that cannot be used any more."""
-    entered = (one["exposures"] for one in read_markers(run.store.url, run.name, slot.slot).values())
-    return max((len(set(own) - set(left_out)) for own in entered), default=0)
+    return max((len(set(one["exposures"]) - set(left_out)) for one in markers.values()), default=0)
 
 
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:
