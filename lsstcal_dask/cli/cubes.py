@@ -66,11 +66,13 @@ def cube(
     settings, opened = read_config(config), open_store(store)
     with compute_with(scheduler, workers, memory) as compute:
         made = make_cube(opened, name, form, settings, compute, exposures=exposure, progress=shows_progress())
+    for told in made.remarks:
+        say(f"cube {name}: {told}")
     for one, why in list(made.left_out.items())[:5]:
         say(f"exposure {one} left out: {why}")
     if len(made.left_out) > 5:
         say(f"... and {len(made.left_out) - 5} more: see 'lsstcal ls {opened.url} --remarks'")
-    result = {"store": opened.url, "cube": name, "made": made.made, "left_out": made.left_out}
+    result = {"store": opened.url, "cube": name, "made": made.made, "left_out": made.left_out, "remarks": made.remarks}
     if made.pointer is not None:
         nm = [one.wavelength for one in made.pointer.slots]
         warned = sum(one.verdict != "PASS" for one in made.pointer.slots)

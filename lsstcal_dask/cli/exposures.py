@@ -149,4 +149,8 @@ def ingest(
     counts = {name: len(getattr(report, name)) for name in ("ingested", "corrected", "unchanged")}
     corrected = f"{counts['corrected']} corrected, " if correct else ""
     say(f"{opened.url}: {counts['ingested']} frames ingested, {corrected}{counts['unchanged']} already there")
-    finish({"store": opened.url, **counts}, report.errors, as_json)
+    for line in report.remarks[:5]:
+        say(line)
+    if len(report.remarks) > 5:
+        say(f"... and {len(report.remarks) - 5} more exposures like these: see 'remarks' of --json")
+    finish({"store": opened.url, **counts, "remarks": report.remarks}, report.errors, as_json)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from lsstcal_dask.errors import CalibrationError, UnitsError
 from lsstcal_dask.instrument.blocks import CardValue
 
-__all__ = ["OPTIONAL_NUMBERS", "HeaderRules", "exposure_table", "fill_template", "table_cards"]
+__all__ = ["OPTIONAL_NUMBERS", "HeaderRules", "exposure_table", "fill_template", "odd_wavelength", "table_cards"]
 
 _MJD_ZERO: Final[np.datetime64] = np.datetime64("1858-11-17", "us")
 _NO_TIME: Final[np.datetime64] = np.datetime64("NaT", "us")
@@ -155,6 +155,25 @@ def exposure_table(rules: HeaderRules, cards: Cards, where: str, exposure_type: 
     more = {key: _number(getattr(rules, key), cards, seconds) for key in OPTIONAL_NUMBERS}
     known = {key: value for key, value in more.items() if math.isfinite(value)}
     return {**table, **({} if program is None else {"sequencer": str(program[1])}), **known}
+
+
+def odd_wavelength(rules: HeaderRules, cards: Cards) -> str:
+    """What the card of the wavelength holds where that is none: text, or a negative number; else nothing.
+
+    Examples
+    --------
+    >>> rules = HeaderRules(exposure="{E}", detector="{D}", time="T", exposure_time="X", wavelength="MONOWL")
+    >>> odd_wavelength(rules, {"MONOWL": "abc"}), odd_wavelength(rules, {"MONOWL": 0.0})
+    ("card MONOWL is 'abc'", '')
+    """
+    found = _first(rules.wavelength, cards)
+    if found is None:
+        return ""
+    try:
+        fine = not float(found[1]) < 0  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        fine = False
+    return "" if fine else f"card {found[0].card} is {found[1]!r}"
 
 
 def _first(sources: list[_Source], cards: Cards) -> tuple[_Source, CardValue] | None:

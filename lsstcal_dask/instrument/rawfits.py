@@ -21,10 +21,10 @@ from astropy.io import fits
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, UnitsError
 from lsstcal_dask.instrument.blocks import CardValue, Hdu, split_blocks
 from lsstcal_dask.instrument.camera import Amplifier, Box, Camera, Detector
-from lsstcal_dask.instrument.headers import HeaderRules, exposure_table, fill_template, table_cards
+from lsstcal_dask.instrument.headers import HeaderRules, exposure_table, fill_template, odd_wavelength, table_cards
 from lsstcal_dask.instrument.rice import decode_rice, is_plain_rice
 
-__all__ = ["Frame", "FrameHeader", "read_frame", "read_header", "write_frame"]
+__all__ = ["Frame", "FrameHeader", "header_remark", "read_frame", "read_header", "write_frame"]
 
 _IDENTITY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SECTION: Final = re.compile(r"\[(\d+):(\d+),(\d+):(\d+)\]")
@@ -69,6 +69,15 @@ def read_header(
         See `read_frame`; pixels and amplifiers are not looked at.
     """
     return _read_header(_units(data, name), camera, name or _name(data), exposure_type)[0]
+
+
+def header_remark(head: FrameHeader, camera: Camera) -> str:
+    """What a person should know of a header that was read, or nothing: a flat whose wavelength is none."""
+    odd = odd_wavelength(_rules(camera), head.cards) if head.header["exposure_type"] == "flat" else ""
+    return odd and (
+        f"exposure {head.exposure}: {odd}, no wavelength in nm: it counts as a flat without one; if it is "
+        f"monochromatic, correct the header and ingest it with --correct"
+    )
 
 
 def read_frame(data: bytes | str | Path, camera: Camera, *, name: str = "", exposure_type: str | None = None) -> Frame:

@@ -93,7 +93,8 @@ def read_lines(url: str) -> dict[str, Line]:
     for what in (name for name in input_names(url) if name.startswith("wavelengths")):
         table = read_input(url, what)
         columns = [_column(table, what, name, "nm") for name in ("wavelength", "wavelength_error", "bandwidth")]
-        if in_air(table.meta, f"inputs/{what}.ecsv"):
+        air = in_air(table.meta, f"inputs/{what}.ecsv")
+        if air:
             columns = _vacuum(columns)
         if "exposure" not in table.colnames:
             raise CalibrationError(f"inputs/{what}.ecsv: column exposure is not there: give the name of each exposure")
@@ -104,7 +105,8 @@ def read_lines(url: str) -> dict[str, Line]:
                     f"inputs/{what}.ecsv: exposure {exposure} has two rows, of {own[exposure][0]:.3f} and "
                     f"{numbers[0]:.3f} nm, that differ: keep one"
                 )
-        found |= {exposure: Line(*numbers.tolist()) for exposure, numbers in own.items()}
+        for exposure, (wavelength, error, bandwidth) in own.items():
+            found[exposure] = Line(float(wavelength), float(error), float(bandwidth), air is None)
     return found
 
 
@@ -134,6 +136,7 @@ class Plan:
     """A store, its cube and its products as they are now."""
 
     def __init__(self, store: Store, name: str, config: Config, raw: xr.Dataset, upstream: Upstream) -> None:
+        self.doubts: list[str] = []  # on the whole of it
         self.store, self.name, self.config, self.raw, self.upstream = store, name, config, raw, upstream
         self.isr = config.calibrate.model_copy(update={"find_cosmics": False})  # repeats tell them better
         steps = [step for step in ORDERS[self.isr.order] if step in NEEDED and step not in BY_FILTER]
@@ -174,8 +177,11 @@ class Plan:
 
     @property
     def remarks(self) -> list[str]:
-        """Corrections that are left out, for nothing was built for them."""
-        return [f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without]
+        """Doubts on the whole, and corrections that are left out, for nothing was built for them."""
+        return [
+            *self.doubts,
+            *(f"{NOTE}without {step}: there is no {NEEDED[step]} in the store" for step in self.without),
+        ]
 
     def _whole(self, slot: int, sensors: Mapping[str, Sensor]) -> bool:
         """Whether a slice is published and every CCD of it is there: who deletes a marker asks for it again."""

@@ -20,7 +20,7 @@ from lsstcal_dask.pipeline.cubework import make_block
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
-from lsstcal_dask.products.slices import group_flats, jumps, mean_response
+from lsstcal_dask.products.slices import air_remarks, group_flats, jumps, mean_response
 from lsstcal_dask.storage import objects
 from lsstcal_dask.storage.coding import Form
 from lsstcal_dask.storage.cubearrays import mend_numbers, read_markers, read_sums
@@ -58,6 +58,7 @@ class CubeBuilt:
     made: int = 0  # slices of a CCD
     left_out: dict[str, str] = field(default_factory=dict)  # exposures, with the reason
     errors: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # on all of it: what a person should look at
 
 
 def make_cube(
@@ -87,11 +88,13 @@ def make_cube(
     form = form or (load_layout(store.url, name).form if known else "i2")
     raw, repeated = once(open_raw(store.url, store.camera, exposures=exposures, chunked=False))
     diode = read_photodiode(store.url, config.cube)
-    groups, left_out = group_flats(raw, read_lines(store.url), diode, config.cube)
+    lines = read_lines(store.url)
+    groups, left_out = group_flats(raw, lines, diode, config.cube)
     left_out |= repeated
     detectors = tuple(d.name for d in store.camera.detectors)
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))
+    run.doubts = air_remarks(raw, lines)
     jobs = [run.job(group) for group in groups]
     _check_masks(run, jobs)
     outcome = _make_slices(run, form, jobs, compute, progress)
@@ -99,7 +102,7 @@ def make_cube(
         remedy = (
             f"not published; run the same command to resume; if it fails again, see 'lsstcal ls {store.url} --check'"
         )
-        return CubeBuilt(None, outcome.made, left_out, [*outcome.errors, f"cube {name}: {remedy}"])
+        return CubeBuilt(None, outcome.made, left_out, [*outcome.errors, f"cube {name}: {remedy}"], run.doubts)
     return _publish(run, jobs, outcome, left_out)
 
 
@@ -185,13 +188,13 @@ def _publish(run: Plan, jobs: Sequence[Job], outcome: _Outcome, left_out: Mappin
         slots, errors, kept = _merged(run, jobs, outcome, left_out)
         told = {**left_out, **kept}
         if not slots:
-            return CubeBuilt(None, outcome.made, told, errors)
+            return CubeBuilt(None, outcome.made, told, errors, run.doubts)
         slots = _with_responses(run, slots, outcome.markers)
         remarks = [*run.remarks, *(f"exposure {name} left out: {why}" for name, why in told.items())]
         remarks += [f"{NOTE}no flats from {a:g} to {b:g} nm" for a, b in gaps([one.wavelength for one in slots])]
         about = {"configuration": configuration, "software": run.software, "remarks": remarks}
         if pointer := publish_after(run.store.url, run.name, slots, about, run.number):
-            return CubeBuilt(pointer, outcome.made, told, errors)
+            return CubeBuilt(pointer, outcome.made, told, errors, run.doubts)
 
 
 def _merged(
@@ -210,7 +213,7 @@ def _merged(
             why = "; ".join(sorted(set(failed.values()))) or "no frames"
             errors.append(f"cube {run.name}: {job.group.nominal:g} nm: no CCD could be made: {why}")
             continue
-        if kept := _better(run, job, slots[-1], unusable):
+        if kept := None if job.published else _better(run, slots[-1], markers, unusable):
             left_out |= dict.fromkeys(slots[-1].exposures, kept[1])
             slots[-1] = kept[0]
         replaced.append(job.group.nominal)
@@ -222,24 +225,26 @@ def _merged(
     return slots, errors, left_out
 
 
-def _better(run: Plan, job: Job, new: Slot, unusable: Mapping[str, str]) -> tuple[Slot, str] | None:
+def _better(run: Plan, new: Slot, markers: Mapping[str, Any], unusable: Mapping[str, str]) -> tuple[Slot, str] | None:
     """What the cube has at that wavelength of CCDs that the new slice lacks, or of more repeats, and why it stays."""
     near = run.config.cube.repeat_nm
-    for one in () if job.published else run.slots.values():
+    now = _repeats(markers, unusable)
+    for one in run.slots.values():
         if abs(one.nominal - new.nominal) > near or one.exposures == new.exposures:
             continue
         told = f"does not replace {', '.join(one.exposures)}: take"
         if lacks := sorted(set(new.missing) - set(one.missing)):
             return one, f"without {', '.join(lacks)} it {told} all CCDs, or make another cube"
-        if (now := _repeats(run, new, unusable)) < (before := _repeats(run, one, unusable)):
+        if now >= len(set(one.exposures) - set(unusable)):
+            continue  # without a look at the markers
+        if now < (before := _repeats(read_markers(run.store.url, run.name, one.slot), unusable)):
             return one, f"with fewer repeats, {now}, it {told} {before}, or make another cube"
     return None
 
 
-def _repeats(run: Plan, slot: Slot, unusable: Mapping[str, str]) -> int:
+def _repeats(markers: Mapping[str, Any], unusable: Mapping[str, str]) -> int:
     """Exposures that entered a CCD of a slice, at most, but those that cannot be used any more."""
-    entered = (one["exposures"] for one in read_markers(run.store.url, run.name, slot.slot).values())
-    return max((len(set(own) - set(unusable)) for own in entered), default=0)
+    return max((len(set(one["exposures"]) - set(unusable)) for one in markers.values()), default=0)
 
 
 def _slot(job: Job, markers: Mapping[str, Any], failed: Mapping[str, str]) -> Slot:

@@ -1,6 +1,7 @@
 """What a worker does for a cube: some wavelengths of one CCD, from raw frames to stored slices (¶9)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -8,7 +9,6 @@ import xarray as xr
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, StoreFailure, WorkerLost
 from lsstcal_dask.instrument import Detector
-from lsstcal_dask.isr.frame import Frame
 from lsstcal_dask.isr.sequence import IsrConfig, Site, correct
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.calibrate import couplings, find_neighbours, read_frame, seen_of_neighbours
@@ -21,6 +21,7 @@ from lsstcal_dask.products.monochromatic import (
     choose_repeats,
     combine_without_doubt,
     make_repeat,
+    railed_count,
     repeat_chi2,
 )
 from lsstcal_dask.storage.coding import Slice
@@ -116,11 +117,11 @@ class Bench:
             found = next((one for known, one in self._recent if known == key), None)
             if found is None:
                 present = np.flatnonzero(raw["present"].values)
-                found = make_repeat(self._frame(job, raw.isel(detector=present)), light)
+                found = self._repeat(job, raw.isel(detector=present), light)
             self._recent = [(key, found), *(entry for entry in self._recent if entry[0] != key)][:_KEPT]
             yield found
 
-    def _frame(self, job: Job, raw: xr.Dataset) -> Frame:
+    def _repeat(self, job: Job, raw: xr.Dataset, light: float) -> Repeat:
         sensor = job.sensors[self.det]
         if sensor.versions != self._versions:
             self._versions = sensor.versions
@@ -129,9 +130,9 @@ class Bench:
         neighbours = find_neighbours(raw, couplings(self.store, sensor), present)
         around = (self.store.url, self.site, self.isr, self.detector, neighbours)
         others = seen_of_neighbours(*around) if neighbours else None
-        return correct(
-            read_frame(raw.sel(detector=self.det), self.detector), self.site, self._products, self.isr, others
-        )
+        frame = read_frame(raw.sel(detector=self.det), self.detector)
+        made = make_repeat(correct(frame, self.site, self._products, self.isr, others), light)
+        return replace(made, railed=railed_count(frame.counts))
 
     def _stored(self, made: Combined) -> Slice:
         """The slice with amplifiers in the order of the camera."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, WrongUse
-from lsstcal_dask.instrument import read_frame, read_header
+from lsstcal_dask.instrument import header_remark, read_frame, read_header
 from lsstcal_dask.pipeline.store import Store, open_store
 from lsstcal_dask.storage.manifests import (
     OF_DETECTOR,
@@ -39,10 +39,11 @@ class IngestReport:
     corrected: list[FrameRecord] = field(default_factory=list)  # stored before, with another header from now on
     unchanged: list[FrameRecord] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # one line for each file that was refused
+    remarks: list[str] = field(default_factory=list)  # one line for each exposure that a person should look at
 
 
-def _ingest_file(url: str, path: str, exposure_type: str | None) -> FrameRecord:
-    """Read and check one file, write its pixels; they stay invisible until published."""
+def _ingest_file(url: str, path: str, exposure_type: str | None) -> tuple[FrameRecord, str]:
+    """Read and check one file, write its pixels; they stay invisible until published. With a remark, or none."""
     camera = open_store(url).camera
     name = Path(path).name
     try:
@@ -53,10 +54,10 @@ def _ingest_file(url: str, path: str, exposure_type: str | None) -> FrameRecord:
     head = read_header(data, camera, name=name, exposure_type=exposure_type)
     known = find_frame(url, head.exposure, head.detector, file_hash)
     if known is not None:
-        return replace(known, header=head.header)
+        return replace(known, header=head.header), header_remark(head, camera)
     frame = read_frame(data, camera, name=name, exposure_type=exposure_type)
     record = FrameRecord(frame.exposure, frame.detector, "", name, file_hash, "", frame.header)
-    return write_frame(url, record, frame.counts, frame.cards)
+    return write_frame(url, record, frame.counts, frame.cards), header_remark(head, camera)
 
 
 def ingest(
@@ -91,9 +92,12 @@ def ingest(
     task = dask.delayed(_ingest_file, pure=False)
     tasks = [task(store.url, str(path), exposure_type) for path in files]
     found: dict[int, FrameRecord | Exception] = {}
+    told: dict[int, str] = {}
     for i, result in compute.run(tasks, labels=range(len(files)), describe="ingest", progress=progress):
-        found[i] = result
-    return _publish(store.url, [found[i] for i in range(len(files))], files, correct)
+        found[i], told[i] = result if isinstance(result, tuple) else (result, "")
+    report = _publish(store.url, [found[i] for i in range(len(files))], files, correct)
+    remarks = dict.fromkeys(told[i] for i in range(len(files)) if told[i])  # its CCDs say the same
+    return replace(report, remarks=list(remarks))
 
 
 def check_type(exposure_type: str | None) -> None:

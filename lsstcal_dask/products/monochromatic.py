@@ -33,11 +33,13 @@ __all__ = [
     "combine_without_doubt",
     "gaps",
     "make_repeat",
+    "railed_count",
     "repeat_chi2",
 ]
 
 _IDLE: Final = MASK_BITS["BAD"] | MASK_BITS["EDGE"] | MASK_BITS["VIGNETTED"] | MASK_BITS["SUSPECT"]
 _SPARSE: Final = 29  # of so many pixels one is enough for a level
+_ALL: Final = 0.95  # of the pixels: more than any that are lit
 _GAP: Final = 1.5  # typical steps
 
 
@@ -77,6 +79,7 @@ class Repeat:
     level: np.ndarray  # (amplifier,) electron: median of the good pixels; NaN of a dead one
     noise: np.ndarray  # (amplifier,) electron**2, variance of a pixel without light
     saturated: float  # part of the pixels of the CCD
+    railed: float = 0.0  # adu, the count that all pixels read, with the overscan; 0 where they differ
 
     @property
     def mean_level(self) -> float:
@@ -117,12 +120,26 @@ def make_repeat(frame: Frame, photons: float) -> Repeat:
     return Repeat(frame.exposure, frame.image, frame.mask, photons, level, noise, share)
 
 
+def railed_count(counts: np.ndarray) -> float:
+    """The count (adu) that all pixels of a CCD read, its overscan too, so that it has no level; 0 where they differ.
+
+    Parameters
+    ----------
+    counts : (amplifier, y, x) adu, as they were read.
+    """
+    some = counts.reshape(len(counts), -1)[:, ::_SPARSE]
+    top = some.max(axis=1, keepdims=True)
+    return float(top.max()) if np.mean((some == top) & (top > 0)) > _ALL else 0.0
+
+
 def choose_repeats(repeats: Sequence[Repeat], config: MonochromaticConfig) -> tuple[list[Repeat], dict[str, str]]:
     """Exposures of a CCD that can be used, and why others cannot, by exposure."""
     reasons = {}
     for one in repeats:
         level = one.mean_level
-        if not np.isfinite(level):
+        if one.railed:
+            reasons[one.exposure] = f"saturated: all pixels read {one.railed:.0f} adu: take it with less light"
+        elif not np.isfinite(level):
             reasons[one.exposure] = "no usable pixel"
         elif one.saturated > config.saturated:
             reasons[one.exposure] = (

@@ -7,17 +7,22 @@ were asked for.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from scipy.special import stdtr
 
 from lsstcal_dask.errors import InsufficientInputs
+from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
 from lsstcal_dask.variables import NO_FILTER, NOTE, nights
 
-__all__ = ["Group", "Line", "group_flats", "jumps", "mean_response"]
+__all__ = ["Group", "Line", "air_remarks", "group_flats", "jumps", "mean_response"]
+
+_SLIP: Final = 1.0  # nm: what is further off is another mistake
+_CHANCE: Final = 1e-4
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Line:
     wavelength: float  # nm, vacuum, centroid
     error: float  # nm
     bandwidth: float  # nm, full width at half maximum
+    silent: bool = False  # whether its table does not say if wavelengths are those in air or in vacuum
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,40 @@ def group_flats(
     use = np.array([i for i, name in enumerate(names) if name not in reasons], int)
     if not use.size:
         name, why = next(iter(reasons.items()))
+        why = "; ".join([why, *air_remarks(raw, lines)])
         raise InsufficientInputs(f"cube: none of {len(names)} monochromatic flats can be used: exposure {name}: {why}")
     table = _Table(raw.isel(exposure=use), lines, diode, config, remarks)
     chosen = table.newest()
     reasons |= table.partial(chosen)
     return _with_neighbours([table.group(own) for own in chosen], config), reasons
+
+
+def air_remarks(raw: xr.Dataset, lines: Mapping[str, Line]) -> list[str]:
+    """A remark if wavelengths that pass as those in vacuum look like those in air; else none.
+
+    Their mean offset from those asked for is then nearer to that of air than to none, by more than chance would have
+    it: less than one in 10,000 by Student's t. Tables that say which they are, are believed.
+
+    Parameters
+    ----------
+    raw : header table of exposures: exposure_type, wavelength.
+    """
+    flat = raw["exposure_type"].values == "flat"
+    given = zip(raw["exposure"].values[flat], np.asarray(raw["wavelength"].values, float)[flat], strict=True)
+    pairs = [(nm, lines[str(name)].wavelength) for name, nm in given if str(name) in lines and lines[str(name)].silent]
+    asked, measured = np.array([pair for pair in pairs if abs(pair[1] - pair[0]) < _SLIP]).reshape(-1, 2).T
+    if len(asked) < 3 or not 185 < asked.min() < asked.max() < 3000:  # nm, where air is known
+        return []
+    air = float(np.mean(vacuum_to_air(asked) - asked))
+    away = float(np.mean(measured - asked))
+    error = max(float(np.std(measured - asked, ddof=1)) / np.sqrt(len(asked)), np.finfo(float).tiny)
+    if not 0.5 < away / air < 1.5 or stdtr(len(asked) - 1, -abs(away) / error) > _CHANCE:
+        return []
+    return [
+        f"the measured wavelengths of {len(asked)} flats are {away:+.2f} nm off those asked for in the mean, as those "
+        f"in air would be ({air:+.2f} nm): put 'medium: air' into the meta of inputs/wavelengths*.ecsv, or "
+        f"'medium: vacuum' if they are right"
+    ]
 
 
 def _unknown(nm: float, diode: Photodiode) -> str:

@@ -24,7 +24,7 @@ from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.listing import list_contents
 from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.upstream import read_upstream
-from lsstcal_dask.products.slices import Group
+from lsstcal_dask.products.slices import Group, air_remarks
 from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.truth import amplifiers
 from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
@@ -435,6 +435,29 @@ def test_measured_wavelengths_in_air_become_those_in_vacuum(store, tmp_path):
     assert np.isnan(read_lines(mine.url)[str(table["exposure"][0])].wavelength)
 
 
+def test_wavelengths_in_air_that_pass_as_those_in_vacuum_are_told_once(tmp_path, threads, capsys):
+    mine = new_store(tmp_path / "a")
+    take(mine, flats(each=4))
+    with_laser = open_raw(mine.url, mine.camera, chunked=False)
+    assert air_remarks(with_laser, read_lines(mine.url)) == []
+    table = read_input(mine.url, "wavelengths")
+    table.meta.pop("medium", None)
+    table["wavelength"] = vacuum_to_air(np.asarray(table["wavelength"])) * table["wavelength"].unit
+    write_table(mine.url, "inputs/wavelengths", table)
+    (told,) = air_remarks(with_laser, read_lines(mine.url))
+    assert "as those in air would be (-0.17 nm): put 'medium: air' into" in told
+    made = make_cube(mine, "c", "f4", CONFIG, threads)
+    assert made.remarks == [told]
+    assert told in made.pointer.remarks
+    status, said = run(capsys, "cube", mine.url, "--name", "c", "--form", "f4")
+    assert status == 0
+    assert said.err.count(told) == 1
+    for medium in ("air", "vacuum"):  # whoever says which is believed
+        table.meta["medium"] = medium
+        write_table(mine.url, "inputs/wavelengths", table)
+        assert air_remarks(with_laser, read_lines(mine.url)) == []
+
+
 def test_a_later_slice_of_fewer_ccds_does_not_replace_one_of_more(tmp_path, threads):
     mine = new_store(tmp_path / "p", "mini9")
     first = flats(each=1, last=602.0)
@@ -499,6 +522,10 @@ def darken(counts, exposure, detector):
         (
             {"pixels": saturate},
             f"{CCD}: exposure {SECOND} left out: too bright, level .* more than 150000: take it with",
+        ),
+        (
+            {"pixels": lambda counts, e, d: np.full_like(counts, 65535) if e == SECOND else counts},
+            f"{CCD}: exposure {SECOND} left out: saturated: all pixels read 65535 adu: take it with less light",
         ),
         ({"pixels": darken}, f"{CCD}: exposure {SECOND} left out: too low, level .* electron: did the lamp fail"),
     ],

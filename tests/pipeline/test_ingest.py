@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import exposure, make_files, make_frame, small_day
+from astropy.io import fits
+from making import exposure, make_files, make_frame, run_command, small_day
 
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.instrument import load_camera, read_frame, write_frame
@@ -88,6 +89,26 @@ def test_bad_files_are_named_and_the_rest_goes_in(store, frame, threads, tmp_pat
         assert name in error
         assert "\n" not in error
     assert "xposure time" in report.errors[3]
+
+
+def test_a_flat_whose_wavelength_is_none_is_told_and_goes_in(tmp_path, threads, capsys):
+    mine, paths = create_store(tmp_path / "s", "mini1"), []
+    for number, (kind, said) in enumerate(
+        [("flat", "abc"), ("flat", -1.0), ("flat", 0.0), ("flat", 600.0), ("dark", -1.0)]
+    ):
+        paths += make_files(tmp_path / "raw", "mini1", [exposure(number + 1, kind, 1.0)])
+        fits.setval(paths[-1], "MONOWL", value=said)
+    report = ingest(mine, [str(path) for path in paths], threads)
+    assert (len(report.ingested), report.errors) == (5, [])
+    assert len(report.remarks) == 2
+    for number, (line, said) in enumerate(zip(report.remarks, ("'abc'", "-1.0"), strict=True)):
+        assert line.startswith(
+            f"exposure MC_S_20260701_00000{number + 1}: card MONOWL is {said}, no wavelength in nm: it"
+        )
+        assert line.endswith("correct the header and ingest it with --correct")
+    code, told = run_command(capsys, "ingest", mine.url, *paths)
+    assert code == 0
+    assert all(told.err.count(line) == 1 for line in report.remarks)
 
 
 def test_header_that_contradicts_its_exposure_is_refused(tmp_path, threads):

@@ -1,5 +1,7 @@
 """Repeats of a monochromatic flat combined: mean, variance line, hits; which flats are left out and why."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -7,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
 from lsstcal_dask.isr.frame import Frame
+from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.products.monochromatic import (
     MonochromaticConfig,
     Repeat,
@@ -15,10 +18,11 @@ from lsstcal_dask.products.monochromatic import (
     combine_without_doubt,
     gaps,
     make_repeat,
+    railed_count,
 )
 from lsstcal_dask.products.photodiode import Photodiode, useless_charges
 from lsstcal_dask.products.repeats import Terms, combine, find_hits, leave_out
-from lsstcal_dask.products.slices import Line, group_flats, jumps, mean_response
+from lsstcal_dask.products.slices import Line, air_remarks, group_flats, jumps, mean_response
 from lsstcal_dask.variables import MASK_BITS
 
 SHAPE = (2, 150, 100)
@@ -312,6 +316,32 @@ def test_a_wavelength_of_which_the_photodiode_knows_nothing_is_left_out_with_the
     for name, unit in (("b", "is it in Angstrom? C"), ("c", "is it in um? C"), ("e", "c")):
         told = f"its wavelength, {asked[name]:g} nm, is beyond 290 to 1110 nm of the photodiode's responsivity: {unit}"
         assert reasons[name] == told + "orrect the header, or give a longer table inputs/photodiode.ecsv"
+
+
+def test_offsets_of_a_laser_are_not_taken_for_air_and_those_of_air_are():
+    asked = np.linspace(350, 1100, 40)
+    raw = table([(f"e{i}", nm, "none", 1e-9, 0) for i, nm in enumerate(asked)])
+    rng, told = np.random.default_rng(5), []
+    for _ in range(300):  # by chance less than one in 10,000 would be told
+        measured = asked + 0.1 * rng.standard_normal(40)
+        told += air_remarks(raw, {f"e{i}": Line(nm, 0.01, 1.0, silent=True) for i, nm in enumerate(measured)})
+    assert told == []
+    measured = vacuum_to_air(measured)  # by 0.10 to 0.30 nm: the mean is ten standard errors from none
+    lines = {f"e{i}": Line(nm, 0.01, 1.0, silent=True) for i, nm in enumerate(measured)}
+    assert len(air_remarks(raw, lines)) == 1
+    assert air_remarks(raw, {name: replace(line, silent=False) for name, line in lines.items()}) == []
+    with pytest.raises(InsufficientInputs, match=r"none of 40 .* nm off .*; the measured wavelengths of 40 flats are"):
+        group_flats(raw, lines, IDEAL, CONFIG.model_copy(update={"mismatch_nm": 1e-3}))
+
+
+def test_one_count_in_all_pixels_is_told():
+    counts = np.random.default_rng(0).integers(20_000, 20_300, (2, 60, 70)).astype(np.int32)
+    assert railed_count(counts) == 0
+    assert railed_count(np.zeros_like(counts)) == 0  # dead
+    counts[:, :, :60] = [[[65535]], [[65530]]]
+    assert railed_count(counts) == 0  # the overscan has a level
+    counts[:, :, 60:] = [[[65535]], [[65530]]]
+    assert railed_count(counts) == 65535
 
 
 def test_photons_follow_from_charge_responsivity_and_dark_current():
