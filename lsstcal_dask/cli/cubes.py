@@ -221,7 +221,8 @@ def synthesize(
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         lamp = spectrum or flatfields.FLAT_FNU
-        sources = [flatfields.sky_of(skies, band, one, stale) for one in visit or []]
+        limit = settings.weights.uncovered
+        sources = [flatfields.sky_of(skies, band, one, stale, limit) for one in visit or []]
         sources = sources or [(flatfields.source_of(opened, band, lamp, atmosphere, unit, medium), given)]
         for source, validity in sources:
             wanted = flatfields.Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)

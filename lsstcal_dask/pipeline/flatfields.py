@@ -165,17 +165,18 @@ def source_of(
     return Source(read_lamp(spectrum, unit, medium), read_passband(store, band), air)
 
 
-def sky_of(skies: Skies, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
+def sky_of(skies: Skies, band: str, visit: str, stale: bool = False, limit: float = 1e-4) -> tuple[Source, Validity]:
     """Light of the sky that a visit saw, and the time for which it counts: that of the visit.
 
     The spectra of the calibration telescope are of light that has passed the air. ``stale`` allows those of any time
-    of its night.
+    of its night; they may leave ``limit`` of the light of the filter unmeasured.
     """
     store = skies.store
-    spectrum, fits = skies.of_visit(visit, stale)
+    passband = read_passband(store, band)
+    spectrum, fits = skies.of_visit(visit, stale, passband, limit)
     start = open_raw(store.url, store.camera, exposures=[visit], chunked=False)["time"].values[0]
     first, last = (str(np.datetime_as_string(at, unit="s")) for at in (start, start + np.timedelta64(1, "s")))
-    source = Source(spectrum, read_passband(store, band), about=skies.about(visit, fits))
+    source = Source(spectrum, passband, about=skies.about(visit, fits))
     return source, Validity(first, last)
 
 
