@@ -23,11 +23,13 @@ from lsstcal_dask.cli.app import (
 
 __all__: list[str] = []
 
-WavelengthUnitOption = Annotated[str | None, typer.Option(help="Of the spectrum, if its file does not say it.")]
-FluxUnitOption = Annotated[str | None, typer.Option(help="The same, as 'erg / (s cm2 Angstrom)'.")]
+WavelengthUnitOption = Annotated[str | None, typer.Option(help="Of files that do not say it themselves.")]
+FluxUnitOption = Annotated[
+    str | None, typer.Option(help="Of a spectrum's file that does not say it, as 'erg / (s cm2 Angstrom)'.")
+]
 MediumOption = Annotated[
     Literal["air", "vacuum"] | None,
-    typer.Option(help="Of the wavelengths of spectra that do not say it themselves; vacuum by default."),
+    typer.Option(help="Of the wavelengths of files that do not say it themselves; vacuum by default."),
 ]
 SkyOption = Annotated[
     Literal["interpolated", "nearest"] | None,
@@ -216,7 +218,8 @@ def synthesize(
 
     said = {"--spectrum": spectrum, "--wavelength-unit": wavelength_unit, "--flux-unit": flux_unit}
     said |= {"--atmosphere": atmosphere, "--valid-from": valid_from, "--valid-until": valid_until}
-    unit = _both(wavelength_unit, flux_unit)
+    of_air = bool(atmosphere and wavelength_unit and not flux_unit)
+    unit = None if of_air else _both(wavelength_unit, flux_unit)
     _only_one_source(visit, {"--stale": stale, "--sky": sky}, said)
     file = spectrum not in (None, flatfields.FLAT_FNU)
     _only_of_a_file(file, "a file of --spectrum", unit, None if visit or atmosphere else medium)
@@ -227,8 +230,10 @@ def synthesize(
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         lamp = spectrum or flatfields.FLAT_FNU
-        sources = [flatfields.sky_of(skies, band, one, stale) for one in visit or []]
-        sources = sources or [(flatfields.source_of(opened, band, lamp, atmosphere, unit, medium), given)]
+        limit = settings.weights.uncovered
+        sources = [flatfields.sky_of(skies, band, one, stale, limit) for one in visit or []]
+        units = (wavelength_unit, None) if wavelength_unit and of_air else unit
+        sources = sources or [(flatfields.source_of(opened, band, lamp, atmosphere, units, medium), given)]
         for source, validity in sources:
             wanted = flatfields.Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)
             yield name, flatfields.make_flat(opened, wanted, settings, compute, validity, shows_progress())

@@ -94,13 +94,13 @@ def spectrum_from_table(
     columns : names of the two; the first two columns if None.
     unit : of both, as astropy writes them; needed where the table does not say, and must agree with it where it does.
         Photons or energy per wavelength or frequency, per solid angle too; "photon / nm" or "W / nm" if relative.
-    medium : "air" or "vacuum"; what the table's ``medium``, ``AIRORVAC`` or ``CTYPE1`` says, else vacuum, if None.
+    medium : "air" or "vacuum", where the table's ``medium``, ``AIRORVAC`` or ``CTYPE1`` does not say it; else vacuum.
     within : shortest and longest wavelength (nm) to keep.
 
     Raises
     ------
     UnitsError
-        A unit is not said, said differently in two places or not one of a spectrum; or so with the medium.
+        A unit is not said, said differently in two places or not one of a spectrum; the medium is neither.
     CalibrationError
         There is no such column, or as `Spectrum`.
     """
@@ -186,7 +186,12 @@ def _numbers(table: Table, column: str) -> np.ndarray:
 def _unit(table: Table, column: str, place: int, given: tuple[str, str] | None, name: str) -> Any:
     said = table[column].unit
     if given is None and said is None:
-        raise UnitsError(f"{name}: column {column} has no unit: say it, it makes photons or energy of a flux")
+        why = (
+            "it makes photons or energy of a flux"
+            if place
+            else "in the file or with --wavelength-unit, of a spectrum with --flux-unit too"
+        )
+        raise UnitsError(f"{name}: column {column} has no unit: say it, {why}")
     try:
         found = units.Unit(_ALIASES.get(str(said), said)) if said is not None else None
         wanted = units.Unit(_ALIASES.get(given[place], given[place])) if given is not None else found
@@ -199,13 +204,8 @@ def _unit(table: Table, column: str, place: int, given: tuple[str, str] | None, 
 
 
 def _is_air(table: Table, given: str | None, name: str) -> bool:
-    """Whether wavelengths are in air: as the file says, or as is given, which must not contradict it."""
-    found = in_air(table.meta, name)
-    if given is None:
-        return bool(found)
-    if given not in ("air", "vacuum"):
+    """Whether wavelengths are in air: as the file says, or else as is given."""
+    if given not in (None, "air", "vacuum"):
         raise UnitsError(f"{name}: wavelengths in {given!r}: say air or vacuum")
-    if found is not None and found != (given == "air"):
-        said = "air" if found else "vacuum"
-        raise UnitsError(f"{name}: wavelengths given as in {given}, the file says {said}: one of the two is wrong")
-    return given == "air"
+    found = in_air(table.meta, name)
+    return given == "air" if found is None else found

@@ -12,8 +12,8 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, WrongUse
 from lsstcal_dask.isr.sequence import FRINGE_PRODUCTS
 from lsstcal_dask.physics.nearby import Nearby
-from lsstcal_dask.physics.spectra import Spectrum, from_photons
-from lsstcal_dask.physics.spectrum_files import read_curve, read_spectrum
+from lsstcal_dask.physics.spectra import Curve, Spectrum, from_photons
+from lsstcal_dask.physics.spectrum_files import curve_from_table, read_spectrum, read_table
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
 from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.flatwork import flat_of
@@ -154,28 +154,41 @@ def source_of(
     band: str,
     spectrum: str | Path,
     atmosphere: str | Path | None = None,
-    unit: tuple[str, str] | None = None,
+    unit: tuple[str, str | None] | None = None,
     medium: str | None = None,
 ) -> Source:
     """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file.
 
-    ``unit`` and ``medium`` as for `read_lamp`; the medium is that of the atmosphere's file too.
+    ``unit`` and ``medium`` as for `read_lamp`; those of wavelengths count for the atmosphere's file too, and for it
+    alone where there is no unit of flux.
     """
-    air = None if atmosphere is None else read_curve(atmosphere, medium=medium)
-    return Source(read_lamp(spectrum, unit, medium), read_passband(store, band), air)
+    wavelength, flux = unit or (None, None)
+    of_lamp = None if wavelength is None or flux is None else (wavelength, flux)
+    air = None if atmosphere is None else _read_air(atmosphere, wavelength, medium)
+    return Source(read_lamp(spectrum, of_lamp, medium), read_passband(store, band), air)
 
 
-def sky_of(skies: Skies, band: str, visit: str, stale: bool = False) -> tuple[Source, Validity]:
+def _read_air(path: str | Path, unit: str | None, medium: str | None) -> Curve:
+    """Transmission in a file: its wavelengths in ``unit``, its values fractions, where it does not say it."""
+    table = read_table(path)
+    for column, given in zip(table.colnames, (unit, ""), strict=False):
+        if table[column].unit is None and given is not None:
+            table[column].unit = given
+    return curve_from_table(table, medium=medium, name=str(path))
+
+
+def sky_of(skies: Skies, band: str, visit: str, stale: bool = False, limit: float = 1e-4) -> tuple[Source, Validity]:
     """Light of the sky that a visit saw, and the time for which it counts: that of the visit.
 
     The spectra of the calibration telescope are of light that has passed the air. ``stale`` allows those of any time
-    of its night.
+    of its night; they may leave ``limit`` of the light of the filter unmeasured.
     """
     store = skies.store
-    spectrum, fits = skies.of_visit(visit, stale)
+    passband = read_passband(store, band)
+    spectrum, fits = skies.of_visit(visit, stale, passband, limit)
     start = open_raw(store.url, store.camera, exposures=[visit], chunked=False)["time"].values[0]
     first, last = (str(np.datetime_as_string(at, unit="s")) for at in (start, start + np.timedelta64(1, "s")))
-    source = Source(spectrum, read_passband(store, band), about=skies.about(visit, fits))
+    source = Source(spectrum, passband, about=skies.about(visit, fits))
     return source, Validity(first, last)
 
 

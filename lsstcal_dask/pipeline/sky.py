@@ -7,11 +7,13 @@ from typing import Any, Final
 import numpy as np
 
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Curve, Spectrum
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.products.sky import SkyFit, SkySettings, fit_sky
+from lsstcal_dask.products.sky_cover import check_measured
 from lsstcal_dask.products.sky_model import Measured, Spectrograph, measured_from_table
-from lsstcal_dask.products.sky_time import SkyConfig, SkyVariation, nearest_of_night, sky_spectrum
+from lsstcal_dask.products.sky_time import SkyConfig, SkyVariation, nearest_of_night, same_night, sky_spectrum
 from lsstcal_dask.storage.manifests import read_records
 from lsstcal_dask.storage.tables import input_names, read_input
 
@@ -92,24 +94,33 @@ class Skies:
             raise CalibrationError(f"{self.store.url} has no exposure {visit}: see 'lsstcal ls {self.store.url}'")
         return times[visit]
 
-    def of_visit(self, visit: str, stale: bool = False) -> tuple[Spectrum, list[SkyFit]]:
+    def of_visit(
+        self, visit: str, stale: bool = False, passband: Nearby | None = None, limit: float = 1e-4
+    ) -> tuple[Spectrum, list[SkyFit]]:
         """Spectrum of the sky that a visit saw, lines as such with modes of its error, and the fits it rests on.
 
         Parameters
         ----------
         stale : whether spectra of any time of its night are allowed.
+        passband : of the filter for which it is wanted; None without a filter.
+        limit : largest share of the light behind it that spectra may leave unmeasured, see `check_measured`.
 
         Raises
         ------
         CalibrationError
             The store has no such visit.
         InsufficientInputs, StaleCalibration
-            As `measured_skies` and `sky_spectrum`.
+            As `measured_skies`, `check_measured` and `sky_spectrum`.
         """
         time = self.time(visit)
         measured = measured_skies(self.store, time, self.config.medium)
+        times = np.array([one.time for one in measured])
         if self.config.mode == "nearest":
-            measured = [measured[nearest_of_night(np.array([one.time for one in measured]), time)]]
+            measured = [measured[nearest_of_night(times, time)]]
+        elif (own := same_night(times, time)).any():
+            measured = [one for one, counts in zip(measured, own, strict=True) if counts]
+        for one in measured:
+            check_measured(one, passband, self.config.reach, self.known.resolution, limit)
         fits = [self._fit(one) for one in measured]
         return sky_spectrum(time, fits, self.variation, stale), fits
 

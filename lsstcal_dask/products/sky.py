@@ -116,17 +116,32 @@ def fit_sky(
     if not np.median(measured.flux[measured.good]) > 0:
         raise DegenerateSolution(f"sky spectrum {measured.name}: its median flux is not positive: is it of the sky?")
     problem = _problem(measured, known, settings, air, sunlight)
-    value = _start(problem)
-    for _ in range(_TURNS):
-        matrix = _matrix(problem, value)
-        value, covariance, root = _solve(problem, value, matrix)
-    model = _matrix(problem, value)[:, : problem.amplitudes] @ value[: problem.amplitudes]
+    try:
+        with np.errstate(all="ignore"):  # a fit that diverges is told
+            value, covariance, root = _fitted(problem)
+            model = _matrix(problem, value)[:, : problem.amplitudes] @ value[: problem.amplitudes]
+    except np.linalg.LinAlgError:
+        raise _diverges(measured) from None
+    if not np.all(np.isfinite(model)):
+        raise _diverges(measured)
     pull = solve_triangular(root, (measured.flux - model)[measured.good], lower=True)
     free = int(np.sum(np.diag(covariance)[: problem.amplitudes] > 0))  # the others have priors of their own
     chi2, degrees = float(pull @ pull), int(measured.good.sum()) - free
     covariance = covariance * max(1.0, chi2 / degrees)  # what the model leaves out is not less than what it has
     spectrum = _rebuilt(problem, value, covariance)
     return SkyFit(measured, spectrum, problem.names, value, covariance, chi2, degrees, model)
+
+
+def _fitted(problem: _Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_solve`, after all turns."""
+    value = _start(problem)
+    for _ in range(_TURNS):
+        value, covariance, root = _solve(problem, value, _matrix(problem, value))
+    return value, covariance, root
+
+
+def _diverges(measured: Measured) -> DegenerateSolution:
+    return DegenerateSolution(f"sky spectrum {measured.name}: the fit diverges: look at the spectrum")
 
 
 def _problem(
@@ -197,7 +212,7 @@ def _priors(problem: _Problem, value: np.ndarray) -> tuple[np.ndarray, np.ndarra
     targets = np.concatenate([np.zeros(4), _USUAL]) / width
     pairs = _bands(problem.names)
     shared = np.zeros((len(pairs), len(value)))
-    floor = 1e-6 * value[: problem.families].max()
+    floor = 1e-6 * value[: problem.amplitudes].max()  # of a spectrum without lines, too
     for row, (main, other, ratio) in zip(shared, pairs, strict=True):
         error = settings.guess_error if ratio < GUESSED else settings.branching_error
         row[[other, main]] = np.array([1, -ratio]) / (error * ratio * max(value[main], floor))
@@ -207,6 +222,8 @@ def _priors(problem: _Problem, value: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _solve(problem: _Problem, value: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One turn: new parameters, their covariance, and the root of the covariance of the spectrum."""
     good, count = problem.measured.good, problem.amplitudes
+    if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(value))):
+        raise _diverges(problem.measured)
     root = _noise(problem, matrix, value)
     data = problem.measured.flux + matrix[:, count:] @ value[count:]  # nuisances enter by their change
     rows, targets = _priors(problem, value)
@@ -237,7 +254,7 @@ def _noise(problem: _Problem, matrix: np.ndarray, value: np.ndarray) -> np.ndarr
     ):
         covariance = covariance + size**2 * np.outer(part, part) * np.exp(-0.5 * (away / scale) ** 2)
     if not np.all(np.isfinite(covariance)):
-        raise DegenerateSolution(f"sky spectrum {measured.name}: the fit diverges: look at the spectrum")
+        raise _diverges(measured)
     return cholesky(covariance, lower=True)
 
 

@@ -102,7 +102,7 @@ def measured_from_table(table: Table, name: str, time: Any, medium: str | None =
     Parameters
     ----------
     time : of the middle of the exposure, UTC.
-    medium : of the wavelengths, air or vacuum, where the table does not say it; it may not say another.
+    medium : of the wavelengths, air or vacuum, where the table does not say it.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from lsstcal_dask.physics.airglow import line_list
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.products.sky import SkyFit
 
-__all__ = ["SkyConfig", "SkyVariation", "kriging", "nearest_of_night", "sky_spectrum"]
+__all__ = ["SkyConfig", "SkyVariation", "kriging", "nearest_of_night", "same_night", "sky_spectrum"]
 
 
 class SkyConfig(BaseModel):
@@ -32,6 +32,11 @@ class SkyConfig(BaseModel):
     stale: float = Field(20.0, gt=0, description="minutes from a visit beyond which a spectrum says too little of it")
     medium: Literal["air", "vacuum"] | None = Field(
         None, description="of the wavelengths of spectra whose tables do not say it; vacuum if nobody does"
+    )
+    reach: tuple[float, float] = Field(
+        (340.0, 1060.0),
+        description="nm, what the spectrograph can see: light of a filter within it is to be measured, beyond it the "
+        "model tells",
     )
 
 
@@ -94,7 +99,7 @@ def sky_spectrum(
         raise InsufficientInputs(f"sky at {wanted}: no spectrum of the sky: take one near the visit")
     times = np.array([fit.measured.time for fit in fits])
     minutes = (times - wanted) / np.timedelta64(1, "m")
-    near, same = nearest_of_night(times, wanted), _same_night(times, wanted)
+    near, same = nearest_of_night(times, wanted), same_night(times, wanted)
     if not same.any():
         raise StaleCalibration(
             f"sky at {wanted}: spectrum {fits[near].measured.name} is of another night: take one in the same night"
@@ -114,12 +119,12 @@ def nearest_of_night(times: np.ndarray, wanted: np.datetime64) -> int:
 
     A night begins at noon UTC, as a Rubin day of observation does: 8 or 9 in the morning in Chile.
     """
-    same = _same_night(times, wanted)
+    same = same_night(times, wanted)
     away = np.abs(times - wanted) / np.timedelta64(1, "m")
     return int(np.argmin(np.where(same | ~same.any(), away, np.inf)))
 
 
-def _same_night(times: np.ndarray, wanted: np.datetime64) -> np.ndarray:
+def same_night(times: np.ndarray, wanted: np.datetime64) -> np.ndarray:
     """Whether (n,) times are of the night of another: the dates of the noons before are the same."""
     nights = (np.append(times, wanted) - np.timedelta64(12, "h")).astype("datetime64[D]")
     return np.asarray(nights[:-1] == nights[-1])

@@ -44,6 +44,17 @@ class WeightsConfig(BaseModel):
     )
     uncovered: float = Field(1e-4, gt=0, lt=1, description="largest share of the light where nothing is known")
     gap: float = Field(0.01, gt=0, lt=1, description="largest share of the light between slices that lie far apart")
+    narrow: float = Field(
+        6.0,
+        gt=0,
+        description="nm, a step that is not wider is no gap: a response is straight over 5 nm, and lasers scatter",
+    )
+    wide: float = Field(
+        50.0,
+        gt=0,
+        description="nm, a wider step is a gap in any cube: a straight line over it misses a smooth response by 0.2 %, "
+        "and by more with the square of the step",
+    )
     negligible: float = Field(1e-4, ge=0, lt=1e-2, description="share of the light whose slices are not read")
     tolerance: float = Field(1e-5, gt=0, lt=1e-2, description="of the weights of an amplifier, as a share of the light")
 
@@ -238,7 +249,7 @@ def _check_gaps(what: str, points: np.ndarray, light: np.ndarray, centroids: np.
     place = np.searchsorted(centroids, points, side="right") - 1
     inside = (place >= 0) & (place < len(steps))
     share = np.bincount(place[inside], light[inside], len(steps)) / light.sum()
-    wide = steps > _WIDE * np.median(steps)
+    wide = (steps > config.wide) | ((steps > _WIDE * np.median(steps)) & (steps > config.narrow))
     if share[wide].sum() > config.gap:
         named = [f"{centroids[i]:.1f}-{centroids[i + 1]:.1f}" for i in np.flatnonzero(wide & (share > config.gap / 10))]
         raise InsufficientInputs(

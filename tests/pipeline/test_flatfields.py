@@ -415,6 +415,28 @@ def test_a_spectrum_in_text_has_the_unit_that_is_given_and_noise_where_no_ccd_se
         read_lamp(path, ("Angstrom", "erg / (s cm2 Angstrom)"))
 
 
+def test_an_atmosphere_in_text_has_the_unit_and_the_medium_that_are_given(tmp_path, capsys):
+    store, path = new_store(str(tmp_path / "s")), tmp_path / "air.txt"
+    np.savetxt(path, np.stack([np.arange(300.0, 1150.5), np.full(851, 0.5)], 1))
+    with pytest.raises(
+        UnitsError, match="column wavelength has no unit: say it, in the file or with --wavelength-unit"
+    ):
+        source_of(store, "none", "flat-fnu", path)
+    plain, moved = (
+        source_of(store, "none", "flat-fnu", path, ("nm", None), medium).atmosphere for medium in (None, "air")
+    )
+    np.testing.assert_allclose(plain.value, 0.5)
+    assert moved.wavelength[500] - plain.wavelength[500] == pytest.approx(0.22, abs=0.01)  # at 800 nm
+    asked = ("synthesize", store.url, "dome", "--filter", "none", "--atmosphere", path)
+    code, told = run(capsys, *asked)
+    assert code != 0
+    assert "no unit" in told.err or "cube" in told.err
+    code, told = run(capsys, *asked, "--wavelength-unit", "nm", "--medium", "air")
+    assert code != 0
+    assert "cube" in told.err  # which is all that lacks
+    assert "unit" not in told.err
+
+
 def test_a_hole_in_a_spectrum_is_told_where_it_has_light():
     scan = Scan(np.arange(500.0, 601), np.ones(101), np.ones(101), np.zeros(1), np.zeros(1))
     nm = np.r_[500.0:551, 580.0:601]

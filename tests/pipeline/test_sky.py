@@ -59,6 +59,26 @@ def test_what_is_missing_is_named(store, tmp_path):
         measured_skies(empty)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "interpolated"])
+def test_a_spectrum_that_ends_within_the_filter_is_refused(store, monkeypatch, mode):
+    """In the blue it is enough."""
+    from lsstcal_dask.pipeline import sky
+
+    def cut(*asked):
+        return read_input(*asked)[:250]
+
+    monkeypatch.setattr(sky, "read_input", cut)
+    visit = measured_skies(store)[1].name
+    skies = Skies(store, SkyConfig(mode=mode))
+    with pytest.raises(InsufficientInputs, match=r"measured from 340\.5 to 589\.5 nm, it leaves up to .* of no filter"):
+        skies.of_visit(visit)
+    with pytest.raises(InsufficientInputs, match="of no filter"):
+        sky_of(skies, "none", visit)
+    sky_of(skies, "none", visit, limit=0.999)
+    spectrum, _ = Skies(store, SkyConfig(mode="nearest", reach=(340, 590))).of_visit(visit)
+    assert spectrum.density.max() > 0
+
+
 def test_a_visit_whose_spectrum_is_far_is_refused(store, monkeypatch):
     from lsstcal_dask.pipeline import sky
 
