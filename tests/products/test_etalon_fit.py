@@ -106,8 +106,8 @@ def test_follow_keeps_to_the_branch_of_the_neighbours():
 def test_follow_ends_on_the_fringe_of_the_sum_of_all_blocks():
     """The clearest block, where it begins, may prefer a wrong one, and all others with it."""
     grid = np.arange(90, 110, 0.01)
-    true = (100 + 0.3 * np.arange(12)[:, None] + 0.1 * np.arange(10)).ravel()
-    height = np.exp(-0.5 * ((grid - true[:, None]) / 2) ** 2)
+    true = (100 + 0.1 * np.arange(12)[:, None] + 0.05 * np.arange(10)).ravel()
+    height = np.exp(-0.5 * ((grid - true[:, None]) / 6) ** 2)
     height[50] = 2 * np.exp(-0.5 * ((grid - true[50] - 3) / 2) ** 2)
     score = 1e3 * height * np.cos(np.pi * (grid - true[:, None])) ** 2
     np.testing.assert_allclose(follow(score, grid, 1.0, (12, 10)), true, atol=0.1)
