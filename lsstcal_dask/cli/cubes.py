@@ -218,11 +218,10 @@ def synthesize(
 
     said = {"--spectrum": spectrum, "--wavelength-unit": wavelength_unit, "--flux-unit": flux_unit}
     said |= {"--atmosphere": atmosphere, "--valid-from": valid_from, "--valid-until": valid_until}
-    of_air = bool(atmosphere and wavelength_unit and not flux_unit)
-    unit = None if of_air else _both(wavelength_unit, flux_unit)
+    unit = _units(wavelength_unit, flux_unit, of_air=bool(atmosphere))
     _only_one_source(visit, {"--stale": stale, "--sky": sky}, said)
     file = spectrum not in (None, flatfields.FLAT_FNU)
-    _only_of_a_file(file, "a file of --spectrum", unit, None if visit or atmosphere else medium)
+    _only_of_a_file(file, "a file of --spectrum", flux_unit, None if visit or atmosphere else medium)
     every, opened = read_config(config), open_store(store)
     settings = every.synthesis
     skies = Skies(opened, every.sky.model_copy(update=_given(mode=sky, medium=medium)))
@@ -230,10 +229,8 @@ def synthesize(
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:
         lamp = spectrum or flatfields.FLAT_FNU
-        limit = settings.weights.uncovered
-        sources = [flatfields.sky_of(skies, band, one, stale, limit) for one in visit or []]
-        units = (wavelength_unit, None) if wavelength_unit and of_air else unit
-        sources = sources or [(flatfields.source_of(opened, band, lamp, atmosphere, units, medium), given)]
+        sources = [flatfields.sky_of(skies, band, one, stale, settings.weights.uncovered) for one in visit or []]
+        sources = sources or [(flatfields.source_of(opened, band, lamp, atmosphere, unit, medium), given)]
         for source, validity in sources:
             wanted = flatfields.Wanted(kind, band, source, cube, dust=not clean, compressed=compressed)
             yield name, flatfields.make_flat(opened, wanted, settings, compute, validity, shows_progress())
@@ -242,11 +239,11 @@ def synthesize(
         report(opened, make(compute), as_json, "synthesised")
 
 
-def _both(wavelength: str | None, flux: str | None) -> tuple[str, str] | None:
-    """Units of a spectrum, both or none."""
-    if (wavelength is None) != (flux is None):
+def _units(wavelength: str | None, flux: str | None, *, of_air: bool = False) -> tuple[str, str | None] | None:
+    """Units of a spectrum, both or none; that of wavelengths may stand alone for the file of an atmosphere."""
+    if (wavelength is None) != (flux is None) and not (of_air and wavelength):
         raise typer.BadParameter("--wavelength-unit and --flux-unit belong together: give both")
-    return None if wavelength is None or flux is None else (wavelength, flux)
+    return None if wavelength is None else (wavelength, flux)
 
 
 def _said(options: dict[str, Any]) -> list[str]:
@@ -267,7 +264,7 @@ def _only_one_source(visit: list[str] | None, of_sky: dict[str, Any], said: dict
         raise typer.BadParameter(f"{alone[0]} needs --visit")
 
 
-def _only_of_a_file(there: bool, what: str, unit: tuple[str, str] | None, medium: str | None) -> None:
+def _only_of_a_file(there: bool, what: str, unit: str | None, medium: str | None) -> None:
     """Refuse what is said of a file that is not given: flat-fnu says everything itself."""
     if unit and not there:
         raise typer.BadParameter(f"--wavelength-unit and --flux-unit are of a file: give {what}")
@@ -306,8 +303,8 @@ def contamination(
     from lsstcal_dask.pipeline.store import open_store  # noqa: PLC0415
 
     check_bands(band)
-    unit = _both(wavelength_unit, flux_unit)
-    _only_of_a_file(lamp != FLAT_FNU, "a file of --lamp", unit, medium)
+    unit = _units(wavelength_unit, flux_unit)
+    _only_of_a_file(lamp != FLAT_FNU, "a file of --lamp", flux_unit, medium)
     settings, opened, spectrum = read_config(config), open_store(store), read_lamp(lamp, unit, medium)
 
     def make(compute: Any) -> Iterator[tuple[str, Any]]:

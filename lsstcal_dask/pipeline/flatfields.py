@@ -130,12 +130,12 @@ def read_passband(store: Store, band: str) -> Nearby | None:
     return Nearby(store_passband(store, band))
 
 
-def read_lamp(given: str | Path, unit: tuple[str, str] | None = None, medium: str | None = None) -> Spectrum:
+def read_lamp(given: str | Path, unit: tuple[str, str | None] | None = None, medium: str | None = None) -> Spectrum:
     """Spectrum in a file, or `FLAT_FNU`.
 
     Parameters
     ----------
-    unit : of wavelength and flux where the file does not say them.
+    unit : of wavelength and flux where the file does not say them; without one of flux it says nothing.
     medium : of its wavelengths, air or vacuum, where the file does not say it.
 
     Raises
@@ -144,7 +144,8 @@ def read_lamp(given: str | Path, unit: tuple[str, str] | None = None, medium: st
         As `physics.spectrum_files.read_spectrum`.
     """
     if str(given) != FLAT_FNU:
-        return read_spectrum(given, unit=unit, medium=medium)
+        both = (unit[0], unit[1]) if unit and unit[1] else None
+        return read_spectrum(given, unit=both, medium=medium)
     wavelength = np.arange(_WHOLE_NM[0], _WHOLE_NM[1] + 0.5)
     return from_photons(wavelength, _WHOLE_NM[0] / wavelength, FLAT_FNU)
 
@@ -162,10 +163,8 @@ def source_of(
     ``unit`` and ``medium`` as for `read_lamp`; those of wavelengths count for the atmosphere's file too, and for it
     alone where there is no unit of flux.
     """
-    wavelength, flux = unit or (None, None)
-    of_lamp = None if wavelength is None or flux is None else (wavelength, flux)
-    air = None if atmosphere is None else _read_air(atmosphere, wavelength, medium)
-    return Source(read_lamp(spectrum, of_lamp, medium), read_passband(store, band), air)
+    air = None if atmosphere is None else _read_air(atmosphere, unit and unit[0], medium)
+    return Source(read_lamp(spectrum, unit, medium), read_passband(store, band), air)
 
 
 def _read_air(path: str | Path, unit: str | None, medium: str | None) -> Curve:

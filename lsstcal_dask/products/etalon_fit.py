@@ -173,7 +173,7 @@ def _result(problem: Problem, state: State) -> EtalonFit:
     if max(gain) < _clear(problem, state):
         raise DegenerateSolution(f"etalon: {_missing(problem.blocks, problem.prior)}")
     state, other = _silicon_order(problem, state)
-    noise = max(1.0, state.chi2 / problem.dof)
+    noise = _noise(problem, state)
     return EtalonFit(
         silicon=state.vector[:n],
         glue=state.vector[n : 2 * n],
@@ -214,7 +214,7 @@ def _solve(problem: Problem, state: State, turns: int = _TURNS) -> State:
     for _ in range(turns):
         scaled = state.normal + damping * np.diag(np.diag(state.normal))
         step = np.linalg.solve(scaled, state.gradient)
-        if step @ state.gradient < _NEAR * max(1.0, state.chi2 / problem.dof):
+        if step @ state.gradient < _NEAR * _noise(problem, state):
             break
         chi2 = problem.value(state.vector + step)
         if chi2 < state.chi2:
@@ -224,9 +224,14 @@ def _solve(problem: Problem, state: State, turns: int = _TURNS) -> State:
     return state
 
 
+def _noise(problem: Problem, state: State) -> float:
+    """Mean square of the residuals over that which is stated, 1 if it is less."""
+    return max(1.0, state.chi2 / problem.dof)
+
+
 def _clear(problem: Problem, state: State) -> float:
     """chi2 that a move has to gain."""
-    return _CLEAR * max(1.0, state.chi2 / problem.dof)
+    return _CLEAR * _noise(problem, state)
 
 
 def _glue_order(problem: Problem, state: State) -> State:
@@ -246,7 +251,7 @@ def _silicon_order(problem: Problem, state: State) -> tuple[State, float]:
     for sign in (-1, 1):
         for _ in range(_ORDERS):
             other = _solve(problem, problem.shifted(state, 0, sign), _GLANCE)
-            if other.chi2 > state.chi2 - max(1.0, state.chi2 / problem.dof):
+            if other.chi2 > state.chi2 - _noise(problem, state):
                 beside = min(beside, other.chi2)
                 break
             beside, state = state.chi2, _solve(problem, other)
