@@ -94,13 +94,13 @@ def spectrum_from_table(
     columns : names of the two; the first two columns if None.
     unit : of both, as astropy writes them; needed where the table does not say, and must agree with it where it does.
         Photons or energy per wavelength or frequency, per solid angle too; "photon / nm" or "W / nm" if relative.
-    medium : "air" or "vacuum", where the table's ``medium``, ``AIRORVAC`` or ``CTYPE1`` does not say it; else vacuum.
+    medium : "air" or "vacuum"; what the table's ``medium``, ``AIRORVAC`` or ``CTYPE1`` says, else vacuum, if None.
     within : shortest and longest wavelength (nm) to keep.
 
     Raises
     ------
     UnitsError
-        A unit is not said, said differently in two places or not one of a spectrum; the medium is neither.
+        A unit is not said, said differently in two places or not one of a spectrum; or so with the medium.
     CalibrationError
         There is no such column, or as `Spectrum`.
     """
@@ -204,8 +204,13 @@ def _unit(table: Table, column: str, place: int, given: tuple[str, str] | None, 
 
 
 def _is_air(table: Table, given: str | None, name: str) -> bool:
-    """Whether wavelengths are in air: as the file says, or else as is given."""
-    if given not in (None, "air", "vacuum"):
-        raise UnitsError(f"{name}: wavelengths in {given!r}: say air or vacuum")
+    """Whether wavelengths are in air: as the file says, or as is given, which must not contradict it."""
     found = in_air(table.meta, name)
-    return given == "air" if found is None else found
+    if given is None:
+        return bool(found)
+    if given not in ("air", "vacuum"):
+        raise UnitsError(f"{name}: wavelengths in {given!r}: say air or vacuum")
+    if found is not None and found != (given == "air"):
+        said = "air" if found else "vacuum"
+        raise UnitsError(f"{name}: wavelengths given as in {given}, the file says {said}: one of the two is wrong")
+    return given == "air"

@@ -14,6 +14,7 @@ from lsstcal_dask.isr.sequence import FRINGE_PRODUCTS
 from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import Curve, Spectrum, from_photons
 from lsstcal_dask.physics.spectrum_files import curve_from_table, read_spectrum, read_table
+from lsstcal_dask.physics.units import in_air
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
 from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.flatwork import flat_of
@@ -161,15 +162,22 @@ def source_of(
     """Light of a spectrum in a file, or of `FLAT_FNU`, behind a filter of the store and an atmosphere in a file.
 
     ``unit`` and ``medium`` as for `read_lamp`; those of wavelengths count for the atmosphere's file too, and for it
-    alone where there is no unit of flux.
+    alone where there is no unit of flux. An atmosphere's file that says its medium itself is believed where the medium
+    is of a spectrum's file.
     """
-    air = None if atmosphere is None else _read_air(atmosphere, unit and unit[0], medium)
+    alone = str(spectrum) == FLAT_FNU
+    air = None if atmosphere is None else _read_air(atmosphere, unit and unit[0], medium, alone=alone)
     return Source(read_lamp(spectrum, unit, medium), read_passband(store, band), air)
 
 
-def _read_air(path: str | Path, unit: str | None, medium: str | None) -> Curve:
-    """Transmission in a file: its wavelengths in ``unit``, its values fractions, where it does not say it."""
+def _read_air(path: str | Path, unit: str | None, medium: str | None, *, alone: bool) -> Curve:
+    """Transmission in a file: its wavelengths in ``unit``, its values fractions, where it does not say it.
+
+    What is ``alone`` is meant by ``medium``, which must not contradict it.
+    """
     table = read_table(path)
+    if not alone and in_air(table.meta, str(path)) is not None:
+        medium = None
     for column, given in zip(table.colnames, (unit, ""), strict=False):
         if table[column].unit is None and given is not None:
             table[column].unit = given

@@ -44,11 +44,6 @@ class WeightsConfig(BaseModel):
     )
     uncovered: float = Field(1e-4, gt=0, lt=1, description="largest share of the light where nothing is known")
     gap: float = Field(0.01, gt=0, lt=1, description="largest share of the light between slices that lie far apart")
-    narrow: float = Field(
-        6.0,
-        gt=0,
-        description="nm, a step that is not wider is no gap: a response is straight over 5 nm, and lasers scatter",
-    )
     wide: float = Field(
         50.0,
         gt=0,
@@ -249,7 +244,7 @@ def _check_gaps(what: str, points: np.ndarray, light: np.ndarray, centroids: np.
     place = np.searchsorted(centroids, points, side="right") - 1
     inside = (place >= 0) & (place < len(steps))
     share = np.bincount(place[inside], light[inside], len(steps)) / light.sum()
-    wide = (steps > config.wide) | ((steps > _WIDE * np.median(steps)) & (steps > config.narrow))
+    wide = (steps > config.wide) | (steps > _WIDE * np.median(steps))
     if share[wide].sum() > config.gap:
         named = [f"{centroids[i]:.1f}-{centroids[i + 1]:.1f}" for i in np.flatnonzero(wide & (share > config.gap / 10))]
         raise InsufficientInputs(

@@ -437,6 +437,19 @@ def test_an_atmosphere_in_text_has_the_unit_and_the_medium_that_are_given(tmp_pa
     assert "unit" not in told.err
 
 
+def test_a_medium_is_of_the_spectrum_where_the_atmosphere_says_its_own(tmp_path):
+    """And must not contradict an atmosphere that is the only file."""
+    store, air, lamp = new_store(str(tmp_path / "s")), tmp_path / "air.ecsv", tmp_path / "lamp.txt"
+    nm = np.arange(300.0, 1150.5)
+    Table({"wavelength": nm * units.nm, "value": np.full(851, 0.5)}, meta={"medium": "vacuum"}).write(air)
+    np.savetxt(lamp, np.stack([nm, np.ones(851)], 1))
+    found = source_of(store, "none", lamp, air, ("nm", "photon / nm"), "air")
+    np.testing.assert_array_equal(found.atmosphere.wavelength, nm)
+    assert found.spectrum.wavelength[500] - nm[500] == pytest.approx(0.22, abs=0.01)  # at 800 nm
+    with pytest.raises(UnitsError, match="the file says vacuum: one of the two is wrong"):
+        source_of(store, "none", "flat-fnu", air, medium="air")
+
+
 def test_a_hole_in_a_spectrum_is_told_where_it_has_light():
     scan = Scan(np.arange(500.0, 601), np.ones(101), np.ones(101), np.zeros(1), np.zeros(1))
     nm = np.r_[500.0:551, 580.0:601]
