@@ -53,8 +53,7 @@ class Nearby:
         x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
         at = np.stack([x.ravel(), y.ravel()], axis=1) / self._scale
         count = len(self._places)
-        known = np.concatenate([_alike(at, self._places), _radial(at, self._powers)], axis=1)
-        return np.asarray(known @ self._inverse[:, :count]).reshape(*x.shape, count)
+        return np.asarray(self._known(at) @ self._inverse[:, :count]).reshape(*x.shape, count)
 
     def at(self, x: Any, y: Any) -> np.ndarray:
         """Transmission at places (mm): (..., n)."""
@@ -70,6 +69,31 @@ class Nearby:
         if count == 1:
             return np.zeros(1)
         return np.asarray((self._inverse[:count, :count] @ light) / np.diag(self._inverse)[:count])
+
+    def unknown(self) -> np.ndarray:
+        """Sums (mode, place) of the measured curves, of which what is not known between these is made.
+
+        There a curve is off by ``sum_k z_k(x, y) (unknown @ coefficients)_k``, where the z are random fields, each by
+        itself, with the `covariance` of their places. Their size is that of what each place misses of the others, and
+        larger by what is uncertain in the size itself, as Student's t is wider than a Gaussian.
+        """
+        count = len(self._places)
+        if count == 1:
+            return np.zeros((1, 1))
+        freedom = count - self._powers
+        size = count * max(freedom - 2, 1) / max(freedom, 1)
+        inverse = self._inverse[:count, :count]
+        return np.asarray(inverse / np.sqrt(size * np.diag(inverse))[:, None])
+
+    def covariance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Covariance (n, n), at places (n,) mm, of the random field less what the curves tell of it; of variance 1."""
+        at = np.stack([x, y], axis=1) / self._scale
+        known = self._known(at)
+        return np.asarray(_alike(at, at) - known @ self._inverse @ known.T)
+
+    def _known(self, at: np.ndarray) -> np.ndarray:
+        """How places (m, 2) hang together with those of the curves, and their powers of the radius."""
+        return np.concatenate([_alike(at, self._places), _radial(at, self._powers)], axis=1)
 
     @property
     def _scale(self) -> float:

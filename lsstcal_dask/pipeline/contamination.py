@@ -26,20 +26,15 @@ from lsstcal_dask.pipeline.broadband import BROADBAND, night_of, start_of
 from lsstcal_dask.pipeline.build import Built, image_template, run_version, version_of
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
-from lsstcal_dask.pipeline.flatratios import STEP, Compared, Dust, cells_of, dust_of, factor_of
+from lsstcal_dask.pipeline.flatratios import Compared, Dust, cells_of, dust_of, factor_of, plain
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.references import difference, known_to, told_difference
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.synthesis import CubeOpener, scan_of
 from lsstcal_dask.pipeline.upstream import read_upstream, usable
-from lsstcal_dask.products.contamination import (
-    Cells,
-    ContaminationConfig,
-    Lamp,
-    fit_lamp,
-)
+from lsstcal_dask.products.contamination import ContaminationConfig
+from lsstcal_dask.products.drift import Cells, Lamp, drift_weights, fit_lamp
 from lsstcal_dask.products.synthesis import SynthesisConfig, Task
-from lsstcal_dask.products.weights import make_weights
 from lsstcal_dask.storage.cubes import Cube, read_cube
 from lsstcal_dask.storage.products import Pointer, finished, list_products
 from lsstcal_dask.storage.provenance import digest, software
@@ -48,7 +43,6 @@ from lsstcal_dask.variables import NOTE
 __all__ = ["CONTAMINATION", "Drift", "check_bands", "find_contamination"]
 
 CONTAMINATION: Final = "contamination"
-_NEGLIGIBLE: Final = 1e-6  # share of the light whose slices are not read: half a nm changes 1e-4 of some flats
 _OUTPUTS: Final = {"image": Output("float32", "1")}
 
 
@@ -133,11 +127,7 @@ def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: Synthesi
     if passband is None:
         raise InsufficientInputs("contamination: flats without a filter have no band: name filters")
     found = read_cube(store.url, cube)
-    scan = scan_of(found, store.camera)
-    # slices that matter little for a flat matter for the difference of two
-    exact = config.weights.model_copy(update={"negligible": min(config.weights.negligible, _NEGLIGIBLE)})
-    moved = [_moved(passband, by) for by in (0.0, -STEP, STEP)]
-    weights = tuple(make_weights(lamp, one, scan, None, exact) for one in moved)
+    weights = drift_weights(lamp, passband, scan_of(found, store.camera), config.weights)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
     return Compared(band, own[-1], _reference(own[-1], known, found), task, cube_inputs(found, upstream))
@@ -152,11 +142,6 @@ def _reference(measured: Pointer, known: Sequence[Pointer], cube: Cube) -> Point
 
     nearest = min(known, key=away)
     return nearest if nearest.valid_from != measured.valid_from else None
-
-
-def _moved(passband: Nearby, by: float) -> Nearby:
-    """The filter with all wavelengths longer by some nm."""
-    return Nearby(replace(passband.measured, wavelength=passband.wavelength + by))
 
 
 def _common(compared: Sequence[Compared]) -> list[str]:
@@ -179,7 +164,9 @@ def _cells(
     """Cells of every CCD, by band and whether they are of its reference over the flat of the cube."""
     both = {(one.band, False): one for one in compared}
     both |= {
-        (one.band, True): replace(one, measured=one.reference, reference=None) for one in compared if one.reference
+        (one.band, True): replace(plain(one), measured=one.reference, reference=None)
+        for one in compared
+        if one.reference
     }
     task = dask.delayed(cells_of, pure=False)
     shared = dask.delayed(Opaque((store.url, list(both.values()), config.cell)), pure=False)
@@ -198,9 +185,9 @@ def _fit(
     """Lamp and drift of every band, from the cells of all CCDs."""
     lamps, drifts = [], []
     for one in compared:
-        own, note = list(cells[one.band, False].values()), ""
+        own, surface, note = list(cells[one.band, False].values()), one.task.weights[0].surface, ""
         try:
-            lamp = fit_lamp(own, config)
+            lamp = fit_lamp(own, config, curves=surface if isinstance(surface, Nearby) else None)
         except DegenerateSolution as error:
             lamp, note = fit_lamp(own, config, with_drift=False), str(error)
         lamps.append(lamp)

@@ -5,8 +5,8 @@ What a worker does of `contamination`, one CCD at a time, all bands of it at onc
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,16 +15,14 @@ from lsstcal_dask.instrument import Camera, Detector
 from lsstcal_dask.instrument.assembly import assemble, split
 from lsstcal_dask.instrument.geometry import ccd_to_focal
 from lsstcal_dask.mapping import AmplifierResults, Opaque
-from lsstcal_dask.products.contamination import Cells, Lamp, Mote, compare_bands, find_dust, make_cells
+from lsstcal_dask.products.contamination import Mote, compare_bands, find_dust
+from lsstcal_dask.products.drift import PLAIN, Cells, Lamp, drift_maps, make_cells
 from lsstcal_dask.products.synthesis import Task, synthesis_amplifiers
 from lsstcal_dask.statistics.starlet import bin_weighted, spread
 from lsstcal_dask.storage.products import Pointer, open_product
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["STEP", "Compared", "Dust", "cells_of", "dust_of", "factor_of"]
-
-STEP: Final = 0.5
-"""nm, by which a filter is moved to either side to see what that does."""
+__all__ = ["Compared", "Dust", "cells_of", "dust_of", "factor_of", "plain"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +32,13 @@ class Compared:
     band: str
     measured: Pointer
     reference: Pointer | None  # broadband flat of the epoch of the cube
-    task: Task  # the flat of the cube, and those of a filter moved to either side
+    task: Task  # flats of the cube, of `drift_weights`
     made_of: dict[str, Any]  # what the cube was made from
+
+
+def plain(one: Compared) -> Compared:
+    """What is compared without what is not known of the filter."""
+    return replace(one, task=replace(one.task, weights=one.task.weights[:PLAIN]))
 
 
 def cells_of(shared: Opaque, det: str) -> list[Cells]:
@@ -45,8 +48,8 @@ def cells_of(shared: Opaque, det: str) -> list[Cells]:
     for one in compared:
         camera = one.task.camera
         detector = camera.detector(det)
-        ratio, variance, drift = _ratio(url, one, detector)
-        found.append(make_cells(ratio, variance, drift, _places(detector), cell))
+        ratio, variance, drift, *unknown = _ratio(url, one, detector)
+        found.append(make_cells(ratio, variance, drift, _places(detector), cell, unknown))
     return found
 
 
@@ -56,25 +59,23 @@ def _places(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(x, (ny, nx)), np.broadcast_to(y, (ny, nx))
 
 
-def _ratio(url: str, one: Compared, detector: Detector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Measured over synthetic flat of a CCD (y, x), its variance, and what a drift by one nm does to its logarithm."""
+def _ratio(url: str, one: Compared, detector: Detector) -> list[np.ndarray]:
+    """Measured over synthetic flat of a CCD (y, x), its variance, and the maps of `drift_maps`."""
     camera = one.task.camera
-    flats = dict(synthesis_amplifiers(one.task.open_slices(detector.name), detector, one.task))
     measured = _open(url, one.measured, detector)
     reference = _open(url, one.reference, detector) if one.reference else None
-    shape = (len(camera.amplifier_names), *camera.image_shape)
-    planes = {name: np.full(shape, np.nan, np.float32) for name in ("ratio", "variance", "drift")}
-    for i, amplifier in enumerate(camera.amplifier_names):
-        if amplifier in flats:
-            plain, moved = flats[amplifier].isel(spectrum=0), flats[amplifier]["image"].values[1:].astype(float)
-            expected = plain if reference is None else reference.sel(amplifier=amplifier)
-            ratio, variance = _quotient(measured.sel(amplifier=amplifier), expected)
-            good = np.isfinite(ratio) & (plain["mask"].values == 0) & (moved > 0).all(axis=0)
-            change = np.divide(moved[1], moved[0], out=np.ones(good.shape), where=good)
-            for name, values in zip(planes, (ratio, variance, np.log(change) / (2 * STEP)), strict=True):
-                planes[name][i] = np.where(good, values, np.nan)
-    ratio, variance, drift = (np.asarray(assemble(p, detector, camera, fill=np.nan)) for p in planes.values())
-    return ratio, variance, drift
+    planes: list[np.ndarray] = []  # (amplifier, y, x) of each map
+    for amplifier, flats in synthesis_amplifiers(one.task.open_slices(detector.name), detector, one.task):
+        synthetic = flats.isel(spectrum=0)
+        expected = synthetic if reference is None else reference.sel(amplifier=amplifier)
+        ratio, variance = _quotient(measured.sel(amplifier=amplifier), expected)
+        drift, unknown = drift_maps(flats["image"].values)
+        good = np.isfinite(ratio) & (synthetic["mask"].values == 0) & np.isfinite(drift)
+        maps = (ratio, variance, drift, *unknown)
+        planes = planes or [np.full((len(camera.amplifier_names), *good.shape), np.nan, np.float32) for _ in maps]
+        for plane, values in zip(planes, maps, strict=True):
+            plane[camera.amplifier_names.index(amplifier)] = np.where(good, values, np.nan)
+    return [np.asarray(assemble(plane, detector, camera, fill=np.nan)) for plane in planes]
 
 
 def _open(url: str, flat: Pointer, detector: Detector) -> xr.Dataset:
@@ -105,7 +106,7 @@ def dust_of(shared: Opaque, det: str) -> list[Dust]:
     detector = camera.detector(det)
     found, changes, variances = [], [], []
     for one, lamp in zip(compared, lamps, strict=True):
-        ratio, variance, drift = _ratio(url, one, detector)
+        ratio, variance, drift = _ratio(url, plain(one), detector)
         expected = _expected(lamp, drift, detector, config.cell)
         found.append(find_dust(ratio, variance, expected, config)[0])
         factor = np.exp(-expected)

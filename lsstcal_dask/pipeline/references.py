@@ -14,7 +14,8 @@ import numpy as np
 
 from lsstcal_dask.errors import DegenerateSolution
 from lsstcal_dask.physics.nearby import Nearby
-from lsstcal_dask.products.contamination import Cells, ContaminationConfig, fit_lamp
+from lsstcal_dask.products.contamination import ContaminationConfig
+from lsstcal_dask.products.drift import Cells, fit_lamp
 from lsstcal_dask.products.weights import Weights
 from lsstcal_dask.variables import NOTE
 

@@ -12,7 +12,6 @@ where nothing changed. Three things do change it, and are told apart:
 The cube stays as it was measured: the factor of the dust multiplies what is synthesised from it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,16 +19,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.ndimage import label, sum_labels
 
-from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
 from lsstcal_dask.statistics.starlet import bin_weighted, significant, spread
 
-__all__ = ["Cells", "ContaminationConfig", "Lamp", "Mote", "compare_bands", "find_dust", "fit_lamp", "make_cells"]
+__all__ = ["ContaminationConfig", "Mote", "compare_bands", "find_dust"]
 
-_USELESS: Final = 2.0  # nm, error of a drift that says nothing
-_ROUNDS: Final = 20  # of the clipped fit: each takes out dust that the one before still followed
-_FIELDS: Final = ("x", "y", "change", "variance", "drift")
 _ALIKE: Final = 0.03  # of a shadow's depth: what smoothing it in each band by itself leaves
-_CLIP: Final = 3.0  # sigma, beyond which a cell is taken to be shaded
 
 
 class ContaminationConfig(BaseModel):
@@ -50,34 +44,6 @@ class ContaminationConfig(BaseModel):
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """Means of cells, of one CCD or of many together."""
-
-    x: np.ndarray  # (n,) mm in the focal plane
-    y: np.ndarray  # (n,) mm
-    change: np.ndarray  # (n,) logarithm of measured over expected
-    variance: np.ndarray  # (n,)
-    drift: np.ndarray  # (n,) 1/nm: what a filter moved by one nm does to the logarithm of the flat
-
-
-@dataclass(frozen=True, eq=False)
-class Lamp:
-    """What changes everywhere: the polynomial of the lamp, and a drift of the filter."""
-
-    coefficients: np.ndarray  # of x**i y**j / scale**(i + j), in the order of `_powers`
-    scale: float  # mm
-    drift: float  # nm, of the filter, towards the red; NaN where it was not asked for
-    drift_error: float  # nm
-    chi2: float  # per degree of freedom, of the cells that were kept
-    kept: float  # share of the cells
-
-    def at(self, x: np.ndarray, y: np.ndarray, drift: np.ndarray) -> np.ndarray:
-        """Logarithm of the change at a place (mm), where a drift by one nm does ``drift``."""
-        found = _design(x, y, self.scale, _degree(len(self.coefficients))) @ self.coefficients
-        return np.asarray(found + (self.drift * drift if np.isfinite(self.drift) else 0.0))
-
-
 @dataclass(frozen=True)
 class Mote:
     """One piece of dust, as the bands see it."""
@@ -88,99 +54,6 @@ class Mote:
     change: tuple[float, ...]  # mean of each band, as a share of the light
     error: tuple[float, ...]
     kind: str  # gray, filter (seen by one band alone), chromatic, or single (one band is all there is)
-
-
-def make_cells(
-    ratio: np.ndarray, variance: np.ndarray, drift: np.ndarray | None, place: tuple[np.ndarray, np.ndarray], cell: int
-) -> Cells:
-    """Means of cells of one CCD.
-
-    Parameters
-    ----------
-    ratio, variance : (y, x) measured flat over expected flat, of the CCD; NaN where it is unknown.
-    drift : (y, x), 1/nm, see `Cells`; None if it is not known.
-    place : x and y (y, x) mm of the pixels in the focal plane.
-
-    Returns
-    -------
-    Cells that are known.
-    """
-    mean, error = bin_weighted(ratio, variance, cell)
-    ones = np.where(np.isfinite(ratio), 1.0, np.nan)
-    x, y = (bin_weighted(np.broadcast_to(at, ratio.shape) * ones, variance, cell)[0] for at in place)
-    moved = np.zeros(ratio.shape) if drift is None else drift
-    moved = bin_weighted(moved * ones, variance, cell)[0]
-    good = np.isfinite(mean) & (mean > 0)
-    change, noise = np.log(mean[good]), error[good] / mean[good] ** 2
-    return Cells(x[good], y[good], change, noise, moved[good])
-
-
-def fit_lamp(cells: Sequence[Cells], config: ContaminationConfig, *, with_drift: bool = True) -> Lamp:
-    """Fit what changes everywhere, with the dust clipped.
-
-    Parameters
-    ----------
-    cells : of every CCD.
-    with_drift : False where the templates of the drift are not known.
-
-    Raises
-    ------
-    InsufficientInputs
-        Fewer cells than the polynomial has terms.
-    DegenerateSolution
-        The drift cannot be told from the lamp: its template is a polynomial too.
-    """
-    x, y, change, variance, moved = (np.concatenate([getattr(c, name) for c in cells]) for name in _FIELDS)
-    scale = float(np.max(np.hypot(x, y))) if len(x) else 1.0
-    design = _design(x, y, scale, config.degree)
-    if len(x) <= design.shape[1] + 1:
-        raise InsufficientInputs(f"contamination: {len(x)} cells are known, too few to fit the lamp: check the flats")
-    if with_drift:
-        outside = moved - design @ np.linalg.lstsq(design, moved, rcond=None)[0]
-        if np.sqrt(np.mean(outside**2)) < 1e-9 + 1e-6 * np.abs(moved).max():
-            raise _cannot_tell("none that the lamp could not make")
-        design = np.column_stack([design, moved])
-    weight = 1 / variance
-    keep = np.ones(len(x), bool)
-    found, covariance = _solve(design, change, weight)
-    for _ in range(_ROUNDS):
-        pull = np.abs(change - design @ found) * np.sqrt(weight)
-        inside = pull < _CLIP * max(1.0, float(np.median(pull[keep])) / 0.6745)
-        found, covariance = _solve(design[inside], change[inside], weight[inside])
-        if (inside == keep).all():
-            break
-        keep = inside
-    chi2 = float(np.sum((change - design @ found)[keep] ** 2 * weight[keep]) / max(keep.sum() - design.shape[1], 1))
-    drift = (np.nan, np.nan)
-    if with_drift:
-        formal = float(np.sqrt(covariance[-1, -1] * max(chi2, 1.0)))
-        ccd = np.repeat(np.arange(len(cells)), [len(c.x) for c in cells])[keep]
-        drift = (
-            float(found[-1]),
-            max(formal, _clustered(design[keep], (change - design @ found)[keep], weight[keep], ccd)),
-        )
-    if with_drift and drift[1] > _USELESS:
-        raise _cannot_tell(f"known to {drift[1]:.1f} nm only")
-    return Lamp(found[: -1 if with_drift else None], scale, *drift, chi2, float(keep.mean()))
-
-
-def _clustered(design: np.ndarray, rest: np.ndarray, weight: np.ndarray, ccd: np.ndarray) -> float:
-    """Error of the last parameter where the residuals ``rest`` of a CCD are alike, as those of dust and ghosts are.
-
-    ``sqrt(sum_CCD (sum w d r)**2) / sum w d**2`` with d the part of its template that no other parameter makes.
-    """
-    root = np.sqrt(weight)
-    others = (design[:, :-1] * root[:, None], design[:, -1] * root)
-    own = others[1] - others[0] @ np.linalg.lstsq(*others, rcond=None)[0]
-    sums = np.bincount(ccd, own * rest * root)
-    return float(np.sqrt(np.sum(sums**2)) / np.sum(own**2))
-
-
-def _cannot_tell(how: str) -> DegenerateSolution:
-    return DegenerateSolution(
-        f"contamination: a drift of the filter changes every pixel alike or as the lamp does ({how}): use sensors of "
-        f"more than one kind, or fit without it"
-    )
 
 
 def find_dust(
@@ -273,23 +146,3 @@ def _kind(share: np.ndarray, error: np.ndarray, config: ContaminationConfig) -> 
         return "gray"
     alone = np.sort(np.abs(share) / np.hypot(error, _ALIKE))[:-1]
     return "filter" if alone.max() < config.drift else "chromatic"
-
-
-def _powers(degree: int) -> list[tuple[int, int]]:
-    return [(i, n - i) for n in range(degree + 1) for i in range(n + 1)]
-
-
-def _degree(terms: int) -> int:
-    return {1: 0, 3: 1, 6: 2}[terms]
-
-
-def _design(x: np.ndarray, y: np.ndarray, scale: float, degree: int) -> np.ndarray:
-    """Powers of the place (..., term)."""
-    return np.stack([(x / scale) ** i * (y / scale) ** j for i, j in _powers(degree)], axis=-1)
-
-
-def _solve(design: np.ndarray, values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares and its covariance."""
-    normal = (design * weight[:, None]).T @ design
-    covariance = np.linalg.pinv(normal, rcond=1e-14, hermitian=True)
-    return covariance @ (design.T @ (weight * values)), covariance

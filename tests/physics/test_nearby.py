@@ -86,3 +86,38 @@ def test_it_follows_a_filter_better_than_one_polynomial():
     assert np.median(nearby) < 1.5e-4
     assert np.sqrt(np.mean(nearby**2)) < 3e-4
     assert np.median(one) > 3 * np.median(nearby)
+
+
+def drawn(seed, x, y, at, curves=1.0):
+    """Light at places and at others, of the random field of which curves are taken to be made, with their noise."""
+    places = np.concatenate([np.stack([x, y], axis=1), at])
+    apart = np.hypot(*(places.T[:, :, None] - places.T[:, None])) * np.sqrt(7) / (0.8 * np.hypot(x, y).max())
+    among = (1 + apart + 0.4 * apart**2 + apart**3 / 15) * np.exp(-apart)
+    rng = np.random.default_rng(seed)
+    field = 0.5 + 0.01 * np.linalg.cholesky(among + 1e-10 * np.eye(len(among))) @ rng.normal(size=(len(among), 3))
+    noise = 3e-5 * rng.normal(size=(len(x), 3))
+    return curves * field[: len(x)] + noise, field[len(x) :]
+
+
+def test_what_is_not_known_between_curves_is_stated():
+    """Weighted means of places between nine curves, of drawn fields of three wavelengths each by itself."""
+    x, y = grid(3)
+    at = np.random.default_rng(5).uniform(-60, 60, (12, 2))
+    weight = np.random.default_rng(6).normal(size=12)
+    pulls = []
+    for seed in range(300):
+        measured, true = drawn(seed, x, y, at)
+        nearby = Nearby(passband_of(x, y, measured))
+        missed = weight @ (true - nearby.at(*at.T))
+        modes = nearby.unknown() @ nearby.coefficients
+        variance = np.square(modes).sum(axis=0) * (weight @ nearby.covariance(*at.T) @ weight)
+        pulls.append(missed / np.sqrt(variance))
+    assert np.sqrt(np.mean(np.square(pulls))) == pytest.approx(1.0, abs=0.15)  # of nine curves: Student's
+
+
+def test_nothing_is_unknown_where_a_curve_is_and_of_a_single_one_nothing_can_be_said():
+    x, y = grid(3)
+    nearby = Nearby(passband_of(x, y, drawn(1, x, y, np.zeros((0, 2)))[0]))
+    assert np.diag(nearby.covariance(x, y)).max() < 1e-5 < 1e-2 < nearby.covariance(x + 21, y)[0, 0]
+    one = Nearby(passband_of(np.array([3.0]), np.array([4.0]), np.full((1, 3), 0.5)))
+    assert not one.unknown().any()

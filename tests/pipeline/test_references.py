@@ -1,6 +1,7 @@
 """The two references of a broadband flat: when they agree, and what is told when they do not (Sec. 2.8.2)."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.passbands import Passband
 from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.references import difference, known_to, told_difference
-from lsstcal_dask.products.contamination import Cells, ContaminationConfig
+from lsstcal_dask.products.contamination import ContaminationConfig
+from lsstcal_dask.products.drift import Cells
 from lsstcal_dask.products.weights import Scan, make_weights
 
 CONFIG = ContaminationConfig()
@@ -27,7 +29,7 @@ def cells(seed=1, drift=0.0, bump=0.0, tilt=0.0):
         change = 0.01 * x / 8 - 0.006 * (y / 8) ** 2 + noise + drift * slope
         change = change + bump * np.sin(4 * x) * (k == 2) + tilt * (-1) ** k * (y / 4 - 0.5)
         flat = (one.ravel() for one in (x, y, change, np.full(x.shape, SIGMA**2), np.full(x.shape, slope)))
-        found[f"R0{k}"] = Cells(*flat)
+        found[f"R0{k}"] = Cells(*flat, np.zeros((x.size, 0)))
     return found
 
 
@@ -71,7 +73,7 @@ def test_a_filter_that_moved_before_the_cube_was_taken():
 
 
 def test_sensors_of_one_kind_tell_no_drift():
-    even = {name: Cells(one.x, one.y, one.change, one.variance, 0 * one.drift) for name, one in cells().items()}
+    even = {name: replace(one, drift=0 * one.drift) for name, one in cells().items()}
     found = difference("r", even, 0.0, CONFIG)
     assert np.isnan(found.drift)
     assert told_difference(found, CONFIG)[0].startswith("note:")

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from lsstcal_dask.errors import DegenerateSolution, InsufficientInputs
-from lsstcal_dask.products.contamination import (
-    ContaminationConfig,
-    compare_bands,
-    find_dust,
-    fit_lamp,
-    make_cells,
-)
+from lsstcal_dask.products.contamination import ContaminationConfig, compare_bands, find_dust
+from lsstcal_dask.products.drift import fit_lamp, make_cells
 
 CONFIG = ContaminationConfig()
 SHAPE = (256, 320)
