@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from lsstcal_dask import cli
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.pipeline.flatfields import read_lamp
+from lsstcal_dask.storage.provenance import software
 
 SCIENCE = small_day()[-1].name
 COMMANDS = ["demo", "ingest", "build", "calibrate", "ls", "verify", "show"]
@@ -53,6 +54,12 @@ def store(ingested, tmp_path_factory):
     assert (code, out) == (0, ""), err
     assert err.startswith(f"{SCIENCE} ")
     return folder
+
+
+def test_the_version_is_that_of_the_provenance_of_products():
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out.split() == [word for pair in software().items() for word in pair]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -28,12 +28,30 @@ __all__ = [
 
 app = typer.Typer(
     name="lsstcal",
-    help="Make and apply the calibration products of a CCD mosaic telescope.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    """Print what can change the bits of a result: versions of the software, and the hash of the source."""
+    if asked:
+        from lsstcal_dask.storage.provenance import software  # noqa: PLC0415
+
+        print("  ".join(f"{name} {version}" for name, version in software().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _lsstcal(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Make and apply the calibration products of a CCD mosaic telescope."""
+
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or bucket (s3://...) of the store.")]
 SchedulerOption = Annotated[
