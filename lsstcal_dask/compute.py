@@ -47,8 +47,9 @@ _WORKER_ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
 }
+# Not for what this process starts: Numba compiles no more where this changes once its threads run. See `dask_setup`.
+_NUMBA_ENVIRONMENT: Final = {"NUMBA_NUM_THREADS": "1"}
 # The exception of a failed task comes back to the caller, so the worker need not print it as well.
 _WORKER_LOGGING: Final = {"DASK_LOGGING": "{'distributed': 'error', 'distributed.worker': 'critical'}"}
 _LEFT_BY_NANNY: Final = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
@@ -280,7 +281,7 @@ def _job_exports() -> list[str]:
     """Shell lines that give a job the settings a local worker gets from this process."""
     config = {**_WORKER_CONFIG, "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT}
     names = [f"DASK_{key.replace('.', '__').replace('-', '_').upper()}" for key in config]
-    values = {**_WORKER_ENVIRONMENT, **dict(zip(names, config.values(), strict=True))}
+    values = {**_WORKER_ENVIRONMENT, **_NUMBA_ENVIRONMENT, **dict(zip(names, config.values(), strict=True))}
     # The shell and condor_submit both read these lines: no spaces, and the value in double quotes.
     return [f'export {name}="{str(value).replace(" ", "")}"' for name, value in values.items()]
 
@@ -390,8 +391,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def dask_setup(worker: Any) -> None:
-    """Leave Ctrl-C to the parent, which closes its workers (a preload of local workers)."""
+    """Leave Ctrl-C to the parent, which closes its workers, and cores to the others (a preload of local workers)."""
     del worker
+    os.environ.update(_NUMBA_ENVIRONMENT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -184,8 +184,9 @@ def test_worker_has_our_allocator_threads_and_memory_settings(local):
         assert environment["MALLOC_TRIM_THRESHOLD_"] == str(4 << 30)
         assert environment["MALLOC_MMAP_THRESHOLD_"] == str(1 << 30)
         assert environment["MALLOC_ARENA_MAX"] == "1"
-        for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
+        for library in ("OMP", "MKL", "OPENBLAS"):
             assert environment[f"{library}_NUM_THREADS"] == "1"
+    assert now["NUMBA_NUM_THREADS"] == "1"
     assert [memory[name] for name in ("pause", "spill", "target")] == [False] * 3
     assert memory["terminate"] == 0.95
 
@@ -205,6 +206,31 @@ def test_environment_and_main_come_back():
     assert dict(os.environ) == before
     assert sys.modules["__main__"].__spec__ is spec
     assert dask.config.get("distributed.worker.memory.pause", None) == settings
+
+
+_OPEN = """
+import numba
+from lsstcal_dask.compute import cluster
+
+@numba.njit
+def double(x):
+    return 2 * x
+
+if __name__ == "__main__":
+    numba.set_num_threads(2)  # its threads run
+    with cluster("local", 1) as opened:
+        assert double(2) == 4
+        [(_, threads)] = opened.run([dask.delayed(numba.get_num_threads)()], labels=["a"])
+        assert threads == 1
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two threads of Numba")
+def test_kernels_compile_in_a_notebook_beside_local_workers(tmp_path):
+    script = tmp_path / "s.py"
+    script.write_text("import dask\n" + _OPEN)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_running_scheduler_by_address_and_by_file(local, tmp_path):

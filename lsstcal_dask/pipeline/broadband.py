@@ -154,7 +154,8 @@ def _combined(
         variance = (made.slope[i] * np.maximum(made.value[i], 0) + made.floor[i]) * few
         mask = made.mask[i] | np.where(made.repeats[i] == 0, MASK_BITS["NO_DATA"], 0).astype(np.uint16)
         found = {"image": made.value[i], "variance": variance.astype(np.float32), "mask": mask}
-        yield amplifier.name, _dataset(found, remarks if i == 0 else [])
+        dead = [] if made.repeats[i].any() else ["dead: no pixel could be measured"]
+        yield amplifier.name, _dataset(found, [*(remarks if i == 0 else []), *dead])
 
 
 def _dataset(found: dict[str, np.ndarray], remarks: Sequence[str]) -> xr.Dataset:

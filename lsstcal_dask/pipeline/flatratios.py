@@ -6,7 +6,7 @@ What a worker does of `contamination`, one CCD at a time, all bands of it at onc
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,9 @@ from lsstcal_dask.storage.products import Pointer, open_product
 from lsstcal_dask.variables import NOTE
 
 __all__ = ["Compared", "Dust", "cells_of", "dust_of", "factor_of", "plain"]
+
+
+_WIDE: Final = 0.25  # of a CCD: what is shaded has no place, it is a ghost rather than dust
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,12 @@ def dust_of(shared: Opaque, det: str) -> list[Dust]:
     factors, motes = compare_bands(np.array(changes), np.array(variances), np.array(found), config)
     bands = [one.band for one in compared]
     planes = [np.asarray(split(factor, detector, camera), np.float32) for factor in factors]
-    return [Dust(zlib.compress(own.tobytes(), 1), _remarks(motes, bands, i)) for i, own in enumerate(planes)]
+    return [
+        Dust(
+            zlib.compress(own.tobytes(), 1), [*_unseen(change, detector, camera), *_remarks(motes, bands, change.size)]
+        )
+        for i, (own, change) in enumerate(zip(planes, changes, strict=True))
+    ]
 
 
 def factor_of(source: xr.Dataset, camera: Camera, found: Opaque) -> AmplifierResults:
@@ -141,7 +149,17 @@ def _expected(lamp: Lamp, drift: np.ndarray, detector: Detector, cell: int) -> n
     return spread(lamp.at(x, y, moved), cell, detector.shape)
 
 
-def _remarks(motes: Sequence[Mote], bands: Sequence[str], which: int) -> list[str]:
+def _unseen(change: np.ndarray, detector: Detector, camera: Camera) -> list[str]:
+    """Where a CCD (y, x) could not be compared at all: there the factor is one, for want of anything better."""
+    known = np.isfinite(split(change, detector, camera, fill=np.nan)).any(axis=(1, 2))
+    blind = [one.name for one in detector.amplifiers if not known[camera.amplifier_names.index(one.name)]]
+    if not blind:
+        return []
+    where = "the CCD" if len(blind) == len(detector.amplifiers) else ", ".join(blind)
+    return [f"{where} could not be compared, in its flat or in the cube nothing is known: taken to be clean"]
+
+
+def _remarks(motes: Sequence[Mote], bands: Sequence[str], size: int) -> list[str]:
     """How many pieces of dust of each kind; those that are not gray one by one, for nothing corrects them."""
     kinds = [mote.kind for mote in motes]
     told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
@@ -149,5 +167,7 @@ def _remarks(motes: Sequence[Mote], bands: Sequence[str], which: int) -> list[st
     for mote in motes:
         if mote.kind == "chromatic":
             seen = ", ".join(f"{100 * c:+.2f} % in {b}" for c, b in zip(mote.change, bands, strict=True))
-            found.append(f"not gray at pixel ({mote.x:.0f}, {mote.y:.0f}) of the CCD: {seen}: left uncorrected")
+            part = mote.area / size
+            where = f"over {100 * part:.0f} %" if part > _WIDE else f"at pixel ({mote.x:.0f}, {mote.y:.0f})"
+            found.append(f"not gray {where} of the CCD: {seen}: left uncorrected")
     return found

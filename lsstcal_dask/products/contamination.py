@@ -118,7 +118,7 @@ def compare_bands(
             heavy = norm[:, i] / norm[:, i].sum()
             factor[:, here] += np.tensordot(heavy, found[:, here], 1).astype(np.float32)
         elif kinds[i] in ("filter", "single"):
-            seen = int(np.argmax(np.abs(share[:, i])))
+            seen = int(np.nanargmax(np.abs(share[:, i])))  # a band that is not known there has no share
             factor[seen, here] += found[seen, here].astype(np.float32)
     return factor, [_mote(shadows == i, share[:, i] * depth[i], error[:, i] * depth[i], kinds[i]) for i in labels[1:]]
 

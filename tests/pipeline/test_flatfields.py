@@ -239,6 +239,28 @@ def test_dust_that_settled_is_found_and_goes_into_what_is_synthesised(store, com
     np.testing.assert_allclose(shaded[0][inside], (clean * factor)[0][inside], rtol=1e-6)
 
 
+def test_an_amplifier_that_is_dead_in_the_flats_is_told_and_its_factor_is_one(store, compute, tmp_path):
+    shutil.copytree(store.url, tmp_path / "s")
+    mine = open_store(tmp_path / "s")
+
+    def dead(counts, exposure, detector):
+        counts = counts.copy()
+        counts[1] = np.median(counts[1][:, -4:])
+        return counts
+
+    take(mine, later(broadband(), 40), pixels=dead, without=("dust",))
+    name = mine.camera.amplifier_names[1]
+    flat = make_broadband(mine, "r", CONFIG, compute)
+    assert any(f"{name}: dead: no pixel could be measured" in one for one in flat.pointer.remarks)
+    _, made = find_contamination(mine, ["r"], lamp(), CONFIG, compute, with_reference=False)
+    told = [one for one in made["contamination-r"].pointer.remarks if "could not be compared" in one]
+    assert len(told) == 1
+    assert f"{name} could not be compared" in told[0]
+    assert not told[0].startswith("note:")
+    factor = image(mine, made["contamination-r"])
+    assert (factor[1][np.isfinite(factor[1])] == 1).all()
+
+
 def test_bands_are_compared_once_for_all_of_them(store, compute, tmp_path, monkeypatch):
     """Two filters with the same glass: two passes over both, whatever is published; nothing is done again."""
     shutil.copytree(store.url, tmp_path / "s")

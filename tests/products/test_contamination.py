@@ -137,6 +137,17 @@ def test_one_band_cannot_tell():
     np.testing.assert_allclose(factor[0] - 1, dust, atol=1e-7)
 
 
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_a_band_that_saw_nothing_there_does_not_keep_the_other_from_its_factor(lacks):
+    dust = soft((120, 150), 50, 5e-3)
+    change, variance, found = (np.stack([one, one]) for one in (dust, np.full(SHAPE, SIGMA**2), dust))
+    change[lacks], found[lacks] = np.nan, 0
+    factor, motes = compare_bands(change, variance, found, CONFIG)
+    assert [mote.kind for mote in motes] == ["single"]
+    np.testing.assert_allclose(factor[1 - lacks] - 1, dust, atol=1e-7)
+    assert (factor[lacks] == 1).all()
+
+
 def test_unknown_pixels_and_too_few_cells():
     nothing = np.full(SHAPE, np.nan)
     cells = make_cells(nothing, nothing, None, places(0), CONFIG.cell)
