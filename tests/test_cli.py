@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from matplotlib import image as png
 from typer.testing import CliRunner
 
 from lsstcal_dask import cli
+from lsstcal_dask.cli.app import report
 from lsstcal_dask.errors import CalibrationError, WrongUse
 from lsstcal_dask.pipeline.flatfields import read_lamp
 from lsstcal_dask.storage.provenance import software
@@ -60,6 +62,16 @@ def test_the_version_is_that_of_the_provenance_of_products():
     code, out, err = run("--version")
     assert (code, err) == (0, "")
     assert out.split() == [word for pair in software().items() for word in pair]
+
+
+def test_warnings_are_said_before_notes(capsys):
+    remarks = [*(f"note: {i}" for i in range(6)), "R22_S11 C00: dead"]
+    pointer = SimpleNamespace(version="v", detectors={}, verdict="WARN", remarks=remarks)
+    built = SimpleNamespace(errors=[], note="", pointer=pointer, new=True)
+    report(SimpleNamespace(url="s", camera=SimpleNamespace(detectors=())), iter([("flat", built)]), as_json=False)
+    said = capsys.readouterr().err.splitlines()
+    assert said[1] == "  R22_S11 C00: dead"
+    assert said[-2:] == ["  note: 3", "  ... and 2 more remarks: see 'lsstcal ls s --remarks'"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lsstcal_dask.variables import NOTE
+
 __all__ = [
     "ConfigOption",
     "JsonOption",
@@ -109,7 +111,7 @@ def iso(text: str) -> str:
 
 
 def report(store: Any, built: Iterator[tuple[str, Any]], as_json: bool, verb: str = "built") -> None:
-    """Say what became of each product as it is done, its remarks in brief."""
+    """Say what became of each product as it is done, its remarks in brief: warnings before notes."""
     rows, errors = [], []
     for name, one in built:
         errors += one.errors
@@ -121,7 +123,7 @@ def report(store: Any, built: Iterator[tuple[str, Any]], as_json: bool, verb: st
         state = verb if one.new else "is up to date"
         coverage = f"{len(pointer.detectors)} of {len(store.camera.detectors)} detectors"
         say(f"{name} {pointer.version} {state}: {coverage}, {pointer.verdict}")
-        for remark in pointer.remarks[:5]:
+        for remark in sorted(pointer.remarks, key=lambda one: one.startswith(NOTE))[:5]:
             say(f"  {remark}")
         if len(pointer.remarks) > 5:
             say(f"  ... and {len(pointer.remarks) - 5} more remarks: see 'lsstcal ls {store.url} --remarks'")

@@ -4,7 +4,6 @@ They go through the corrections of science frames and are combined as the exposu
 its photons on the photodiode, which counts those of a broadband lamp only up to a factor.
 """
 
-from collections.abc import Sequence
 from datetime import date
 from typing import Final
 
@@ -155,9 +154,6 @@ def _combined(
         mask = made.mask[i] | np.where(made.repeats[i] == 0, MASK_BITS["NO_DATA"], 0).astype(np.uint16)
         found = {"image": made.value[i], "variance": variance.astype(np.float32), "mask": mask}
         dead = [] if made.repeats[i].any() else ["dead: no pixel could be measured"]
-        yield amplifier.name, _dataset(found, [*(remarks if i == 0 else []), *dead])
-
-
-def _dataset(found: dict[str, np.ndarray], remarks: Sequence[str]) -> xr.Dataset:
-    variables = {name: (("y", "x"), values) for name, values in found.items()}
-    return xr.Dataset(variables, attrs={"remarks": list(remarks), "summary": {}})
+        variables = {name: (("y", "x"), values) for name, values in found.items()}
+        attrs = {"remarks": dead, "of_detector": remarks if i == 0 else [], "summary": {}}
+        yield amplifier.name, xr.Dataset(variables, attrs=attrs)

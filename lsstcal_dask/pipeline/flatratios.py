@@ -137,7 +137,7 @@ def factor_of(source: xr.Dataset, camera: Camera, found: Opaque) -> AmplifierRes
     for i, amplifier in enumerate(detector.amplifiers):
         image = planes[camera.amplifier_names.index(amplifier.name)]
         result = xr.Dataset({"image": (("y", "x"), image)})
-        yield amplifier.name, result.assign_attrs(remarks=dust.remarks if i == 0 else [], summary={})
+        yield amplifier.name, result.assign_attrs(of_detector=dust.remarks if i == 0 else [], summary={})
 
 
 def _expected(lamp: Lamp, drift: np.ndarray, detector: Detector, cell: int) -> np.ndarray:

@@ -58,6 +58,9 @@ class Lamp:
     drift_error: float  # nm
     chi2: float  # per degree of freedom, of the cells that were kept
     kept: float  # share of the cells
+    gains: float = (
+        np.nan
+    )  # relative rms of changes of the gains of CCDs, each by itself, that would look like this drift
 
     def at(self, x: np.ndarray, y: np.ndarray, drift: np.ndarray) -> np.ndarray:
         """Logarithm of the change at a place (mm), where a drift by one nm does ``drift``."""
@@ -192,7 +195,8 @@ def fit_lamp(
     error = float(max(np.hypot(formal, curved), _of_ccds(share, rest, weight, ccd)))
     if error > _USELESS:
         raise _cannot_tell(f"known to {error:.1f} nm only")
-    return Lamp(found[:-1], scale, float(found[-1]), error, chi2, float(keep.mean()))
+    gains = np.abs(found[-1]) / max(float(np.sqrt(np.sum(np.bincount(ccd, share) ** 2))), 1e-300)
+    return Lamp(found[:-1], scale, float(found[-1]), error, chi2, float(keep.mean()), float(gains))
 
 
 def _share(design: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -210,8 +214,9 @@ def _of_ccds(share: np.ndarray, rest: np.ndarray, weight: np.ndarray, ccd: np.nd
     """Error of the last parameter where what the fit leaves is alike in a CCD, as that of dust and ghosts is.
 
     A CCD draws the parameter to itself by its part h of all that tells it: what is left there is but 1 - h of what it
-    is off, which matters where CCDs are few. What the other parameters take is not counted: with as many CCDs as
-    parameters the error of CCDs that all differ is half as large again, with 50 a tenth.
+    is off, which matters where CCDs are few. What the other parameters take is not counted: with 50 CCDs whose own
+    changes outdo the noise the error is a tenth larger than this, with 9 twice, and with no more CCDs than parameters
+    they can look like the drift itself: see `Lamp.gains`.
     """
     information = np.bincount(ccd, share**2 / weight)
     left = 1 - information / information.sum()

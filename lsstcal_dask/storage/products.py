@@ -170,8 +170,8 @@ def write_detector(
     Parameters
     ----------
     place : position and name of the detector along the product's detector axis.
-    results : name and values of each amplifier; the attrs ``remarks`` (list of str) and
-        ``summary`` (dict of numbers) of each are kept in the marker.
+    results : name and values of each amplifier; the attrs ``remarks`` (list of str), ``of_detector`` (those that
+        concern all of it) and ``summary`` (dict of numbers) of each are kept in the marker.
 
     Returns
     -------
@@ -184,6 +184,7 @@ def write_detector(
         arrays = {str(var): writer.put(amplifier, str(var), result[var].values) for var in result.data_vars}
         hashes[amplifier] = hash_arrays(arrays)
         usable += _usable(arrays)
+        remarks += [_placed(f"{detector}: ", remark) for remark in result.attrs.get("of_detector", [])]
         remarks += [_placed(f"{detector} {amplifier}: ", remark) for remark in result.attrs.get("remarks", [])]
         summary[amplifier] = result.attrs.get("summary", {})
     writer.finish()

@@ -255,7 +255,7 @@ def test_an_amplifier_that_is_dead_in_the_flats_is_told_and_its_factor_is_one(st
     _, made = find_contamination(mine, ["r"], lamp(), CONFIG, compute, with_reference=False)
     told = [one for one in made["contamination-r"].pointer.remarks if "could not be compared" in one]
     assert len(told) == 1
-    assert f"{name} could not be compared" in told[0]
+    assert f"R22_S11: {name} could not be compared" in told[0]
     assert not told[0].startswith("note:")
     factor = image(mine, made["contamination-r"])
     assert (factor[1][np.isfinite(factor[1])] == 1).all()

@@ -101,3 +101,10 @@ def test_a_single_ccd_is_left_with_the_error_of_its_noise():
         found = fit_lamp([make_cells(np.exp(change), variance, kind, places(0), CONFIG.cell)], CONFIG)
         pulls.append((found.drift - 2.0) / found.drift_error)
     assert np.sqrt(np.mean(np.square(pulls))) == pytest.approx(1.0, abs=0.2)
+
+
+def test_changes_of_gains_that_would_look_like_the_drift():
+    """As large as is stated, drawn 200 times without any drift, they make one as large."""
+    told = few(1, 4, 0.0).gains
+    drifts = [few(seed, 4, told).drift - 2.0 for seed in range(200)]
+    assert np.std(drifts) == pytest.approx(2.0, rel=0.15)
