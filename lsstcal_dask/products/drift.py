@@ -58,9 +58,7 @@ class Lamp:
     drift_error: float  # nm
     chi2: float  # per degree of freedom, of the cells that were kept
     kept: float  # share of the cells
-    gains: float = (
-        np.nan
-    )  # relative rms of changes of the gains of CCDs, each by itself, that would look like this drift
+    gains: float = np.nan  # relative rms of changes of CCDs' gains, each by itself, that make such a drift
 
     def at(self, x: np.ndarray, y: np.ndarray, drift: np.ndarray) -> np.ndarray:
         """Logarithm of the change at a place (mm), where a drift by one nm does ``drift``."""
