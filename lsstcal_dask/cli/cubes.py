@@ -195,7 +195,7 @@ def synthesize(
     atmosphere: Annotated[str | None, typer.Option(help="File of the air's transmission; none by default.")] = None,
     cube: Annotated[str, typer.Option(help="Name of the cube.")] = "flats",
     valid_from: Annotated[str, typer.Option(help="Start of validity, ISO UTC; noon before the cube's first.")] = "",
-    valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open by default.")] = "",
+    valid_until: Annotated[str, typer.Option(help="End of validity, ISO UTC; open until dust changes.")] = "",
     compressed: Annotated[
         bool, typer.Option("--compressed", help="Make it of the maps of 'compress', and tell by how much they differ.")
     ] = False,
@@ -294,7 +294,7 @@ def contamination(
     """Find dust, and filters that drifted, since a cube was taken: its flats against those of a lamp.
 
     The flats of each filter are combined to broadband-FILTER; contamination-FILTER is the factor of the dust, by which
-    'synthesize' multiplies what it makes from then on.
+    'synthesize' multiplies flats that are --valid-from that night on.
     """
     from lsstcal_dask.pipeline.broadband import make_broadband  # noqa: PLC0415
     from lsstcal_dask.pipeline.config import read_config  # noqa: PLC0415

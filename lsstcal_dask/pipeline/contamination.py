@@ -2,7 +2,8 @@
 
 What is expected is the broadband flat of the epoch of the cube, where the store has one: ghosts and the lamp's place
 were in it too. Without one it is the flat of the cube, which has no light that a filter reflects; then structure of
-ghosts is left in the ratio, and a drift is relative to the filter's curve as it was measured.
+ghosts is left in the ratio, and a drift is relative to the filter's curve as it was measured. See `epochs` for which
+flat is of that epoch, and for how long a factor counts.
 
 The two are compared as well, and must agree: see `references`.
 
@@ -25,6 +26,7 @@ from lsstcal_dask.physics.spectra import Spectrum
 from lsstcal_dask.pipeline.broadband import BROADBAND, night_of, start_of
 from lsstcal_dask.pipeline.build import Built, image_template, run_version, version_of
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.epochs import Epoch, choose_reference, epoch_of
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
 from lsstcal_dask.pipeline.flatratios import Compared, Dust, cells_of, dust_of, factor_of, plain
 from lsstcal_dask.pipeline.lineage import cube_inputs
@@ -35,7 +37,7 @@ from lsstcal_dask.pipeline.upstream import read_upstream, usable
 from lsstcal_dask.products.contamination import ContaminationConfig
 from lsstcal_dask.products.drift import Cells, Lamp, drift_weights, fit_lamp
 from lsstcal_dask.products.synthesis import SynthesisConfig, Task
-from lsstcal_dask.storage.cubes import Cube, read_cube
+from lsstcal_dask.storage.cubes import read_cube
 from lsstcal_dask.storage.products import Pointer, finished, list_products
 from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.variables import NOTE
@@ -79,6 +81,11 @@ def find_contamination(
     night : of the flats, as 2026-07-01; the newest of each filter by default.
     with_reference : False to compare with the flat of the cube in any case.
 
+    Returns
+    -------
+    What each band told of lamp and filter, and what became of its factor. The factor counts from the night of the
+    flats on; that of flats older than the cube until the slices with the light of the band begin.
+
     Raises
     ------
     WrongUse
@@ -87,17 +94,21 @@ def find_contamination(
         A band has no broadband flat, or as `make_weights` and `fit_lamp`.
     """
     check_bands(bands)
-    compared = [_band(store, (band, night), lamp, config.synthesis, cube) for band in bands]
+    found = [_band(store, (band, night), lamp, config.synthesis, cube) for band in bands]
     if not with_reference:
-        compared = [replace(one, reference=None) for one in compared]
+        found = [(replace(one, reference=None), epoch, []) for one, epoch, _ in found]
+    compared = [one for one, _, _ in found]
     detectors = _common(compared)
     cells = _cells(store, compared, detectors, config.contamination, compute, progress)
     lamps, drifts = _fit(compared, cells, config.contamination)
+    ends = [epoch.end(one.measured) for one, epoch, _ in found]
     told = [
-        [_told(drift, config.contamination), *_references(one, cells, config.contamination)]
-        for one, drift in zip(compared, drifts, strict=True)
+        [_told(drift, config.contamination), *_references(one, cells, config.contamination), *note]
+        for (one, _, note), drift in zip(found, drifts, strict=True)
     ]
-    made = _publish(store, compared, detectors, (lamps, drifts, told), config, compute, progress)
+    for one, end, lines in zip(compared, ends, told, strict=True):
+        lines.append(_use(store, one, end))
+    made = _publish(store, compared, detectors, (lamps, drifts, told, ends), config, compute, progress)
     return drifts, made
 
 
@@ -112,8 +123,10 @@ def check_bands(bands: Sequence[str]) -> None:
         raise WrongUse(f"contamination: filter {twice} is there twice: name each once; two or more tell what is gray")
 
 
-def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: SynthesisConfig, cube: str) -> Compared:
-    """What is compared of a filter in a night, or in the last."""
+def _band(
+    store: Store, which: tuple[str, str], lamp: Spectrum, config: SynthesisConfig, cube: str
+) -> tuple[Compared, Epoch, list[str]]:
+    """What is compared of a filter in a night, or in the last; epoch of its slices; a remark if no flat is of it."""
     band, night = which
     upstream, name = read_upstream(store.url), product_of(BROADBAND, band)
     known = usable(upstream, name)
@@ -130,18 +143,10 @@ def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: Synthesi
     weights = drift_weights(lamp, passband, scan_of(found, store.camera), config.weights)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
-    return Compared(band, own[-1], _reference(own[-1], known, found), task, cube_inputs(found, upstream))
-
-
-def _reference(measured: Pointer, known: Sequence[Pointer], cube: Cube) -> Pointer | None:
-    """Of the flats that are known the nearest in time to a cube, if it is of another night than the measured one."""
-    epoch = np.median(np.array([one.time for one in cube.pointer.slots], "datetime64[s]").astype(np.int64))
-
-    def away(pointer: Pointer) -> float:
-        return float(abs(np.datetime64(pointer.valid_from, "s").astype(np.int64) - epoch))
-
-    nearest = min(known, key=away)
-    return nearest if nearest.valid_from != measured.valid_from else None
+    epoch = epoch_of(found, weights[0].light)
+    reference, why = choose_reference(own[-1], known, epoch)
+    text = f"{NOTE}filter {band}: compared with the flat of the cube, not with a lamp's of its epoch: {why}"
+    return Compared(band, own[-1], reference, task, cube_inputs(found, upstream)), epoch, [text] * bool(why)
 
 
 def _common(compared: Sequence[Compared]) -> list[str]:
@@ -209,14 +214,17 @@ def _publish(
     store: Store,
     compared: Sequence[Compared],
     detectors: Sequence[str],
-    fitted: tuple[Sequence[Lamp], Sequence[Drift], Sequence[list[str]]],
+    fitted: tuple[Sequence[Lamp], Sequence[Drift], Sequence[list[str]], Sequence[str]],
     config: Config,
     compute: Compute,
     progress: bool,
 ) -> dict[str, Built]:
     """Seek dust in every CCD, in all bands at once, and publish the factor of each."""
-    lamps, drifts, told = fitted
-    pointers = [_pointer(one, compared, lamps, lines, config) for one, lines in zip(compared, told, strict=True)]
+    lamps, drifts, told, ends = fitted
+    pointers = [
+        replace(_pointer(one, compared, lamps, lines, config), valid_until=end)
+        for one, lines, end in zip(compared, told, ends, strict=True)
+    ]
     shared = Opaque((store.url, list(compared), list(lamps), config.contamination))
     lacking = _lacking(store.url, pointers, detectors)
     task, given = dask.delayed(dust_of, pure=False), dask.delayed(shared, pure=False)
@@ -278,6 +286,14 @@ def _told(drift: Drift, config: ContaminationConfig) -> str:
     if abs(drift.shift) > max(config.drift * drift.error, config.least_drift):
         return f"CHROMATIC_DRIFT: {text}: measure its transmission again"
     return f"{NOTE}{text}"
+
+
+def _use(store: Store, one: Compared, end: str) -> str:
+    """How what is found gets into a flat, and for how long it counts: what was made before does not have it."""
+    start = one.measured.valid_from
+    until = f" until {end}, when the slices begin" if end else " on"
+    command = f"lsstcal synthesize {store.url} photometric_flat --filter {one.band} --valid-from {start}"
+    return f"{NOTE}counts from {start}{until}: '{command}' makes a flat with it"
 
 
 def _of_band(found: Any, which: int) -> Dust | Exception | None:

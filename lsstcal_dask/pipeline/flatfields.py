@@ -80,7 +80,7 @@ class Wanted:
     band: str  # filter
     source: Source
     cube: str = "flats"
-    dust: bool = True  # with that of the time at which it begins to be valid, where it is known
+    dust: bool = True  # with that of the time at which it begins to be valid, where it is known, until that changes
     compressed: bool = False  # of the maps of the compressed cube, where a CCD has them
 
 
@@ -221,7 +221,8 @@ def make_flat(
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
     dust, of_dust = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
-    remarks += of_dust
+    until, of_end = _until(wanted, dust, Validity(start, validity.valid_until), upstream)
+    remarks += of_dust + of_end
     if dust:
         made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
     if fringed:
@@ -236,7 +237,7 @@ def make_flat(
     pointer = Pointer(
         name=name,
         valid_from=start,
-        valid_until=validity.valid_until,
+        valid_until=until,
         inputs={
             "cube": f"{wanted.cube}/{cube.pointer.number}",
             "slices": digest([one.hash for one in cube.pointer.slots]),
@@ -321,6 +322,22 @@ def _contamination(wanted: Wanted, cube: str, start: str, upstream: Upstream) ->
         other = f"{name} {valid[-1].version} was found against {valid[-1].inputs.get('cube')}, not against {cube}"
         return None, [f"without dust: {other}: run 'lsstcal contamination' again"]
     return None, [f"{NOTE}no contamination is known of filter {wanted.band} at {start}"]
+
+
+def _until(wanted: Wanted, dust: Pointer | None, validity: Validity, upstream: Upstream) -> tuple[str, list[str]]:
+    """End of validity of a flat with ``dust`` or without: as it is said, or where dust becomes another; and remarks.
+
+    For visits from then on there is to be no flat rather than one that has not their dust.
+    """
+    start, said = validity.valid_from, validity.valid_until
+    name = product_of("contamination", wanted.band)
+    known = [p for p in usable(upstream, name) if p.inputs.get("cube", "").partition("/")[0] == wanted.cube]
+    changes = [p.valid_from for p in known if p.valid_from > start] + [p.valid_until for p in [dust] if p]
+    change = min(filter(None, changes), default="")
+    if not (wanted.dust and change) or (said and said <= change):
+        return said, []
+    text = f"{name} is another from {change} on: for exposures from then on run it again with --valid-from {change}"
+    return (said, [f"valid until {said}, but {text}"]) if said else (change, [f"{NOTE}valid until {change}: {text}"])
 
 
 def _measured(cube: Cube) -> list[str]:

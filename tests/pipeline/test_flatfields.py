@@ -29,13 +29,15 @@ from lsstcal_dask.pipeline.calibrate import _NAME as CALIBRATED
 from lsstcal_dask.pipeline.calibrate import calibrate, find_calibrated
 from lsstcal_dask.pipeline.compressed import compress_cube
 from lsstcal_dask.pipeline.config import Config
-from lsstcal_dask.pipeline.contamination import CONTAMINATION, _reference, find_contamination
+from lsstcal_dask.pipeline.contamination import CONTAMINATION, find_contamination
 from lsstcal_dask.pipeline.cubes import make_cube
+from lsstcal_dask.pipeline.epochs import choose_reference, epoch_of
 from lsstcal_dask.pipeline.flatfields import (
     RESERVED,
     Wanted,
     _contamination,
     _of_holes,
+    _until,
     flat_name,
     make_flat,
     product_of,
@@ -210,10 +212,14 @@ def frame_of(store, built):
     return product.isel(detector=0).load()
 
 
-def test_dust_that_settled_is_found_and_goes_into_what_is_synthesised(store, compute, tmp_path):
-    """A shadow of 4 % on one amplifier, painted on the raw flats."""
+@pytest.mark.parametrize("days", [0, 40])
+def test_dust_is_found_and_goes_into_what_is_synthesised_for_its_time(store, compute, tmp_path, days):
+    """A shadow of 4 % on one amplifier, painted on the raw flats, 10 days before the cube or 30 after it.
+
+    That from before the cube is not on the cube's slices, and was gone when they were taken.
+    """
     dusty = new_store(str(tmp_path / "dusty"))
-    taken = broadband(6)
+    taken = later(broadband(6), days)
     y, x = np.indices((64, 64))
     inside = np.hypot(y - 30, x - 34) < 12
     (detector,) = observatory().camera.detectors
@@ -234,9 +240,20 @@ def test_dust_that_settled_is_found_and_goes_into_what_is_synthesised(store, com
     factor = image(dusty, made["contamination-r"])
     assert factor[0][inside].mean() == pytest.approx(0.96, abs=0.004)  # a tenth of it
     assert abs(np.nanmean(factor[1:]) - 1) < 1e-3
-    clean = image(dusty, make_flat(dusty, wanted(dusty, dust=False), CONFIG.synthesis, compute, Validity()))
-    shaded = image(dusty, make_flat(dusty, wanted(dusty), CONFIG.synthesis, compute, Validity()))
-    np.testing.assert_allclose(shaded[0][inside], (clean * factor)[0][inside], rtol=1e-6)
+    found, cube = made["contamination-r"].pointer, "2026-07-11T12:00:00"
+    assert found.valid_until == ("" if days else cube)
+    lone = "note: filter r: compared with the flat of the cube, not with a lamp's of its epoch: there is none"
+    assert any(remark.startswith(lone) for remark in found.remarks)
+    command = f"photometric_flat --filter r --valid-from {found.valid_from}'"
+    assert any(command in remark and remark.startswith("note: counts from") for remark in found.remarks)
+    clean, usual, dirty = (
+        make_flat(dusty, wanted(dusty, dust=dust), CONFIG.synthesis, compute, Validity(start))
+        for dust, start in ((False, ""), (True, ""), (True, found.valid_from))
+    )
+    spans = [(one.pointer.valid_from, one.pointer.valid_until) for one in (clean, usual, dirty)]
+    assert spans == [(cube, ""), (cube, "2026-08-10T12:00:00" if days else ""), (found.valid_from, found.valid_until)]
+    np.testing.assert_array_equal(image(dusty, usual), image(dusty, clean))
+    np.testing.assert_allclose(image(dusty, dirty)[0][inside], (image(dusty, clean) * factor)[0][inside], rtol=1e-6)
 
 
 def test_an_amplifier_that_is_dead_in_the_flats_is_told_and_its_factor_is_one(store, compute, tmp_path):
@@ -379,6 +396,30 @@ def test_only_dust_of_this_cube_and_this_time_goes_into_a_flat(store, cube, star
     assert _contamination(wanted(store), "flats/1", "2026-07-02T12:00:00", Upstream([dust], {"dust": "old"}))[0] is None
 
 
+def test_a_flat_ends_where_its_dust_becomes_another(store):
+    """Where later dust begins, or its own ends; a flat that is said to be valid beyond that is a warning."""
+    start, ends = "2026-07-11T12:00:00", "2026-08-20T12:00:00"
+
+    def dust(night, cube="flats/1", until=""):
+        return Pointer("contamination-r", f"{night}T12:00:00", {"cube": cube}, {}, {}, {}, [], until, night, {"R": "1"})
+
+    found = [dust("2026-07-01"), dust("2026-08-30", "flats/2"), dust("2026-09-30")]
+    end, (told,) = _until(wanted(store), None, Validity(start), Upstream(found, {}))
+    assert end == "2026-08-30T12:00:00"
+    assert told.startswith("note: valid until 2026-08-30T12:00:00: contamination-r is another from 2026-08-30T12:00:00")
+    assert told.endswith("run it again with --valid-from 2026-08-30T12:00:00")
+    own = dust("2026-07-01", until=ends)
+    assert _until(wanted(store), own, Validity(start), Upstream([own, *found], {}))[0] == ends
+    night = Validity(start, "2026-07-11T12:00:01")
+    assert _until(wanted(store), None, night, Upstream(found, {})) == (night.valid_until, [])
+    end, (told,) = _until(wanted(store), None, Validity(start, "2027-01-01T00:00:00"), Upstream(found, {}))
+    assert end == "2027-01-01T00:00:00"
+    assert told.startswith("valid until 2027-01-01T00:00:00, but contamination-r is another from 2026-08-30T12:00:00")
+    others = [dust("2026-08-30", "others/1"), replace(dust("2026-08-30"), verdict="FAIL"), dust("2026-07-11")]
+    for flat, known in ((wanted(store), others), (wanted(store, dust=False), found)):
+        assert _until(flat, None, Validity(start), Upstream(known, {})) == ("", [])
+
+
 def test_nights_and_filters_that_cannot_be_are_refused(store, compute):
     with pytest.raises(WrongUse, match="'garbage' is no night: write it as 2026-07-01"):
         choose_flats(open_raw(store.url, store.camera, chunked=False), "r", "garbage")
@@ -493,15 +534,54 @@ def test_reasons_and_pictures_name_what_there_is(store, tmp_path):
         show_picture(store, "flats", tmp_path / "x.png", {**own, "wavelength": 900.0})
 
 
+def broadband_of(*nights):
+    return [Pointer("broadband-r", f"{night}T12:00:00", {}, {}, {}, {}, []) for night in nights]
+
+
 def test_flats_of_a_night_are_compared_with_those_of_the_cubes_epoch(store):
     """The reference is the flat nearest to the cube, if it is of another night than the measured one."""
     cube = read_cube(store.url, "flats")  # of 2026-07-11
-    nights = ["2026-06-01", "2026-07-10", "2026-09-01"]
-    known = [Pointer("broadband-r", f"{night}T12:00:00", {}, {}, {}, {}, []) for night in nights]
-    assert _reference(known[2], known, cube) is known[1]
-    assert _reference(known[1], known, cube) is None
-    assert _reference(known[0], known, cube) is known[1]
+    epoch = epoch_of(cube, np.ones(len(cube.pointer.slots)))
+    known = broadband_of("2026-06-01", "2026-07-10", "2026-09-01")
+    assert choose_reference(known[2], known, epoch) == (known[1], "")
+    assert choose_reference(known[1], known, epoch)[0] is None
+    assert choose_reference(known[0], known, epoch) == (known[1], "")
     assert start_of(night_of("2026-07-10")) == known[1].valid_from
+    newer = [*known[:2], replace(known[1], version="newer"), known[2]]
+    assert choose_reference(known[2], newer, epoch)[0].version == "newer"  # of those of one night
+
+
+@pytest.mark.parametrize(
+    ("nights", "why"),
+    [
+        (["2026-08-30"], "there is none of another night"),
+        (["2026-08-30", "2026-08-10"], "the nearest, of 2026-08-10, is 30 days off its slices, more than 14"),
+        (["2026-07-13", "2026-07-01"], "none of another night is nearer to its slices, unless it was taken after both"),
+        (["2026-07-06", "2026-07-12"], "none of another night is nearer to its slices, unless it was taken after both"),
+    ],
+)
+def test_no_flat_stands_for_a_cube_that_is_far_or_that_dust_came_before(store, nights, why):
+    """The first of the nights is measured."""
+    cube = read_cube(store.url, "flats")  # of 2026-07-11
+    known = broadband_of(*nights)
+    epoch = epoch_of(cube, np.ones(len(cube.pointer.slots)))
+    assert choose_reference(known[0], sorted(known, key=lambda one: one.valid_from), epoch) == (None, why)
+
+
+def test_the_epoch_of_a_band_is_that_of_its_slices():
+    """A scan over four nights, the last of which has a band, and slices of it that were added in September."""
+    nights = ["2026-07-11", "2026-07-12", "2026-07-13", "2026-07-14", "2026-07-14", "2026-07-14", "2026-09-01"]
+    slots = [SimpleNamespace(time=f"{night}T20:00:00") for night in ["2026-06-01", *nights]]
+    cube = SimpleNamespace(pointer=SimpleNamespace(slots=slots))
+    epoch = epoch_of(cube, np.array([0, 0, 0, 1e-3, 0.3, 0.3, 0.2, 0.2]))
+    assert epoch.start == "2026-07-11T12:00:00"
+    late = epoch_of(cube, np.array([0, 0, 0, 0, 0, 0, 0, 1.0]))
+    assert late.start == "2026-09-01T12:00:00"
+    before, first, after = broadband_of("2026-07-10", "2026-07-11", "2026-08-30")
+    assert [epoch.end(one) for one in (before, first, after)] == [epoch.start, "", ""]
+    assert late.end(after) == late.start
+    assert [epoch.days(one) for one in (first, after)] == [3, 47]
+    assert late.days(after) == 2
 
 
 def test_a_night_without_flats_is_named(store, compute):
