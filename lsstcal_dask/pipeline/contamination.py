@@ -58,6 +58,7 @@ class Drift:
     chi2: float
     since: str = ""  # start of validity of the flat that it is compared with; empty: of the filter's curve
     note: str = ""  # why there is no shift
+    gains: float = np.nan  # relative rms of changes of CCDs' gains, each by itself, that make such a shift
 
 
 def find_contamination(
@@ -107,7 +108,7 @@ def find_contamination(
         for (one, _, note), drift in zip(found, drifts, strict=True)
     ]
     for one, end, lines in zip(compared, ends, told, strict=True):
-        lines.append(_use(store, one, end))
+        lines.append(_use(one, end))
     made = _publish(store, compared, detectors, (lamps, drifts, told, ends), config, compute, progress)
     return drifts, made
 
@@ -197,7 +198,7 @@ def _fit(
             lamp, note = fit_lamp(own, config, with_drift=False), str(error)
         lamps.append(lamp)
         since = one.reference.valid_from if one.reference else ""
-        drifts.append(Drift(one.band, lamp.drift, lamp.drift_error, lamp.chi2, since, note))
+        drifts.append(Drift(one.band, lamp.drift, lamp.drift_error, lamp.chi2, since, note, lamp.gains))
     return lamps, drifts
 
 
@@ -284,15 +285,16 @@ def _told(drift: Drift, config: ContaminationConfig) -> str:
     since = drift.since.partition("T")[0] or "its curve was measured"
     text = f"filter {drift.band} moved by {drift.shift:+.3f} +- {drift.error:.3f} nm since {since}"
     if abs(drift.shift) > max(config.drift * drift.error, config.least_drift):
-        return f"CHROMATIC_DRIFT: {text}: measure its transmission again"
+        unless = f"unless gains of CCDs changed by {drift.gains:.1e} each"
+        return f"CHROMATIC_DRIFT: {text}, {unless}: measure its transmission again"
     return f"{NOTE}{text}"
 
 
-def _use(store: Store, one: Compared, end: str) -> str:
+def _use(one: Compared, end: str) -> str:
     """How what is found gets into a flat, and for how long it counts: what was made before does not have it."""
     start = one.measured.valid_from
     until = f" until {end}, when the slices begin" if end else " on"
-    command = f"lsstcal synthesize {store.url} photometric_flat --filter {one.band} --valid-from {start}"
+    command = f"lsstcal synthesize STORE photometric_flat --filter {one.band} --valid-from {start}"
     return f"{NOTE}counts from {start}{until}: '{command}' makes a flat with it"
 
 
