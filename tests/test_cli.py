@@ -417,6 +417,24 @@ def test_the_units_of_a_lamp_are_said_or_given(store, tmp_path):
     assert shift[50] == pytest.approx(0.22, abs=0.01)  # at 800 nm
 
 
+def test_a_lamp_in_a_file_of_words_is_refused_in_a_line_and_a_header_is_skipped(store, tmp_path):
+    lamp = tmp_path / "lamp.csv"
+    rows = "".join(f"{nm},1\n" for nm in range(300, 1150, 10))
+    asked = ("contamination", store, "--filter", "r", "--lamp", lamp, "--wavelength-unit", "nm", "--flux-unit")
+    lamp.write_text("wavelength,flux\n" + rows)
+    code, _, err = run(*asked, "W / nm")
+    assert code != 0
+    assert "broadband-r" in err  # the next thing that lacks
+    code, _, err = run(*asked, "J")
+    assert code != 0
+    assert "says neither photons nor energy" in " ".join(err.split())
+    lamp.write_text(rows + "dark,dark\n")
+    code, _, err = run(*asked, "W / nm")
+    assert code != 0
+    assert "holds what is no number" in " ".join(err.split())
+    assert "Traceback" not in err
+
+
 def test_filters_named_twice_are_refused_before_anything_is_made(store):
     code, _, err = run("contamination", store, "--filter", "r", "--filter", "r", "--lamp", "flat-fnu")
     assert code == 2

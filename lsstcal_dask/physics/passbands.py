@@ -17,6 +17,7 @@ from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.spectra import Curve, bin_means, check_fractions, check_wavelengths
+from lsstcal_dask.physics.tables import entry, names, numbers
 from lsstcal_dask.physics.units import air_to_vacuum, in_air
 
 __all__ = [
@@ -166,26 +167,28 @@ def passband_from_table(table: Table) -> Passband:
     Raises
     ------
     CalibrationError
-        A column or an entry of ``meta`` is missing.
+        A column or an entry of ``meta`` is missing, a column has other dimensions, or there is no row.
     UnitsError
-        Places are not in mm, or transmissions are not fractions.
+        Places are not in mm, or transmissions are not fractions; what should be a number is none, or empty.
     """
     meta, wanted = table.meta, ("detector", "x", "y", "transmission", "transmission_error")
     missing = [f"column {name}" for name in wanted if name not in table.colnames]
     missing += [f"entry {name} of meta" for name in ("filter", "first_nm", "step_nm") if name not in meta]
+    missing += [] if len(table) else ["row"]
     if missing:
         raise CalibrationError(f"table of filter {meta.get('filter', '?')}: has no {missing[0]}: is it a filter's?")
+    what = f"table of filter {meta['filter']}"
     for name, unit in (("x", "mm"), ("y", "mm"), ("transmission", "None"), ("transmission_error", "None")):
         found = str(table[name].unit)
         if found != unit and not (unit == "None" and found == ""):
-            raise UnitsError(f"table of filter {meta['filter']}: column {name} is in {found}, expected {unit}")
-    value, error = (np.asarray(table[name], float) for name in wanted[3:])
-    wavelength = float(meta["first_nm"]) + float(meta["step_nm"]) * np.arange(value.shape[-1])
-    if in_air(meta, f"table of filter {meta['filter']}"):
+            raise UnitsError(f"{what}: column {name} is in {found}, expected {unit}")
+    value, error = (numbers(table, name, what, dims=2) for name in wanted[3:])
+    first, step = (entry(meta, name, what, "nm") for name in ("first_nm", "step_nm"))
+    wavelength = first + step * np.arange(value.shape[-1])
+    if in_air(meta, what):
         wavelength = air_to_vacuum(wavelength)
-    x, y = (np.asarray(table[name], float) for name in ("x", "y"))
-    detectors = tuple(str(name) for name in table["detector"])
-    return Passband(str(meta["filter"]), detectors, x, y, wavelength, value, error)
+    x, y = (numbers(table, name, what) for name in ("x", "y"))
+    return Passband(str(meta["filter"]), tuple(names(table, "detector", what)), x, y, wavelength, value, error)
 
 
 def surface(passband: Passband, degree: int | None = None) -> Surface:

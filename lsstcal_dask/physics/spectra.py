@@ -253,12 +253,24 @@ def check_cover(spectrum: Spectrum, curve: Curve, limit: float = 1e-4) -> float:
     seen = (spectrum.wavelength >= span[0]) & (spectrum.wavelength <= span[1])
     missing = light[~inside].sum() * spectrum.density[seen].max(initial=0.0)
     part = float(missing / (known + missing)) if known > 0 else float(light[~inside].sum() > 0)
+    if part > limit and light[inside].any() and _is_dark(spectrum, span):
+        raise CalibrationError(
+            f"spectrum {spectrum.name}: has no light behind {curve.name or 'the curve'}, from {span[0]:g} to "
+            f"{span[1]:g} nm: give one that shines there"
+        )
     if part > limit:
         raise CalibrationError(
             f"spectrum {spectrum.name}: from {spectrum.wavelength[0]:g} to {spectrum.wavelength[-1]:g} nm it leaves up "
             f"to {part:.2g} of the light behind {curve.name or 'the curve'} unknown: extend it"
         )
     return part
+
+
+def _is_dark(spectrum: Spectrum, span: np.ndarray) -> bool:
+    """Whether there is neither continuum nor line between two wavelengths (nm) within the spectrum."""
+    at = np.concatenate([span, spectrum.wavelength])
+    lines = spectrum.line_flux[(spectrum.line_wavelength >= span[0]) & (spectrum.line_wavelength <= span[1])]
+    return not (spectrum.at(at[(at >= span[0]) & (at <= span[1])]).any() or lines.any())
 
 
 def multiply(spectrum: Spectrum, curve: Curve) -> Spectrum:

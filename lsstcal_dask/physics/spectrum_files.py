@@ -4,6 +4,7 @@ Nothing is guessed: the unit of both columns stands in the file or is given, and
 energy follows from it. Wavelengths in air become those in vacuum.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +12,11 @@ from typing import Any, Final
 import numpy as np
 from astropy import units
 from astropy.table import Table
+from astropy.utils.data import get_readable_fileobj
 
 from lsstcal_dask.errors import CalibrationError, UnitsError
 from lsstcal_dask.physics.spectra import Curve, Spectrum, air_stretch, check_wavelengths
+from lsstcal_dask.physics.tables import numbers
 from lsstcal_dask.physics.units import air_to_vacuum, in_air
 
 __all__ = [
@@ -41,7 +44,7 @@ _ALIASES: Final = {
 # What a flux may lack, or have besides, in steps that leave its shape: a radiance, and a relative flux
 _SCALES: Final = (units.one, units.arcsec**2, units.s**-1 * units.m**-2, units.m**-2)
 _PER_NM: Final = (PHOTONS, units.W / units.m**2 / units.nm)
-_PER_HZ: Final = (units.W / units.m**2 / units.Hz,)
+_PER_HZ: Final = (PHOTONS * units.nm / units.Hz, units.W / units.m**2 / units.Hz)
 
 
 def read_spectrum(path: str | Path, **given: Any) -> Spectrum:
@@ -57,6 +60,8 @@ def read_curve(path: str | Path, **given: Any) -> Curve:
 def read_table(path: str | Path) -> Table:
     """Table of a FITS file, of an ECSV file, or of text with two columns and lines that begin with #.
 
+    A first line of text that holds no number is its header, and left out: the units it may tell are not read.
+
     Raises
     ------
     CalibrationError
@@ -69,12 +74,32 @@ def read_table(path: str | Path) -> Table:
     elif kind == "fits":
         options["unit_parse_strict"] = "silent"  # other columns may be in anything
     try:
-        return Table.read(path, **options)
+        return Table.read(_text(path) if kind == "ascii" else path, **options)
     except FileNotFoundError:
         raise CalibrationError(f"{path}: there is no such file: give the path of one") from None
     except Exception as error:  # of parsers anything may come
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CalibrationError(f"{path}: is no FITS table, ECSV or two-column text ({why}): convert it") from error
+
+
+def _text(path: str | Path) -> list[str]:
+    """Lines of a text without its header."""
+    with get_readable_fileobj(path, encoding="utf-8-sig") as file:
+        lines: list[str] = file.read().splitlines()
+    told = [i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    if told and not any(map(_is_number, re.split(r"[\s,;|]+", lines[told[0]]))):
+        del lines[told.pop(0)]
+    if not told:
+        raise ValueError("no line of numbers")
+    return lines
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def spectrum_from_table(
@@ -93,22 +118,24 @@ def spectrum_from_table(
     ----------
     columns : names of the two; the first two columns if None.
     unit : of both, as astropy writes them; needed where the table does not say, and must agree with it where it does.
-        Photons or energy per wavelength or frequency, per solid angle too; "photon / nm" or "W / nm" if relative.
+        Photons or energy per wavelength or frequency, per solid angle too; "photon / nm" or "W / nm" if relative. Per
+        frequency names it, as Hz or Jy: J and W s / m2 are energies of bins of which nobody says how wide they are.
     medium : "air" or "vacuum"; what the table's ``medium``, ``AIRORVAC`` or ``CTYPE1`` says, else vacuum, if None.
     within : shortest and longest wavelength (nm) to keep.
 
     Raises
     ------
     UnitsError
-        A unit is not said, said differently in two places or not one of a spectrum; or so with the medium.
+        A unit is not said, said differently in two places or not one of a spectrum; or so with the medium. A column is
+        not of numbers.
     CalibrationError
-        There is no such column, or as `Spectrum`.
+        There is no such column, it has several numbers in each row, or as `Spectrum`.
     """
     wavelength, flux, flux_unit = _columns(table, columns, unit, name)
     keep = slice(None) if within is None else (wavelength >= within[0]) & (wavelength <= within[1])
     check_wavelengths(f"spectrum {name}".strip(), wavelength[keep])
     air = _is_air(table, medium, name)
-    given, flux = wavelength[keep], flux[keep]
+    given, (flux, flux_unit) = wavelength[keep], _linear(flux[keep], flux_unit)
     vacuum = air_to_vacuum(given) if air else given
     density = photon_density(vacuum, flux, flux_unit, name)
     if air and _flux_density(flux_unit, _PER_NM) is not None:
@@ -148,14 +175,29 @@ def photon_density(wavelength: np.ndarray, flux: np.ndarray, unit: Any, name: st
         The unit does not say whether photons or energy are meant, and per what.
     """
     at = np.asarray(wavelength, float) * units.nm
-    if isinstance(unit, units.MagUnit):
-        flux, unit = (np.asarray(flux, float) * unit).physical.value, unit.physical_unit
-    if (full := _flux_density(unit, (*_PER_NM, *_PER_HZ))) is not None:
+    flux, unit = _linear(flux, unit)
+    kinds = (*_PER_NM, *_PER_HZ) if _names_frequency(unit) else _PER_NM
+    if (full := _flux_density(unit, kinds)) is not None:
         return np.asarray((flux * full).to_value(PHOTONS, units.spectral_density(at)))
     raise UnitsError(
-        f"spectrum {name}: flux in {str(unit)!r} says neither photons nor energy per wavelength: give a unit as "
-        f"'photon / (s m2 nm)', 'erg / (s cm2 Angstrom)' or 'Jy'"
+        f"spectrum {name}: flux in {str(unit)!r} says neither photons nor energy per wavelength or frequency: "
+        f"give a unit as 'photon / (s m2 nm)', 'erg / (s cm2 Angstrom)' or 'Jy'"
     )
+
+
+def _linear(flux: np.ndarray, unit: Any) -> tuple[np.ndarray, Any]:
+    """What magnitudes and other logarithms stand for, and its unit."""
+    if not isinstance(unit, units.function.FunctionUnitBase):
+        return flux, unit
+    return (np.asarray(flux, float) * unit).physical.value, unit.physical_unit
+
+
+def _names_frequency(unit: Any) -> bool:
+    """Whether Hz is written in a unit, or in those it is made of, as in Jy: 1 / Hz alone has the dimension of s."""
+    if unit.is_equivalent(units.Hz):
+        return True
+    parts = getattr(unit, "represents", unit).bases
+    return any(_names_frequency(part) for part in parts if part is not unit)
 
 
 def _flux_density(unit: Any, kinds: Sequence[Any]) -> Any | None:
@@ -174,13 +216,18 @@ def _columns(
     first, second = (_unit(table, column, i, given, name) for i, column in enumerate(names))
     if first.physical_type != "length":
         raise UnitsError(f"{name}: column {names[0]} in {str(first)!r} is no wavelength: give its unit, as 'nm'")
-    wavelength, value = (_numbers(table, column) for column in names)
+    wavelength, value = (_row(table, column, name) for column in names)
+    if len(wavelength) != len(value):
+        raise CalibrationError(f"{name}: {len(value)} values for {len(wavelength)} wavelengths: give one each")
     return wavelength * first.to(units.nm), value, second
 
 
-def _numbers(table: Table, column: str) -> np.ndarray:
-    """Column as numbers, NaN where it is masked."""
-    return np.ma.filled(np.ma.asarray(table[column].data, float), np.nan).ravel()
+def _row(table: Table, column: str, name: str) -> np.ndarray:
+    """Numbers of a column, or of a table of one row that holds vectors."""
+    found = numbers(table, column, name, dims=None)
+    if found.size != max(found.shape):
+        raise CalibrationError(f"{name}: column {column} of {found.shape}: give one number in each row")
+    return found.ravel()
 
 
 def _unit(table: Table, column: str, place: int, given: tuple[str, str] | None, name: str) -> Any:

@@ -11,6 +11,7 @@ import xarray as xr
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.isr.sequence import BY_FILTER, NEEDED, OPTIONAL, ORDERS
 from lsstcal_dask.physics.spectra import air_stretch
+from lsstcal_dask.physics.tables import entry, names, numbers
 from lsstcal_dask.physics.units import air_to_vacuum, in_air
 from lsstcal_dask.pipeline.calibrate import Sensor
 from lsstcal_dask.pipeline.config import Config
@@ -40,7 +41,7 @@ def read_photodiode(url: str, config: MonochromaticConfig) -> Photodiode:
     InsufficientInputs
         There is none.
     UnitsError
-        A column has another unit, or the dark current is no number.
+        A column has another unit or holds no numbers, or the dark current is no number.
     """
     if config.responsivity == "none":
         return Photodiode.ideal()
@@ -53,28 +54,19 @@ def read_photodiode(url: str, config: MonochromaticConfig) -> Photodiode:
     wavelength, *currents = (_column(table, "photodiode", *one) for one in _COLUMNS.items())
     order = np.argsort(wavelength)
     value, error = (column[order] for column in currents)
-    return Photodiode(wavelength[order], value, error, _dark_current(table.meta.get("dark_current_A", 0.0)))
-
-
-def _dark_current(said: Any) -> float:
-    try:
-        return float(said)
-    except (TypeError, ValueError):
-        raise UnitsError(f"inputs/photodiode.ecsv: dark_current_A is {said!r}: give a number in A") from None
+    dark = entry(table.meta, "dark_current_A", "inputs/photodiode.ecsv", "A", 0.0)
+    return Photodiode(wavelength[order], value, error, dark)
 
 
 _COLUMNS: Final = {"wavelength": "nm", "responsivity": "A / W", "responsivity_error": "A / W"}
 
 
 def _column(table: Any, what: str, name: str, unit: str) -> np.ndarray:
-    """Column of a table as float."""
+    """Column of a table as float, NaN where it is masked."""
     if name not in table.colnames or str(table[name].unit) != unit:
         found = f"in {table[name].unit}" if name in table.colnames else "not there"
         raise UnitsError(f"inputs/{what}.ecsv: column {name} is {found}: give it in {unit}")
-    try:
-        return np.ma.filled(np.ma.asarray(table[name], float), np.nan)
-    except ValueError:
-        raise UnitsError(f"inputs/{what}.ecsv: column {name} holds what is no number: give numbers in {unit}") from None
+    return numbers(table, name, f"inputs/{what}.ecsv")
 
 
 def read_lines(url: str) -> dict[str, Line]:
@@ -85,9 +77,9 @@ def read_lines(url: str) -> dict[str, Line]:
     Raises
     ------
     UnitsError
-        A column has another unit.
+        A column has another unit, or holds no numbers.
     CalibrationError
-        A table does not name exposures, or tells one twice, and not the same.
+        A table does not name each exposure, or tells one twice, and not the same.
     """
     found: dict[str, Line] = {}
     for what in (name for name in input_names(url) if name.startswith("wavelengths")):
@@ -99,11 +91,11 @@ def read_lines(url: str) -> dict[str, Line]:
         if "exposure" not in table.colnames:
             raise CalibrationError(f"inputs/{what}.ecsv: column exposure is not there: give the name of each exposure")
         own: dict[str, np.ndarray] = {}
-        for exposure, *numbers in zip(table["exposure"].astype(str), *columns, strict=True):
-            if not np.array_equal(own.setdefault(exposure, np.array(numbers)), numbers, equal_nan=True):
+        for exposure, *told in zip(names(table, "exposure", f"inputs/{what}.ecsv"), *columns, strict=True):
+            if not np.array_equal(own.setdefault(exposure, np.array(told)), told, equal_nan=True):
                 raise CalibrationError(
                     f"inputs/{what}.ecsv: exposure {exposure} has two rows, of {own[exposure][0]:.3f} and "
-                    f"{numbers[0]:.3f} nm, that differ: keep one"
+                    f"{told[0]:.3f} nm, that differ: keep one"
                 )
         for exposure, (wavelength, error, bandwidth) in own.items():
             found[exposure] = Line(float(wavelength), float(error), float(bandwidth), air is None)

@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.spectra import Curve, check_wavelengths
 from lsstcal_dask.physics.spectrum_files import spectrum_from_table
+from lsstcal_dask.physics.tables import entry, numbers
 
 __all__ = [
     "FINE",
@@ -98,6 +99,7 @@ def measured_from_table(table: Table, name: str, time: Any, medium: str | None =
     """Measured spectrum of a store's table ``inputs/spectrum-sky-VISIT``, per arcsec2 if ``slit_arcsec2`` is known.
 
     Wavelengths in air, where ``medium`` of ``meta`` says so, become those in vacuum, and the flux one per nm of these.
+    Where flux or variance is masked there is none.
 
     Parameters
     ----------
@@ -107,7 +109,8 @@ def measured_from_table(table: Table, name: str, time: Any, medium: str | None =
     Raises
     ------
     UnitsError
-        A column has no unit, or one of something else; the variance is in the square of the flux's.
+        A column has no unit, or one of something else; the variance is in the square of the flux's. A column, or the
+        area of the slit, is not of numbers.
     CalibrationError
         A column is missing, or as `Measured`.
     """
@@ -117,21 +120,32 @@ def measured_from_table(table: Table, name: str, time: Any, medium: str | None =
     unit = {column: table[column].unit for column in ("wavelength", "flux", "variance")}
     if silent := [column for column, one in unit.items() if one is None]:
         raise UnitsError(f"sky spectrum {name}: column {silent[0]} has no unit: say it, as wavelength in 'nm'")
-    wavelength = _converted(table, name, "wavelength", units.nm)
+    square = _square(unit["flux"], name)
+    what, wavelength = f"sky spectrum {name}", _converted(table, name, "wavelength", units.nm)
     ones = Table(
         {"wavelength": wavelength * units.nm, "flux": np.ones(len(wavelength)) * unit["flux"]}, meta=table.meta
     )
     scale = spectrum_from_table(ones, name=name, medium=medium)  # in vacuum, too
-    wavelength, one = scale.wavelength, scale.density / float(table.meta.get("slit_arcsec2", 1.0))
-    flux, variance = np.asarray(table["flux"], float), _converted(table, name, "variance", unit["flux"] ** 2)
+    wavelength, one = scale.wavelength, scale.density / entry(table.meta, "slit_arcsec2", what, "arcsec2", 1.0)
+    flux, variance = numbers(table, "flux", what), _converted(table, name, "variance", square)
     return Measured(name, np.datetime64(time), wavelength, flux * one, variance * one**2)
 
 
+def _square(unit: Any, name: str) -> Any:
+    """Unit of the variance of what is in a unit."""
+    try:
+        return unit**2
+    except (ValueError, units.UnitsError):  # what astropy does not know, and magnitudes
+        raise UnitsError(
+            f"sky spectrum {name}: column flux in {str(unit)!r}: give it as 'photon / (s m2 nm arcsec2)'"
+        ) from None
+
+
 def _converted(table: Table, name: str, column: str, wanted: Any) -> np.ndarray:
-    """Column in a unit."""
+    """Column in a unit, NaN where it is masked."""
     found = table[column].unit
     try:
-        return np.asarray(table[column], float) * found.to(wanted)
+        return numbers(table, column, f"sky spectrum {name}") * found.to(wanted)
     except (units.UnitConversionError, AttributeError):
         raise UnitsError(f"sky spectrum {name}: column {column} in {str(found)!r}: give it in '{wanted}'") from None
 

@@ -14,6 +14,7 @@ import numpy as np
 from astropy.table import Table
 
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, UnitsError
+from lsstcal_dask.storage.rubin.files import filled
 
 __all__ = ["RubinCrosstalk", "in_electrons", "read_rubin_crosstalk", "write_rubin_crosstalk"]
 
@@ -87,7 +88,7 @@ def _count(value: Any, path: Path) -> int:
 
 
 def _row(table: Table, column: str, path: Path) -> np.ndarray:
-    row = np.asarray(table[column][0])
+    row = filled(table[column], f"{path}: {column}")[0]
     if row.dtype.kind not in "fiub":
         raise CalibrationError(f"{path}: {column} holds what is no number: correct it")
     return row
@@ -111,7 +112,8 @@ def _others(path: Path, n: int) -> dict[str, np.ndarray]:
     sizes = np.shape(table["IC_COEFFS"])
     if len(sizes) != 2 or not n or sizes[1] % n or table["IC_COEFFS"].dtype.kind not in "fi":
         raise InconsistentGeometry(f"{path}: IC_COEFFS are not numbers for {n} amplifiers of the target in each row")
-    return {str(r["IC_SOURCE_DET"]): np.asarray(r["IC_COEFFS"]).reshape(-1, n).T for r in table}
+    names, rows = (filled(table[key], f"{path}: {key}") for key in ("IC_SOURCE_DET", "IC_COEFFS"))
+    return {str(name): row.reshape(-1, n).T for name, row in zip(names, rows, strict=True)}
 
 
 def write_rubin_crosstalk(path: str | Path, crosstalk: RubinCrosstalk) -> None:

@@ -52,7 +52,7 @@ def read_table(url: str, path: str) -> Table:
     try:
         table = Table.read(data.decode().splitlines(), format="ascii.ecsv")
         for name in table.meta.pop(_TIMES, ()):
-            table[name] = np.array(table[name], "datetime64[us]")
+            table[name] = np.array(np.ma.filled(table[name], "NaT"), "datetime64[us]")
     except Exception as error:  # of a parser of parsers anything may come
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise CalibrationError(f"{url}/{path}.ecsv: is damaged ({why}): restore it from a copy") from error

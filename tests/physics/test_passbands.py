@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from astropy import units as u
-from astropy.table import Table
+from astropy.table import Column, MaskedColumn, Table
 
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, InsufficientInputs, UnitsError
 from lsstcal_dask.instrument import load_camera
@@ -168,12 +168,45 @@ def test_wavelengths_of_a_table_in_air_become_those_in_vacuum(delivered):
         (lambda t: t.meta.pop("step_nm"), CalibrationError, "has no entry step_nm of meta"),
         (lambda t: t.replace_column("x", t["x"].value * u.m), UnitsError, "column x is in m, expected mm"),
         (lambda t: t.replace_column("transmission", t["transmission"].data * u.percent), UnitsError, "is in %"),
+        (lambda t: t.meta.update(step_nm="one"), UnitsError, "step_nm is 'one': give a number in nm"),
+        (
+            lambda t: t.replace_column("x", Column([f"{x}mm" for x in t["x"]], unit="mm")),
+            UnitsError,
+            "column x holds what is no number: give numbers in mm",
+        ),
+        (
+            lambda t: t.replace_column("transmission", t["transmission"][:, 0]),
+            CalibrationError,
+            r"column transmission of \(9,\): give several numbers in each row",
+        ),
+        (
+            lambda t: t.replace_column("detector", MaskedColumn(t["detector"], mask=np.arange(9) == 4)),
+            CalibrationError,
+            "column detector has empty entries",
+        ),
+        (lambda t: t.remove_rows(slice(None)), CalibrationError, "has no row"),
     ],
 )
 def test_another_table_is_refused(delivered, change, error, message):
     table = Table(delivered[1], copy=True)
     change(table)
     with pytest.raises(error, match=f"table of filter i: .*{message}"):
+        passband_from_table(table)
+
+
+def test_what_is_empty_in_a_table_is_not_known(delivered):
+    table = Table(delivered[1], copy=True)
+    hole = np.zeros(table["transmission"].shape, bool)
+    hole[4, 300:340] = True
+    table["transmission_error"] = MaskedColumn(table["transmission_error"], mask=hole)
+    np.testing.assert_array_equal(np.isnan(passband_from_table(table).error), hole)
+    table["transmission"] = MaskedColumn(table["transmission"], mask=hole)
+    name = table["detector"][4]
+    with pytest.raises(UnitsError, match=f"filter i: {name}: its transmission is not a number somewhere"):
+        passband_from_table(table)
+    table = Table(delivered[1], copy=True)
+    table["x"] = MaskedColumn(table["x"], mask=np.arange(9) == 0)
+    with pytest.raises(UnitsError, match="filter i: the place of a CCD is not a number or missing"):
         passband_from_table(table)
 
 

@@ -115,6 +115,21 @@ def test_light_that_is_not_known_is_bounded():
         check_cover(Spectrum(np.array([700.0, 800.0]), np.ones(2), "far"), band)
 
 
+def test_a_spectrum_without_light_in_the_band_is_told_so():
+    band = Curve(np.array([500.0, 501.0, 600.0, 601.0]), np.array([0.0, 1.0, 1.0, 0.0]), "r")
+    dark = {"wavelength": np.array([550.0, 700.0, 800.0]), "density": np.array([0.0, 0.0, 1.0]), "name": "dark"}
+    message = "spectrum dark: has no light behind r, from 550 to 601 nm: give one that shines there"
+    with pytest.raises(CalibrationError, match=message):
+        check_cover(Spectrum(**dark), band)
+    beyond = Spectrum(**dark, line_wavelength=np.array([650.0]), line_flux=np.ones(1))
+    with pytest.raises(CalibrationError, match=message):
+        check_cover(beyond, band)
+    lamp = Spectrum(**dark, line_wavelength=np.array([580.0]), line_flux=np.ones(1))
+    assert check_cover(lamp, band) == 0
+    with pytest.raises(CalibrationError, match="extend it"):
+        check_cover(Spectrum(np.array([700.0, 800.0]), np.zeros(2), "far"), band)
+
+
 def test_a_spectrum_is_read_between_its_wavelengths_only():
     ramp = Spectrum(GRID, GRID / 100, "ramp")
     np.testing.assert_allclose(ramp.at([450.0, 850.0]), [4.5, 8.5])

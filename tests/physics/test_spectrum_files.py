@@ -46,6 +46,50 @@ def test_text_needs_its_units(tmp_path):
         read_curve(path, unit=("nm", ""))
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "row"),
+    [
+        ("a.txt", "# by hand\n\nwavelength flux\n", "{} {}\n"),
+        ("a.csv", '"Wavelength (nm)","flux"\r\n', "{},{}\r\n"),
+        ("a.csv", "\ufeffwavelength,flux\n", "{},{}\n"),
+        ("a.csv", "\ufeff", "{},{}\n"),
+    ],
+)
+def test_a_text_may_have_a_header(tmp_path, name, header, row):
+    path = tmp_path / name
+    path.write_bytes((header + "".join(row.format(*pair) for pair in ((500, 1), (600, 2), (700, 1)))).encode())
+    found = read_spectrum(path, unit=("nm", "photon / nm"))
+    np.testing.assert_array_equal(found.wavelength, WAVELENGTH)
+    np.testing.assert_array_equal(found.density, [1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("500 1\nhalf 2\n600 1\n", UnitsError, "column wavelength holds what is no number"),
+        ("wavelength flux\num W\n500 1\n600 1\n", UnitsError, "column wavelength holds what is no number"),
+        ("wavelength flux\n", CalibrationError, r"two-column text \(no line of numbers\)"),
+    ],
+)
+def test_a_text_of_words_is_refused_in_a_line(tmp_path, text, error, message):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    with pytest.raises(error, match=message) as found:
+        read_spectrum(path, unit=("nm", "photon / nm"))
+    assert "\n" not in str(found.value)
+
+
+def test_vectors_in_one_row_are_a_spectrum_and_in_many_none():
+    one = Table({"w": WAVELENGTH[None] * u.nm, "f": FLUX[None] * u.Unit(FLAM)})
+    np.testing.assert_array_equal(spectrum_from_table(one).density, spectrum_from_table(table()).density)
+    many = Table({"w": WAVELENGTH * u.nm, "f": np.ones((3, 2)) * u.Unit(FLAM)})
+    with pytest.raises(CalibrationError, match=r"s: column f of \(3, 2\): give one number in each row"):
+        spectrum_from_table(many, name="s")
+    odd = Table({"w": WAVELENGTH[None] * u.nm, "f": FLUX[None, :2] * u.Unit(FLAM)})
+    with pytest.raises(CalibrationError, match="s: 2 values for 3 wavelengths: give one each"):
+        spectrum_from_table(odd, name="s")
+
+
 @pytest.mark.parametrize("extra", [u.arcsec**-2, u.s * u.m**2, u.m**2], ids=["radiance", "relative", "rate"])
 def test_a_radiance_and_a_relative_flux_keep_their_shape(extra):
     found = photon_density(WAVELENGTH, FLUX, u.W / u.m**2 / u.nm * extra)
@@ -68,6 +112,38 @@ def test_magnitudes_and_janskys():
     np.testing.assert_allclose(
         photon_density(WAVELENGTH, FLUX, u.Jy), FLUX * 1e-26 / (6.62607015e-34 * WAVELENGTH), rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("unit", ["J", "erg", "eV", "W s", "J / m2", "N / m", "kg / s2", "erg / cm2", "mag(J)"])
+def test_energy_of_bins_is_not_taken_as_energy_per_frequency(unit):
+    with pytest.raises(UnitsError, match="says neither photons nor energy per wavelength or frequency: give a unit as"):
+        spectrum_from_table(table(unit), name="s")
+
+
+@pytest.mark.parametrize(
+    ("unit", "power"),
+    [
+        *(
+            (unit, 1)
+            for unit in ("W / (m2 Hz)", "erg / (s cm2 Hz)", "mJy", "MJy / sr", "W / Hz", "J / (s m2 GHz)", "AB")
+        ),
+        *((unit, 2) for unit in ("photon / (s cm2 Hz)", "photon / Hz")),
+    ],
+)
+def test_a_flux_per_frequency_names_it(unit, power):
+    found = photon_density(WAVELENGTH, np.ones(3), u.Unit(unit))
+    # dnu = c dlambda / lambda**2, and a photon has h c / lambda
+    np.testing.assert_allclose(found / found[0], (WAVELENGTH[0] / WAVELENGTH) ** power, rtol=1e-12)
+    if unit == "photon / (s cm2 Hz)":
+        assert found[0] == pytest.approx(1e4 * 299792458.0 / 500e-9**2 * 1e-9, rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["mag(AB)", "mag(ST)"])
+def test_magnitudes_in_air_are_fluxes_in_air(unit):
+    magnitudes = Table({"w": WAVELENGTH * u.nm, "f": np.full(3, 20.0)}, meta={"medium": "air"})
+    magnitudes["f"].unit = unit
+    linear = Table({"w": WAVELENGTH * u.nm, "f": np.full(3, 1e-8) * u.Unit(unit[4:-1])}, meta={"medium": "air"})
+    np.testing.assert_allclose(spectrum_from_table(magnitudes).density, spectrum_from_table(linear).density, rtol=1e-9)
 
 
 @pytest.mark.parametrize("unit", ["photon / (s cm2 Angstrom)", FLAM, "Jy"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.table import Column, Table, vstack
+from astropy.table import Column, MaskedColumn, Table, vstack
 from making import run_command as run
 from stores_of_monochromatic_flats import expected_light, flats, later, new_store, observatory, take
 
@@ -416,6 +416,10 @@ def test_inputs_that_are_no_numbers_or_name_no_exposures_are_told(tmp_path):
     lines["exposure"], lines["bandwidth"] = ["a"], Column(["wide"], unit="nm")
     write_table(mine.url, "inputs/wavelengths", lines)
     with pytest.raises(UnitsError, match="column bandwidth holds what is no number: give numbers in"):
+        read_lines(mine.url)
+    lines["exposure"], lines["bandwidth"] = MaskedColumn(["a"], mask=[True]), Column([1.0], unit="nm")
+    write_table(mine.url, "inputs/wavelengths", lines)
+    with pytest.raises(CalibrationError, match="column exposure has empty entries: name each row"):
         read_lines(mine.url)
 
 

@@ -1,9 +1,20 @@
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.table import MaskedColumn, Table
 
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs
+from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
 from lsstcal_dask.physics.spectra import Curve
-from lsstcal_dask.products.sky_model import FINE, Measured, Spectrograph, line_grid, pixel_response, spline_basis
+from lsstcal_dask.products.sky_cover import check_measured
+from lsstcal_dask.products.sky_model import (
+    FINE,
+    Measured,
+    Spectrograph,
+    line_grid,
+    measured_from_table,
+    pixel_response,
+    spline_basis,
+)
 from lsstcal_dask.simulate import spectrograph as simulated
 
 PIXELS = np.arange(340.5, 1060.0)
@@ -88,3 +99,38 @@ def test_a_bad_spectrum_is_refused():
         Measured("V1", np.datetime64("2026-07-01"), PIXELS, flux, np.ones(len(PIXELS)))
     with pytest.raises(CalibrationError, match="V1: wavelengths do not ascend"):
         Measured("V1", np.datetime64("2026-07-01"), PIXELS[::-1], flux, flux)
+
+
+def sky_table(**columns):
+    density = u.photon / u.s / u.m**2 / u.nm
+    known = {"wavelength": PIXELS * u.nm, "flux": np.ones(720) * density, "variance": np.ones(720) * density**2}
+    return Table({**known, **columns})
+
+
+@pytest.mark.parametrize("column", ["flux", "variance"])
+def test_pixels_that_are_empty_in_a_table_are_not_measured(column):
+    hole = (PIXELS > 555) & (PIXELS < 640)
+    table = sky_table()
+    table[column] = MaskedColumn(table[column], mask=hole)
+    found = measured_from_table(table, "V1", np.datetime64("2026-07-01"))
+    np.testing.assert_array_equal(found.good, ~hole)
+    with pytest.raises(InsufficientInputs, match="of the light of no filter unknown"):
+        check_measured(found, None, (400.0, 1000.0), 200.0, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("columns", "meta", "error", "message"),
+    [
+        ({}, {"slit_arcsec2": "two"}, UnitsError, "slit_arcsec2 is 'two': give a number in arcsec2"),
+        ({"flux": np.ones((720, 2)) * u.Jy}, {}, CalibrationError, r"column flux of \(720, 2\): give one number"),
+        ({"flux": MaskedColumn(["low"] * 720, unit="Jy")}, {}, UnitsError, "column flux holds what is no number"),
+        ({"flux": MaskedColumn(np.ones(720), unit="mag(AB)")}, {}, UnitsError, r"column flux in 'mag\(AB\)': give it"),
+    ],
+)
+def test_a_table_that_is_no_spectrum_is_refused_in_a_line(columns, meta, error, message):
+    table = sky_table(**columns)
+    table.meta.update(meta)
+    if table["flux"].unit == u.Jy:
+        table["variance"].unit = u.Jy**2
+    with pytest.raises(error, match=f"sky spectrum V1: {message}"):
+        measured_from_table(table, "V1", np.datetime64("2026-07-01"))

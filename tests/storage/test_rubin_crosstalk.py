@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 
 from lsstcal_dask.errors import CalibrationError, InconsistentGeometry, UnitsError
 from lsstcal_dask.storage.rubin_crosstalk import (
@@ -95,10 +95,18 @@ def test_bad_files(tmp_path):
     table.write(path, format="ascii.ecsv", overwrite=True)
     with pytest.raises(CalibrationError, match="CT_COEFFS holds what is no number"):
         read_rubin_crosstalk(path)
+    table["CT_COEFFS"] = MaskedColumn(np.ones((1, N * N)), mask=np.arange(N * N)[None] == 3)
+    table.write(path, format="ascii.ecsv", overwrite=True)
+    with pytest.raises(CalibrationError, match="CT_COEFFS has empty entries: write nan"):
+        read_rubin_crosstalk(path)
     write_rubin_crosstalk(path, _made())
     rows = Table({"IC_SOURCE_DET": ["R22_S12"], "IC_COEFFS": [[1.0, 2.0, 3.0]]})
     rows.write(path.with_suffix(".ic.ecsv"), format="ascii.ecsv")
     with pytest.raises(InconsistentGeometry, match="IC_COEFFS are not numbers for 4 amplifiers"):
+        read_rubin_crosstalk(path)
+    rows["IC_COEFFS"] = MaskedColumn(np.ones((1, N * N)), mask=np.arange(N * N)[None] == 3)
+    rows.write(path.with_suffix(".ic.ecsv"), format="ascii.ecsv", overwrite=True)
+    with pytest.raises(CalibrationError, match="IC_COEFFS has empty entries: write nan"):
         read_rubin_crosstalk(path)
     path.with_suffix(".ic.ecsv").unlink()
     Table({"x": [1]}).write(path.with_suffix(".ic.ecsv"), format="ascii.ecsv")

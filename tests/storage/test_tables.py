@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from astropy import units
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.storage.tables import input_names, read_input, read_table, write_table
@@ -29,6 +29,12 @@ def test_a_table_comes_back_to_the_last_bit(tmp_path, table):
         assert found[name].unit == table[name].unit
         assert found[name].dtype == table[name].dtype
         np.testing.assert_array_equal(found[name], table[name])
+
+
+def test_a_time_that_is_empty_is_none(tmp_path):
+    table = Table({"time": MaskedColumn(["2026-07-01T20:00:00"] * 2, mask=[False, True])}, meta={"times": ["time"]})
+    write_table(str(tmp_path), "inputs/x", table)
+    np.testing.assert_array_equal(np.isnat(read_input(str(tmp_path), "x")["time"]), [False, True])
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ()])

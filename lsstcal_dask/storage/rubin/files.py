@@ -28,6 +28,7 @@ __all__ = [
     "check_units",
     "check_version",
     "column",
+    "filled",
     "find_detector",
     "header",
     "location",
@@ -312,9 +313,13 @@ def column(file: RubinFile, name: str, units: Sequence[str] = (), *, where: str 
     if name not in table.colnames:
         raise CalibrationError(f"{file.path}:{f' {where}:' if where else ''} has no column {name}: is it complete?")
     check_units(file, name, str(table[name].unit or ""), units)
-    values = table[name]
-    if hasattr(values, "filled") and np.any(values.mask):
-        raise CalibrationError(f"{file.path}: column {name} has empty entries: write nan where nothing is known")
+    return filled(table[name], f"{file.path}: column {name}")
+
+
+def filled(values: Any, what: str) -> np.ndarray:
+    """Values of which none is masked; raises CalibrationError where one is, ``what`` begins the message."""
+    if np.ma.is_masked(values):
+        raise CalibrationError(f"{what} has empty entries: write nan where nothing is known")
     return np.asarray(values)
 
 
