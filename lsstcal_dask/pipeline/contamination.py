@@ -27,6 +27,7 @@ from lsstcal_dask.pipeline.build import Built, image_template, run_version, vers
 from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
 from lsstcal_dask.pipeline.flatratios import Compared, Dust, cells_of, dust_of, factor_of, plain
+from lsstcal_dask.pipeline.inputs import filter_inputs
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.references import difference, known_to, told_difference
 from lsstcal_dask.pipeline.store import Store
@@ -130,7 +131,8 @@ def _band(store: Store, which: tuple[str, str], lamp: Spectrum, config: Synthesi
     weights = drift_weights(lamp, passband, scan_of(found, store.camera), config.weights)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
-    return Compared(band, own[-1], _reference(own[-1], known, found), task, cube_inputs(found, upstream))
+    made_of = {**cube_inputs(found, upstream), "filters": filter_inputs(store.url, band, passband)}
+    return Compared(band, own[-1], _reference(own[-1], known, found), task, made_of)
 
 
 def _reference(measured: Pointer, known: Sequence[Pointer], cube: Cube) -> Pointer | None:
@@ -247,6 +249,8 @@ def _pointer(
         name=product_of(CONTAMINATION, one.band),
         valid_from=one.measured.valid_from,
         inputs={
+            "filters": {key: text for other in compared for key, text in other.made_of["filters"].items()},
+            "photodiode": one.made_of["photodiode"],
             "headers": one.made_of["headers"] | one.measured.inputs["headers"],
             "upstream": {**one.made_of["upstream"], "broadband": others},
             "cube": f"{opener.name}/{opener.number}" if isinstance(opener, CubeOpener) else "",
