@@ -29,6 +29,7 @@ from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.epochs import Epoch, choose_reference, epoch_of
 from lsstcal_dask.pipeline.flatfields import product_of, read_passband
 from lsstcal_dask.pipeline.flatratios import Compared, Dust, cells_of, dust_of, factor_of, plain
+from lsstcal_dask.pipeline.inputs import filter_inputs
 from lsstcal_dask.pipeline.lineage import cube_inputs
 from lsstcal_dask.pipeline.references import difference, known_to, told_difference
 from lsstcal_dask.pipeline.store import Store
@@ -144,10 +145,11 @@ def _band(
     weights = drift_weights(lamp, passband, scan_of(found, store.camera), config.weights)
     opener = CubeOpener(store.url, cube, found.pointer.number)
     task = Task(weights, store.camera, tuple(found.layout.amplifiers), opener, config)
+    made_of = {**cube_inputs(found, upstream), "filters": filter_inputs(store.url, band, passband)}
     epoch = epoch_of(found, weights[0].light)
     reference, why = choose_reference(own[-1], known, epoch)
     text = f"{NOTE}filter {band}: compared with the flat of the cube, not with a lamp's of its epoch: {why}"
-    return Compared(band, own[-1], reference, task, cube_inputs(found, upstream)), epoch, [text] * bool(why)
+    return Compared(band, own[-1], reference, task, made_of), epoch, [text] * bool(why)
 
 
 def _common(compared: Sequence[Compared]) -> list[str]:
@@ -256,6 +258,8 @@ def _pointer(
         name=product_of(CONTAMINATION, one.band),
         valid_from=one.measured.valid_from,
         inputs={
+            "filters": {key: text for other in compared for key, text in other.made_of["filters"].items()},
+            "photodiode": one.made_of["photodiode"],
             "headers": one.made_of["headers"] | one.measured.inputs["headers"],
             "upstream": {**one.made_of["upstream"], "broadband": others},
             "cube": f"{opener.name}/{opener.number}" if isinstance(opener, CubeOpener) else "",

@@ -3,22 +3,22 @@
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lsstcal_dask.errors import CalibrationError, InsufficientInputs, UnitsError
+from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.sequence import BY_FILTER, NEEDED, OPTIONAL, ORDERS
 from lsstcal_dask.physics.spectra import air_stretch
-from lsstcal_dask.physics.tables import entry, names, numbers
+from lsstcal_dask.physics.tables import names
 from lsstcal_dask.physics.units import air_to_vacuum, in_air
 from lsstcal_dask.pipeline.calibrate import Sensor
 from lsstcal_dask.pipeline.config import Config
+from lsstcal_dask.pipeline.photodiode import number_column
 from lsstcal_dask.pipeline.readout import Readout, readout
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import Upstream, built, find_upstream
-from lsstcal_dask.products.monochromatic import MonochromaticConfig
 from lsstcal_dask.products.photodiode import Photodiode
 from lsstcal_dask.products.slices import Group, Line
 from lsstcal_dask.storage import objects
@@ -30,43 +30,7 @@ from lsstcal_dask.storage.provenance import digest, software
 from lsstcal_dask.storage.tables import input_names, read_input
 from lsstcal_dask.variables import NOTE
 
-__all__ = ["Job", "Plan", "read_lines", "read_photodiode"]
-
-
-def read_photodiode(url: str, config: MonochromaticConfig) -> Photodiode:
-    """The photodiode of the input of that name.
-
-    Raises
-    ------
-    InsufficientInputs
-        There is none.
-    UnitsError
-        A column has another unit or holds no numbers, or the dark current is no number.
-    """
-    if config.responsivity == "none":
-        return Photodiode.ideal()
-    if "photodiode" not in input_names(url):
-        raise InsufficientInputs(
-            f"cube: the responsivity of the photodiode is not known: put a table into {url}/inputs/photodiode.ecsv "
-            f'(wavelength in nm, responsivity and responsivity_error in A/W), or set [cube] responsivity = "none"'
-        )
-    table = read_input(url, "photodiode")
-    wavelength, *currents = (_column(table, "photodiode", *one) for one in _COLUMNS.items())
-    order = np.argsort(wavelength)
-    value, error = (column[order] for column in currents)
-    dark = entry(table.meta, "dark_current_A", "inputs/photodiode.ecsv", "A", 0.0)
-    return Photodiode(wavelength[order], value, error, dark)
-
-
-_COLUMNS: Final = {"wavelength": "nm", "responsivity": "A / W", "responsivity_error": "A / W"}
-
-
-def _column(table: Any, what: str, name: str, unit: str) -> np.ndarray:
-    """Column of a table as float, NaN where it is masked."""
-    if name not in table.colnames or str(table[name].unit) != unit:
-        found = f"in {table[name].unit}" if name in table.colnames else "not there"
-        raise UnitsError(f"inputs/{what}.ecsv: column {name} is {found}: give it in {unit}")
-    return numbers(table, name, f"inputs/{what}.ecsv")
+__all__ = ["Job", "Plan", "read_lines"]
 
 
 def read_lines(url: str) -> dict[str, Line]:
@@ -84,7 +48,7 @@ def read_lines(url: str) -> dict[str, Line]:
     found: dict[str, Line] = {}
     for what in (name for name in input_names(url) if name.startswith("wavelengths")):
         table = read_input(url, what)
-        columns = [_column(table, what, name, "nm") for name in ("wavelength", "wavelength_error", "bandwidth")]
+        columns = [number_column(table, what, name, "nm") for name in ("wavelength", "wavelength_error", "bandwidth")]
         air = in_air(table.meta, f"inputs/{what}.ecsv")
         if air:
             columns = _vacuum(columns)
@@ -129,6 +93,7 @@ class Plan:
 
     def __init__(self, store: Store, name: str, config: Config, raw: xr.Dataset, upstream: Upstream) -> None:
         self.doubts: list[str] = []  # on the whole of it
+        self.diode: Photodiode | None = None  # of the store's table, where slices are made with it
         self.store, self.name, self.config, self.raw, self.upstream = store, name, config, raw, upstream
         self.isr = config.calibrate.model_copy(update={"find_cosmics": False})  # repeats tell them better
         steps = [step for step in ORDERS[self.isr.order] if step in NEEDED and step not in BY_FILTER]
@@ -201,6 +166,7 @@ class Plan:
             "products": _products(sensors),
             "group": identity["group"],
             "configuration": identity["configuration"],
+            **({"photodiode": self.diode.told(group.wavelength)} if self.diode else {}),
         }
         return {"identity": digest(identity), **about, **compared, "made_of": made_of}
 

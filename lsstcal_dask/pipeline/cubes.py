@@ -15,8 +15,9 @@ from lsstcal_dask.compute import Compute
 from lsstcal_dask.mapping import Opaque
 from lsstcal_dask.pipeline.build import once
 from lsstcal_dask.pipeline.config import Config
-from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
+from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines
 from lsstcal_dask.pipeline.cubework import make_block
+from lsstcal_dask.pipeline.photodiode import read_photodiode
 from lsstcal_dask.pipeline.store import Store
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.monochromatic import gaps
@@ -95,6 +96,7 @@ def make_cube(
     create_cube(store.url, name, CubeLayout(form, detectors, store.camera.amplifier_names, store.camera.image_shape))
     run = Plan(store, name, config, raw, read_upstream(store.url))
     run.doubts = air_remarks(raw, lines)
+    run.diode = diode if config.cube.responsivity == "table" else None
     jobs = [run.job(group) for group in groups]
     _check_masks(run, jobs)
     outcome = _make_slices(run, form, jobs, compute, progress)

@@ -19,8 +19,9 @@ from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_ver
 from lsstcal_dask.pipeline.cubemaps import compressed_of
 from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
+from lsstcal_dask.pipeline.inputs import filter_inputs
 from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
-from lsstcal_dask.pipeline.passbands import store_passband
+from lsstcal_dask.pipeline.passbands import store_passband, told_of_curves
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.sky import Skies
 from lsstcal_dask.pipeline.store import Store
@@ -234,6 +235,7 @@ def make_flat(
         task = replace(task, maps=short[1])
         remarks.append(_of_maps(short[0]))
     detectors = _measured(cube)
+    remarks += _of_curves(source, store, detectors)
     pointer = Pointer(
         name=name,
         valid_from=start,
@@ -244,6 +246,7 @@ def make_flat(
             "source": _digest_source(source),
             "spectrum": source.spectrum.name,
             "contamination": f"{dust.name}/{dust.version}" if dust else "",
+            "filters": filter_inputs(store.url, wanted.band, source.passband),
             **made_of,
             "fringes": fringed.version if fringed else "",
             **({"compressed": short[0].version} if short else {}),
@@ -268,6 +271,14 @@ def _of_old_slices(cube: Cube, upstream: Upstream) -> list[str]:
     slot = next(one for one in cube.pointer.slots if one.slot in old)
     told = f"{len(old)} slices of cube {cube.name} are outdated, that of {slot.wavelength:.1f} nm was {old[slot.slot]}"
     return [f"{told}: run 'lsstcal cube {cube.url} --name {cube.name}' first"]
+
+
+def _of_curves(source: Source, store: Store, detectors: list[str]) -> list[str]:
+    """A remark on CCDs of which the filter has no curve."""
+    glass = source.passband
+    if not isinstance(glass, Nearby):
+        return []
+    return told_of_curves(glass.measured, [store.camera.detector(name) for name in detectors])
 
 
 def _of_holes(source: Source, weights: Weights) -> list[str]:

@@ -36,7 +36,7 @@ class Compared:
     measured: Pointer
     reference: Pointer | None  # broadband flat of the epoch of the cube
     task: Task  # flats of the cube, of `drift_weights`
-    made_of: dict[str, Any]  # what the cube was made from
+    made_of: dict[str, Any]  # what the cube was made from, and the filter
 
 
 def plain(one: Compared) -> Compared:

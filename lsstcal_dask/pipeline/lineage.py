@@ -1,8 +1,8 @@
 """What a published cube was made from, so that products made of it are found outdated when that changes.
 
-Each slot of a cube says it in clear: the headers of the exposures, the products of each CCD, the settings. Slots that
-were claimed before they did so have lost it: then the exposures count as they are now, and the products that were to
-be used when the slice was published first.
+Each slot of a cube says it in clear: the headers of the exposures, the products of each CCD, the settings, what the
+photodiode's table said. Slots that were claimed before they did so have lost it: then the exposures count as they are
+now, and the products that were to be used when the slice was published first; what the table said is not compared.
 """
 
 from bisect import bisect_right
@@ -13,6 +13,7 @@ import numpy as np
 
 from lsstcal_dask.errors import CalibrationError
 from lsstcal_dask.isr.sequence import BY_FILTER, NEEDED, ORDERS
+from lsstcal_dask.pipeline.photodiode import PhotodiodeNow
 from lsstcal_dask.pipeline.upstream import Upstream
 from lsstcal_dask.storage.cubelayout import Cube, Slot, list_pointers, read_claim
 from lsstcal_dask.storage.manifests import read_records, record_digests, record_headers, same_entry
@@ -23,21 +24,23 @@ __all__ = ["cube_inputs", "outdated_slices", "superseded"]
 
 
 def cube_inputs(cube: Cube, upstream: Upstream) -> dict[str, Any]:
-    """Inputs of a product made of a cube: headers of the exposures, and products, by CCD, as its slices were made of.
+    """Inputs of a product made of a cube: what its slices were made of.
 
     Returns
     -------
     ``headers`` {exposure: hash} and ``upstream`` {detector: {"gain 0": "version/hash"}}, as `storage.products.outdated`
-    reads them.
+    reads them, and ``photodiode`` {wavelength: hash}, as `pipeline.inputs.corrected` does.
     """
     told = {one.slot: read_claim(cube.url, cube.name, one.slot).get("made_of") for one in cube.pointer.slots}
     headers, used = _guessed_inputs(cube, {slot for slot, own in told.items() if own is None}, upstream)
     hashes = {p.version: p.hash for p in upstream.pointers}
+    diode: dict[str, str] = {}
     for one in cube.pointer.slots:
         own = told[one.slot]
         if own is None:
             continue
         headers |= {exposure: digest(header) for exposure, header in own["headers"].items()}
+        diode |= {str(one.wavelength): digest(own["photodiode"])} if "photodiode" in own else {}
         for group in own["products"]:
             pairs = {f"{version}/{hashes.get(version, '')}": name for name, version in group["versions"].values()}
             for detector in group["detectors"]:
@@ -45,7 +48,7 @@ def cube_inputs(cube: Cube, upstream: Upstream) -> dict[str, Any]:
                 for text, name in pairs.items():
                     if text not in mine.values():
                         mine[f"{name} {len(mine)}"] = text
-    return {"headers": dict(sorted(headers.items())), "upstream": used}
+    return {"headers": dict(sorted(headers.items())), "upstream": used, "photodiode": diode}
 
 
 def _guessed_inputs(
@@ -77,11 +80,11 @@ def _guessed_inputs(
 def outdated_slices(url: str, name: str, slots: Sequence[Slot], upstream: Upstream) -> dict[int, str]:
     """Slots of a cube whose exposures or products are others now, and why; 'lsstcal cube' makes them again."""
     headers = record_headers(read_records(url))
-    now = _Now(upstream)
+    now, diode = _Now(upstream), PhotodiodeNow(url)
     found = {}
     for one in slots:
         made_of = read_claim(url, name, one.slot).get("made_of")
-        if made_of is not None and (why := next(_changes(made_of, one, headers, now), "")):
+        if made_of is not None and (why := next(_changes(made_of, one, headers, now, diode), "")):
             found[one.slot] = why
     return found
 
@@ -91,6 +94,7 @@ def _changes(
     slot: Slot,
     headers: Mapping[str, Mapping[str, Any]],
     products: "_Now",
+    diode: PhotodiodeNow,
 ) -> Iterator[str]:
     """What has changed since a slice was made, one after the other."""
     for exposure, then in made_of["headers"].items():
@@ -102,6 +106,10 @@ def _changes(
         if other:
             told = ", ".join(f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in other)
             yield f"made from exposure {exposure}, whose header has changed since: {told}"
+    if (said := made_of.get("photodiode")) and (says := diode.at(slot.wavelength)) != said:
+        other = [key for key in said if says.get(key) != said[key]]
+        told = ", ".join(f"{key} was {said[key]!r} and is {says.get(key)!r}" for key in other)
+        yield f"made with inputs/photodiode.ecsv, which has changed since: {told}"
     for group in made_of["products"]:
         for name, version in group["versions"].values():
             for detector in group["detectors"]:

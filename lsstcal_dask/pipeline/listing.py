@@ -8,18 +8,14 @@ from lsstcal_dask.errors import StoreFailure
 from lsstcal_dask.pipeline.cubehistory import cube_row, lines_of_slice
 from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import Store
-from lsstcal_dask.pipeline.upstream import Upstream
+from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.storage.compressed import check_compressed, list_compressed
 from lsstcal_dask.storage.cubelayout import list_cubes
 from lsstcal_dask.storage.cubes import check_cube, read_cube
-from lsstcal_dask.storage.manifests import read_records, record_digests
 from lsstcal_dask.storage.products import (
     CAMERA_TEAM,
     Pointer,
     check_product,
-    list_accepted,
-    list_products,
-    outdated,
 )
 from lsstcal_dask.storage.raw import check_frame
 from lsstcal_dask.storage.tables import input_names
@@ -30,7 +26,8 @@ __all__ = ["list_contents", "print_contents"]
 def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
     """Exposures, inputs and products of a store; ``damaged`` has a line for all pixels that changed on disk."""
     exposures: dict[str, dict[str, Any]] = {}
-    records = read_records(store.url)
+    known = read_upstream(store.url)
+    records = known.records
     for (name, _), record in sorted(records.items()):
         row = exposures.setdefault(name, {"exposure": name, **record.header, "detectors": 0})
         row["detectors"] += 1
@@ -43,9 +40,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
         for record in records.values()
         if check and not check_frame(store.url, record)
     ]
-    pointers = list_products(store.url)
-    stale = outdated(pointers, record_digests(records), records)
-    for pointer in sorted(pointers, key=lambda p: [*RECIPES, p.name].index(p.name)):
+    for pointer in sorted(known.pointers, key=lambda p: [*RECIPES, p.name].index(p.name)):
         if check:
             damaged += [
                 f"{pointer.name} {pointer.version}: {det}: its values changed on disk: delete "
@@ -53,8 +48,7 @@ def list_contents(store: Store, *, check: bool = False) -> dict[str, Any]:
                 f"{pointer.version}, then build it again"
                 for det in check_product(store.url, pointer)
             ]
-        products.append(_product_row(pointer, stale.get(pointer.version, "")))
-    known = Upstream(pointers, stale, list_accepted(store.url))
+        products.append(_product_row(pointer, known.outdated.get(pointer.version, "")))
     cubes = [cube_row(store, name, known) for name in list_cubes(store.url)]
     for row in cubes if check else ():
         damaged += _damage_of_cube(store.url, row["cube"]) if row["number"] else []

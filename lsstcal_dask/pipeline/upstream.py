@@ -6,6 +6,7 @@ from typing import Any
 
 from lsstcal_dask.errors import StaleCalibration
 from lsstcal_dask.isr.overscan import OverscanConfig
+from lsstcal_dask.pipeline.inputs import corrected
 from lsstcal_dask.pipeline.readout import FAR, WARM, Readout, made_with
 from lsstcal_dask.storage.conditions import Records
 from lsstcal_dask.storage.manifests import read_records, record_digests
@@ -60,7 +61,8 @@ class Upstream:
 def read_upstream(url: str) -> Upstream:
     """Everything published in a store as it is now."""
     pointers, records = list_products(url), read_records(url)
-    return Upstream(pointers, outdated(pointers, record_digests(records), records), list_accepted(url), records)
+    old = outdated(pointers, record_digests(records), records, corrected(url, pointers))
+    return Upstream(pointers, old, list_accepted(url), records)
 
 
 def built(upstream: Upstream, name: str) -> bool:

@@ -87,6 +87,14 @@ class Photodiode:
         """Relative standard error of the photons at a wavelength (nm), that of the responsivity."""
         return self._at(wavelength, self.responsivity_error) / self._at(wavelength, self.responsivity)
 
+    def told(self, wavelength: float) -> dict[str, float]:
+        """All that counts of it for light of a wavelength (nm); raises as `photons`."""
+        return {
+            "responsivity": float(self._at(wavelength, self.responsivity)),
+            "responsivity_error": float(self._at(wavelength, self.responsivity_error)),
+            "dark_current": float(self.dark_current),
+        }
+
     @property
     def range(self) -> tuple[float, float]:
         """First and last wavelength, nm, of which the responsivity is known."""

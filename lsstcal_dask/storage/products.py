@@ -279,16 +279,20 @@ def _read_pointer(url: str, path: str) -> Pointer:
 
 
 def outdated(
-    pointers: Sequence[Pointer], headers: Mapping[str, str], records: Records = MappingProxyType({})
+    pointers: Sequence[Pointer],
+    headers: Mapping[str, str],
+    records: Records = MappingProxyType({}),
+    corrected: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Versions made from exposures whose header is another now, or from such products; with the reason.
+    """Versions made from exposures whose header is another now, or otherwise corrected, or from such; with the reason.
 
     Parameters
     ----------
     headers : hash of the header of every exposure, as `record_digests` finds it.
     records : what `read_records` found: sequencer, temperature and voltage of each detector too are looked at.
+    corrected : versions made with a table that was corrected since, with the reason.
     """
-    found = {}
+    found = dict(corrected)
     for pointer in pointers:
         for exposure, digest_then in pointer.inputs.get("headers", {}).items():
             if headers.get(exposure) != digest_then:

@@ -1,6 +1,7 @@
 """Cubes from simulated flats: the truth within the noise, bad input told by name, runs resumed, slices added."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from lsstcal_dask.errors import CalibrationError, InsufficientInputs, StoreFailu
 from lsstcal_dask.physics.units import vacuum_to_air
 from lsstcal_dask.pipeline import cubes as cubes_module
 from lsstcal_dask.pipeline.config import Config, read_config
-from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines, read_photodiode
+from lsstcal_dask.pipeline.cubeplan import Job, Plan, read_lines
 from lsstcal_dask.pipeline.cubes import _waves, make_cube
+from lsstcal_dask.pipeline.inputs import corrected
 from lsstcal_dask.pipeline.lineage import cube_inputs, outdated_slices
 from lsstcal_dask.pipeline.listing import list_contents
+from lsstcal_dask.pipeline.photodiode import read_photodiode
 from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.upstream import read_upstream
 from lsstcal_dask.products.slices import Group, air_remarks
@@ -29,6 +32,7 @@ from lsstcal_dask.simulate.illumination import lamp_brightness, laser_centre
 from lsstcal_dask.simulate.truth import amplifiers
 from lsstcal_dask.storage.cubes import CubeReader, open_cube, read_cube
 from lsstcal_dask.storage.manifests import publish_frames, read_records
+from lsstcal_dask.storage.products import Pointer
 from lsstcal_dask.storage.provenance import digest
 from lsstcal_dask.storage.raw import open_raw, write_frame
 from lsstcal_dask.storage.tables import read_input, write_table
@@ -291,6 +295,41 @@ def test_a_slice_says_what_it_was_made_from_and_why_it_is_outdated(store, taken,
     )
     make_cube(mine, "c", "i2", CONFIG, threads)  # without the disagreeing two
     assert not any(one["outdated"] for one in list_contents(mine)["cubes"][0]["slices"][1:])
+
+
+def test_slices_and_what_is_made_of_them_follow_the_table_of_the_photodiode(store, taken, tmp_path, threads):
+    """At their own wavelengths: what is corrected elsewhere is none of their business."""
+    mine = copied(store, tmp_path)
+    make_cube(mine, "c", "i2", CONFIG, threads)
+    table = read_input(mine.url, "photodiode")
+
+    def outdated_now():
+        upstream, cube = read_upstream(mine.url), read_cube(mine.url, "c")
+        return outdated_slices(mine.url, "c", cube.pointer.slots, upstream)
+
+    flat = Pointer("flat", "2026-07-01", cube_inputs(read_cube(mine.url, "c"), read_upstream(mine.url)), {}, {}, {}, [])
+    flat = replace(flat, version="v")
+    assert len(flat.inputs["photodiode"]) == 5
+    assert (outdated_now(), corrected(mine.url, [flat])) == ({}, {})
+    far = table["wavelength"] > 620
+    table["responsivity"][far] *= 1.1
+    write_table(mine.url, "inputs/photodiode", table)
+    assert (outdated_now(), corrected(mine.url, [flat])) == ({}, {})
+    table["responsivity"] *= 1.01
+    write_table(mine.url, "inputs/photodiode", table)
+    old = outdated_now()
+    assert len(old) == 5
+    says = r"made with inputs/photodiode.ecsv, which has changed since: responsivity was 0\.\d+ and is 0\.\d+"
+    assert all(re.match(says, why) for why in old.values())
+    (why,) = corrected(mine.url, [flat]).values()
+    assert why == "made with inputs/photodiode.ecsv, which has changed since at 600.0 nm"
+    make_cube(mine, "c", "i2", CONFIG, threads)
+    assert outdated_now() == {}
+    Path(mine.url, "inputs/photodiode.ecsv").unlink()
+    assert len(outdated_now()) == 5
+    make_cube(mine, "c", "i2", Config.model_validate({"cube": {"responsivity": "none"}}), threads)
+    assert outdated_now() == {}
+    assert cube_inputs(read_cube(mine.url, "c"), read_upstream(mine.url))["photodiode"] == {}
 
 
 def test_another_product_makes_the_slices_again(store, tmp_path, threads):

@@ -21,6 +21,7 @@ from lsstcal_dask.errors import (
     UnitsError,
     WrongUse,
 )
+from lsstcal_dask.physics.nearby import Nearby
 from lsstcal_dask.physics.spectra import from_photons
 from lsstcal_dask.pipeline import flatratios
 from lsstcal_dask.pipeline.broadband import BROADBAND, _brightest, choose_flats, make_broadband, night_of, start_of
@@ -46,6 +47,7 @@ from lsstcal_dask.pipeline.flatfields import (
     source_of,
 )
 from lsstcal_dask.pipeline.fringe_frames import SKY_BLOCKS
+from lsstcal_dask.pipeline.inputs import corrected
 from lsstcal_dask.pipeline.lineage import superseded
 from lsstcal_dask.pipeline.pictures import show_picture
 from lsstcal_dask.pipeline.recipes import RECIPES
@@ -283,7 +285,9 @@ def test_bands_are_compared_once_for_all_of_them(store, compute, tmp_path, monke
     shutil.copytree(store.url, tmp_path / "s")
     mine, again = open_store(tmp_path / "s"), later(broadband(), 40)
     take(mine, again, header=lambda exposure: {"filter": "s"}, without=("dust",))
-    write_table(mine.url, "inputs/filter-s", read_input(mine.url, "filter-r"))
+    glass = read_input(mine.url, "filter-r")
+    glass.meta["filter"] = "s"
+    write_table(mine.url, "inputs/filter-s", glass)
     for band in "rs":
         assert not make_broadband(mine, band, CONFIG, compute).errors
     compared, ratio = [], flatratios._ratio
@@ -361,6 +365,60 @@ def test_a_flat_follows_the_exposures_and_the_products_of_its_cube(store, comput
     pointers = [replace(p, inputs={"headers": {"X1": "then"}}) if p.name == "gain" else p for p in upstream.pointers]
     found = outdated(pointers, headers | {"X1": "now"})
     assert "made with truth" in found[flat.version]
+
+
+def test_what_was_made_with_a_filter_is_not_used_once_its_table_is_corrected(store, compute, tmp_path, capsys):
+    """Flats, dust, and frames divided by the flats; another order of a table's entries is no correction."""
+    shutil.copytree(store.url, tmp_path / "s")
+    mine, (frame,) = open_store(tmp_path / "s"), broadband(1)
+    make_broadband(mine, "r", CONFIG, compute)
+    _, dust = find_contamination(mine, ["r"], lamp(), CONFIG, compute, with_reference=False)
+    valid = Validity("2026-07-01T12:00:00")
+    flat = make_flat(mine, wanted(mine, "sky_flat", lamp()), CONFIG.synthesis, compute, valid).pointer
+    done = dict(calibrate(mine, [frame.name], Config().calibrate, compute))[frame.name].pointer
+    made = {flat.version, dust["contamination-r"].pointer.version, done.version}
+    assert list(flat.inputs["filters"]) == ["r"]
+    assert not made & set(read_upstream(mine.url).outdated)
+    table = read_input(mine.url, "filter-r")
+    table.meta = {"about": "the same", **dict(reversed(table.meta.items()))}
+    write_table(mine.url, "inputs/filter-r", table)
+    assert not made & set(read_upstream(mine.url).outdated)
+    table.meta["first_nm"] += 0.5
+    write_table(mine.url, "inputs/filter-r", table)
+    old = read_upstream(mine.url).outdated
+    assert made <= set(old)
+    assert old[flat.version] == "made with inputs/filter-r.ecsv, which has changed since"
+    rows = run(capsys, "ls", mine.url)[1].out.splitlines()
+    assert all(any(version in row and "OUTDATED" in row for row in rows) for version in made)
+    (told,) = dict(calibrate(mine, [frame.name], Config().calibrate, compute))[frame.name].errors
+    assert (
+        f"sky_flat-r {flat.version} was made with inputs/filter-r.ecsv, which has changed since: run 'lsstcal" in told
+    )
+    before = replace(flat, inputs={key: value for key, value in flat.inputs.items() if key != "filters"})
+    assert corrected(mine.url, [before]) == {}  # it does not say with which
+    again = make_flat(mine, wanted(mine, "sky_flat", lamp()), CONFIG.synthesis, compute, valid).pointer
+    assert again.version != flat.version
+    assert not {again.version} & set(read_upstream(mine.url).outdated)
+    write_table(mine.url, "inputs/filter-r", read_input(store.url, "filter-r"))
+    same = make_flat(mine, wanted(mine, "sky_flat", lamp()), CONFIG.synthesis, compute, valid).pointer
+    assert same.version == flat.version
+    assert again.version in read_upstream(mine.url).outdated
+    path = Path(mine.url, "inputs/filter-r.ecsv")
+    path.write_text("no table")
+    assert corrected(mine.url, [flat])[flat.version].endswith("which has changed since")
+    path.unlink()
+    assert corrected(mine.url, [flat])[flat.version].endswith("which is not in the store any more")
+
+
+def test_a_flat_says_that_a_ccd_has_the_curve_of_another(store, compute):
+    """Curves that are not the store's are no input that could change."""
+    own = wanted(store, "borrowed", lamp())
+    other = Nearby(replace(own.source.passband.measured, detector=("R22_S00",)))
+    own = replace(own, source=replace(own.source, passband=other))
+    flat = make_flat(store, own, CONFIG.synthesis, compute, Validity()).pointer
+    says = "note: filter r: curves of 0 of 1 CCDs are known, that of R22_S00 is used for all"
+    assert [text for text in flat.remarks if "curve" in text] == [says]
+    assert flat.inputs["filters"] == {}
 
 
 def test_a_gain_that_was_replaced_is_told_of_flats_that_were_made_with_it(store, compute):

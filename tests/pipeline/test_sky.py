@@ -1,5 +1,7 @@
 """From the inputs of a store to the spectrum of a visit's sky and the filter in its beam."""
 
+import re
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -9,10 +11,12 @@ from lsstcal_dask.instrument import load_camera
 from lsstcal_dask.physics.spectra import Curve, photons
 from lsstcal_dask.pipeline.flatfields import sky_of
 from lsstcal_dask.pipeline.observatory import SimulateConfig, simulate
-from lsstcal_dask.pipeline.passbands import rubin_passband, rubin_quantum_efficiency, store_passband
+from lsstcal_dask.pipeline.passbands import rubin_passband, rubin_quantum_efficiency, store_passband, told_of_curves
 from lsstcal_dask.pipeline.sky import Skies, measured_skies
 from lsstcal_dask.pipeline.store import create_store
 from lsstcal_dask.products.sky_time import SkyConfig
+from lsstcal_dask.simulate import Observatory
+from lsstcal_dask.simulate.deliveries import deliveries
 from lsstcal_dask.simulate.recipes import Night, Plan
 from lsstcal_dask.simulate.settings import Settings
 from lsstcal_dask.storage.tables import read_input, write_table
@@ -160,6 +164,77 @@ def test_a_filter_of_a_store_is_that_of_its_camera(tmp_path):
     write("R99_S99")
     with pytest.raises(InconsistentGeometry, match="filter r: camera mini1 has no detector R99_S99"):
         store_passband(store, "r")
+
+
+def glass(store):
+    """The table of filter r that the camera team delivers."""
+    return deliveries("cbp", ())["filter-r"](Observatory(7, store.camera, Settings()))
+
+
+def mirrored(table):
+    table["x"] = -table["x"]
+
+
+def centimetres(table):
+    table["x"], table["y"] = table["x"] / 10, table["y"] / 10
+
+
+def at_one_place(table):
+    table["x"][:], table["y"][:] = 0.0, 0.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"), [(mirrored, "(5.4, -2.8)"), (centimetres, "(-0.54, -0.28)"), (at_one_place, "(0, 0)")]
+)
+def test_a_filter_whose_ccds_lie_elsewhere_is_refused(tmp_path, wrong, where):
+    store = create_store(tmp_path / "s", "mini9")
+    table = glass(store)
+    write_table(store.url, "inputs/filter-r", table)
+    assert store_passband(store, "r").detector == tuple(d.name for d in store.camera.detectors)
+    wrong(table)
+    write_table(store.url, "inputs/filter-r", table)
+    says = f"filter r: the place of R22_S00 is {where} mm, but camera mini9 has that CCD at (-5.4, -2.8) mm: correct x"
+    with pytest.raises(InconsistentGeometry, match=re.escape(says)):
+        store_passband(store, "r")
+
+
+def test_a_filter_that_says_that_it_is_another_is_refused(tmp_path):
+    store = create_store(tmp_path / "s", "mini1")
+    write_table(store.url, "inputs/filter-i", glass(store))
+    with pytest.raises(CalibrationError, match=r"filter-i.ecsv says that it is of filter r: put that of i there, or"):
+        store_passband(store, "i")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (range(9), ""),
+        ([8], "note: {}1 of 9 CCDs are known, that of R22_S22 is used for all"),
+        ([0, 2, 6, 8], "note: {}4 of 9 CCDs are known, and the others lie between the 4 that have one"),
+        ([1, 3, 4, 5, 7], "{}5 of 9 CCDs are known, and extrapolated to R22_S00, R22_S02, R22_S20 and 1 more, outside"),
+        ([0, 3], "{}2 of 9 CCDs are known, and extrapolated to R22_S01, R22_S02, R22_S11 and 4 more, outside"),
+        ([0, 3, 6], "{}3 of 9 CCDs are known, and extrapolated to R22_S01, R22_S02, R22_S11 and 3 more, outside"),
+        ([0, 3, 6, 1, 7], "{}5 of 9 CCDs are known, and extrapolated to R22_S02, R22_S12, R22_S22, outside"),
+    ],
+)
+def test_ccds_without_a_curve_of_their_own_are_told(tmp_path, rows, says):
+    """A note where curves surround them, a warning where they are extrapolated."""
+    store = create_store(tmp_path / "s", "mini9")
+    write_table(store.url, "inputs/filter-r", glass(store)[list(rows)])
+    told = told_of_curves(store_passband(store, "r"), store.camera.detectors)
+    assert len(told) == bool(says)
+    assert "".join(told).startswith(says.format("filter r: curves of "))
+
+
+def test_a_ccd_amid_curves_that_lie_close_together_elsewhere_is_told(tmp_path):
+    """Two pairs of neighbours on either side of LSSTCam: the middle is between them, and as far as can be from both."""
+    store = create_store(tmp_path / "s", "lsstcam")
+    table = glass(store)
+    pairs = [list(table["detector"]).index(name) for name in ("R02_S01", "R02_S11", "R42_S01", "R42_S11")]
+    write_table(store.url, "inputs/filter-r", table[pairs])
+    middle = [store.camera.detector("R22_S11")]
+    (told,) = told_of_curves(store_passband(store, "r"), middle)
+    assert told.startswith("filter r: curves of 0 of 1 CCDs are known, and extrapolated to R22_S11, outside")
 
 
 @pytest.mark.real
