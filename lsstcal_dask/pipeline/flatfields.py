@@ -17,6 +17,7 @@ from lsstcal_dask.physics.spectrum_files import curve_from_table, read_spectrum,
 from lsstcal_dask.physics.units import in_air
 from lsstcal_dask.pipeline.build import Built, Validity, image_template, run_version
 from lsstcal_dask.pipeline.cubemaps import compressed_of
+from lsstcal_dask.pipeline.flatdust import dust_for
 from lsstcal_dask.pipeline.flatwork import flat_of
 from lsstcal_dask.pipeline.fringes import FRINGES, fringes_for, noon_before
 from lsstcal_dask.pipeline.inputs import filter_inputs
@@ -221,9 +222,11 @@ def make_flat(
     remarks = _of_old_slices(cube, upstream) + _of_holes(source, weights)
     layers = usable(upstream, FRINGES, start)[-1:]
     fringed, told = fringes_for(store, layers[0] if layers else None, source, weights, scan)
-    dust, of_dust = _contamination(wanted, f"{wanted.cube}/{cube.pointer.number}", start, upstream)
-    until, of_end = _until(wanted, dust, Validity(start, validity.valid_until), upstream)
-    remarks += of_dust + of_end
+    dust, until = None, validity.valid_until
+    if wanted.dust:
+        product, this = product_of("contamination", wanted.band), (wanted.cube, cube.pointer.number)
+        dust, until, of_dust = dust_for(usable(upstream, product), product, this, Validity(start, until))
+        remarks += of_dust
     if dust:
         made_of["upstream"]["contamination"] = {dust.name: f"{dust.version}/{dust.hash}"}
     if fringed:
@@ -316,39 +319,6 @@ def _of_maps(pointer: CompressedPointer) -> str:
     if pointer.failed:
         return f"{NOTE}{told}; {', '.join(sorted(pointer.failed))} are not compressed and made of their slices"
     return NOTE + told
-
-
-def _contamination(wanted: Wanted, cube: str, start: str, upstream: Upstream) -> tuple[Pointer | None, list[str]]:
-    """Dust that is there when the flat begins to be valid, the last that was found against this cube; and remarks.
-
-    Dust is a change since the slices were taken: against another cube, or another publication, it is another change.
-    """
-    if not wanted.dust:
-        return None, []
-    name = product_of("contamination", wanted.band)
-    valid = usable(upstream, name, start)
-    if own := [p for p in valid if p.inputs.get("cube") == cube]:
-        return own[-1], [f"{NOTE}with {name} {own[-1].version}, found from {own[-1].valid_from} on"]
-    if valid:
-        other = f"{name} {valid[-1].version} was found against {valid[-1].inputs.get('cube')}, not against {cube}"
-        return None, [f"without dust: {other}: run 'lsstcal contamination' again"]
-    return None, [f"{NOTE}no contamination is known of filter {wanted.band} at {start}"]
-
-
-def _until(wanted: Wanted, dust: Pointer | None, validity: Validity, upstream: Upstream) -> tuple[str, list[str]]:
-    """End of validity of a flat with ``dust`` or without: as it is said, or where dust becomes another; and remarks.
-
-    For visits from then on there is to be no flat rather than one that has not their dust.
-    """
-    start, said = validity.valid_from, validity.valid_until
-    name = product_of("contamination", wanted.band)
-    known = [p for p in usable(upstream, name) if p.inputs.get("cube", "").partition("/")[0] == wanted.cube]
-    changes = [p.valid_from for p in known if p.valid_from > start] + [p.valid_until for p in [dust] if p]
-    change = min(filter(None, changes), default="")
-    if not (wanted.dust and change) or (said and said <= change):
-        return said, []
-    text = f"{name} is another from {change} on: for exposures from then on run it again with --valid-from {change}"
-    return (said, [f"valid until {said}, but {text}"]) if said else (change, [f"{NOTE}valid until {change}: {text}"])
 
 
 def _measured(cube: Cube) -> list[str]:

@@ -33,12 +33,11 @@ from lsstcal_dask.pipeline.config import Config
 from lsstcal_dask.pipeline.contamination import CONTAMINATION, find_contamination
 from lsstcal_dask.pipeline.cubes import make_cube
 from lsstcal_dask.pipeline.epochs import choose_reference, epoch_of
+from lsstcal_dask.pipeline.flatdust import dust_for
 from lsstcal_dask.pipeline.flatfields import (
     RESERVED,
     Wanted,
-    _contamination,
     _of_holes,
-    _until,
     flat_name,
     make_flat,
     product_of,
@@ -54,7 +53,7 @@ from lsstcal_dask.pipeline.recipes import RECIPES
 from lsstcal_dask.pipeline.store import open_store
 from lsstcal_dask.pipeline.synthesis import Source
 from lsstcal_dask.pipeline.unflatten import UNFLATTENED, undo_flattening
-from lsstcal_dask.pipeline.upstream import Upstream, read_upstream
+from lsstcal_dask.pipeline.upstream import Upstream, read_upstream, usable
 from lsstcal_dask.pipeline.verify import print_acceptance, verify
 from lsstcal_dask.products.monochromatic import MonochromaticConfig, Repeat
 from lsstcal_dask.products.weights import Scan, make_weights
@@ -443,39 +442,45 @@ def test_a_gain_that_was_replaced_is_told_of_flats_that_were_made_with_it(store,
         ("others/1", "2020-01-01T00:00:00", "", False),
     ],
 )
-def test_only_dust_of_this_cube_and_this_time_goes_into_a_flat(store, cube, start, until, goes_in):
+def test_only_dust_of_this_cube_and_this_time_goes_into_a_flat(cube, start, until, goes_in):
     """None is valid from a start that is said, and none from the cube's own."""
     dust = Pointer("contamination-r", start, {"cube": cube}, {}, {}, {}, [], until, "dust", {"R22_S11": "1"})
-    upstream = Upstream([dust], {})
-    found, remarks = _contamination(wanted(store), "flats/1", "2026-07-02T12:00:00", upstream)
+    start = Validity("2026-07-02T12:00:00", "2026-07-02T12:00:01")
+    found, _, remarks = dust_for([dust], "contamination-r", ("flats", 1), start)
     assert (found is not None) == goes_in
     assert len(remarks) == 1
     assert not goes_in or "dust" in remarks[0]
-    assert _contamination(wanted(store), "flats/1", "2026-07-02T12:00:00", Upstream([dust], {"dust": "old"}))[0] is None
 
 
-def test_a_flat_ends_where_its_dust_becomes_another(store):
+def test_dust_that_failed_or_is_outdated_is_not_used():
+    dust = Pointer("contamination-r", "2020-01-01T00:00:00", {}, {}, {}, {}, [], "", "dust", {"R22_S11": "1"})
+    assert usable(Upstream([dust], {}), "contamination-r") == [dust]
+    assert not usable(Upstream([dust], {"dust": "old"}), "contamination-r")
+    assert not usable(Upstream([replace(dust, verdict="FAIL")], {}), "contamination-r")
+
+
+def test_a_flat_ends_where_its_dust_becomes_another():
     """Where later dust begins, or its own ends; a flat that is said to be valid beyond that is a warning."""
     start, ends = "2026-07-11T12:00:00", "2026-08-20T12:00:00"
 
     def dust(night, cube="flats/1", until=""):
         return Pointer("contamination-r", f"{night}T12:00:00", {"cube": cube}, {}, {}, {}, [], until, night, {"R": "1"})
 
-    found = [dust("2026-07-01"), dust("2026-08-30", "flats/2"), dust("2026-09-30")]
-    end, (told,) = _until(wanted(store), None, Validity(start), Upstream(found, {}))
+    def end_of(known, until=""):
+        _, end, told = dust_for(known, "contamination-r", ("flats", 1), Validity(start, until))
+        return end, [one for one in told if "valid until" in one]
+
+    found = [dust("2026-08-30", "flats/2"), dust("2026-09-30")]
+    end, (told,) = end_of(found)
     assert end == "2026-08-30T12:00:00"
     assert told.startswith("note: valid until 2026-08-30T12:00:00: contamination-r is another from 2026-08-30T12:00:00")
     assert told.endswith("run it again with --valid-from 2026-08-30T12:00:00")
-    own = dust("2026-07-01", until=ends)
-    assert _until(wanted(store), own, Validity(start), Upstream([own, *found], {}))[0] == ends
-    night = Validity(start, "2026-07-11T12:00:01")
-    assert _until(wanted(store), None, night, Upstream(found, {})) == (night.valid_until, [])
-    end, (told,) = _until(wanted(store), None, Validity(start, "2027-01-01T00:00:00"), Upstream(found, {}))
+    assert end_of([dust("2026-07-01", until=ends), *found])[0] == ends
+    assert end_of(found, "2026-07-11T12:00:01") == ("2026-07-11T12:00:01", [])
+    end, (told,) = end_of(found, "2027-01-01T00:00:00")
     assert end == "2027-01-01T00:00:00"
     assert told.startswith("valid until 2027-01-01T00:00:00, but contamination-r is another from 2026-08-30T12:00:00")
-    others = [dust("2026-08-30", "others/1"), replace(dust("2026-08-30"), verdict="FAIL"), dust("2026-07-11")]
-    for flat, known in ((wanted(store), others), (wanted(store, dust=False), found)):
-        assert _until(flat, None, Validity(start), Upstream(known, {})) == ("", [])
+    assert end_of([dust("2026-08-30", "others/1"), dust("2026-07-11")]) == ("", [])
 
 
 def test_nights_and_filters_that_cannot_be_are_refused(store, compute):
