@@ -48,8 +48,7 @@ _WORKER_ENVIRONMENT: Final = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# Not for what this process starts: Numba compiles no more where this changes once its threads run. See `dask_setup`.
-_NUMBA_ENVIRONMENT: Final = {"NUMBA_NUM_THREADS": "1"}
+_NUMBA: Final = {"NUMBA_NUM_THREADS": "1"}  # in workers alone: where this changes, Numba that runs compiles no more
 # The exception of a failed task comes back to the caller, so the worker need not print it as well.
 _WORKER_LOGGING: Final = {"DASK_LOGGING": "{'distributed': 'error', 'distributed.worker': 'critical'}"}
 _LEFT_BY_NANNY: Final = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
@@ -281,7 +280,7 @@ def _job_exports() -> list[str]:
     """Shell lines that give a job the settings a local worker gets from this process."""
     config = {**_WORKER_CONFIG, "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT}
     names = [f"DASK_{key.replace('.', '__').replace('-', '_').upper()}" for key in config]
-    values = {**_WORKER_ENVIRONMENT, **_NUMBA_ENVIRONMENT, **dict(zip(names, config.values(), strict=True))}
+    values = {**_WORKER_ENVIRONMENT, **_NUMBA, **dict(zip(names, config.values(), strict=True))}
     # The shell and condor_submit both read these lines: no spaces, and the value in double quotes.
     return [f'export {name}="{str(value).replace(" ", "")}"' for name, value in values.items()]
 
@@ -357,9 +356,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _unimported_main() -> Iterator[None]:
     """Keep worker processes from running the user's script again.
 
-    A spawned process imports the main script unless its spec says ``__main__``,
-    so a script without ``if __name__ == "__main__"`` would start clusters in its
-    workers. Nothing there is needed: functions of a script travel by value.
+    A spawned process imports the main script unless its spec says ``__main__``, so a script without ``if __name__ ==
+    "__main__"`` would start clusters in its workers. Nothing there is needed: functions of a script travel by value.
     """
     main = sys.modules["__main__"]
     before = getattr(main, "__spec__", None)
@@ -393,7 +391,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 def dask_setup(worker: Any) -> None:
     """Leave Ctrl-C to the parent, which closes its workers, and cores to the others (a preload of local workers)."""
     del worker
-    os.environ.update(_NUMBA_ENVIRONMENT)
+    os.environ.update(_NUMBA)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
