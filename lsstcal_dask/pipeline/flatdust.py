@@ -20,9 +20,14 @@ def dust_for(
     cube : name and publication. Dust is a change since slices were taken: against others it is another change.
     validity : of the flat, as it is asked for; without an end it ends where its dust becomes another.
     """
-    dust, told = _there(known, name, cube, validity.valid_from)
-    end, until = _end([p for p in known if p.inputs.get("cube", "").partition("/")[0] == cube[0]], name, dust, validity)
+    last = list({(p.valid_from, _cube_of(p)): p for p in known}.values())  # what is found anew takes its place
+    dust, told = _there(last, name, cube, validity.valid_from)
+    end, until = _end([p for p in last if _cube_of(p) == cube[0]], name, dust, validity)
     return dust, end, told + until
+
+
+def _cube_of(dust: Pointer) -> str:
+    return str(dust.inputs.get("cube", "").partition("/")[0])
 
 
 def _there(known: Sequence[Pointer], name: str, cube: tuple[str, int], start: str) -> tuple[Pointer | None, list[str]]:

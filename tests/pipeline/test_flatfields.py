@@ -459,6 +459,18 @@ def test_dust_that_failed_or_is_outdated_is_not_used():
     assert not usable(Upstream([replace(dust, verdict="FAIL")], {}), "contamination-r")
 
 
+def test_dust_that_is_found_anew_takes_the_place_of_what_was_found_of_that_night():
+    """The first had no end, the second has one."""
+    first, second = (
+        Pointer(
+            "contamination-r", "2026-07-01T12:00:00", {"cube": "flats/1"}, {}, {}, {}, [], until, version, {"R": "1"}
+        )
+        for version, until in (("first", ""), ("second", "2026-07-11T12:00:00"))
+    )
+    for start, there in (("2026-07-02T12:00:00", second), ("2026-07-12T12:00:00", None)):
+        assert dust_for([first, second], "contamination-r", ("flats", 1), Validity(start))[0] is there
+
+
 def test_a_flat_ends_where_its_dust_becomes_another():
     """Where later dust begins, or its own ends; a flat that is said to be valid beyond that is a warning."""
     start, ends = "2026-07-11T12:00:00", "2026-08-20T12:00:00"
